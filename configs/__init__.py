@@ -1,0 +1,1 @@
+"""Study configs, one file a study; installed as `lab.configs`."""

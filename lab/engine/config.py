@@ -1,0 +1,153 @@
+"""From an ml_collections config to values: variants, experiments and grids. The config is the complete list of options.
+
+Raises `ValueError` for anything that is missing, unknown, of the wrong type or impossible, naming it and what would do.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+
+import ml_collections
+
+from lab import grid as grids
+from lab import models, tasks
+from lab.engine.step import Experiment
+from lab.optim import Optim
+
+SECTIONS = ("task", "model", "optim", "grid", "variants")
+SCALARS = {
+    "study": str,
+    "preset": str,
+    "init": str,
+    "steps": int,
+    "batch_size": int,
+    "train_size": int,
+    "data_order": str,
+    "data_seed": int,
+    "eval_every": int,
+    "eval_size": int,
+    "snapshots": int,
+    "checkpoint_every": int,
+    "block_width": int,
+}
+
+
+def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """The static variants of a config: `config.variants.<name>` holds what differs from the rest of the config."""
+    base = ml_collections.ConfigDict(config.to_dict())
+    overrides = base.variants.to_dict()
+    del base["variants"]
+    base.lock()
+    resolved = {}
+    for name, changes in (overrides or {"main": {}}).items():
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"variants: {name!r} cannot name a folder; use letters, digits, - and _")
+        variant = base.copy_and_resolve_references()
+        try:
+            variant.update(changes)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"variants.{name}: {_first_line(error)}") from error
+        resolved[name] = variant
+    return resolved
+
+
+def experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """The static half of one variant."""
+    _check_names(config)
+    task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
+    model = _build(models.FAMILIES, config.model.to_dict(), "model")
+    _check_fit(model, task)
+    values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
+    for name in ("eval_every", "snapshots", "checkpoint_every", "block_width"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]}: must be at least 1")
+    optim = _construct(Optim, config.optim.to_dict(), "optim")
+    return Experiment(model=model, task=task, optim=optim, init_convention=config.init, **values)
+
+
+def grid(config: ml_collections.ConfigDict) -> grids.Grid:
+    """The product of the axes in `config.grid`."""
+    return grids.product(config.grid.to_dict())
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict:
+    """Plain JSON values; `from_json` undoes it."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(data: Mapping) -> ml_collections.ConfigDict:
+    def tuples(value):
+        if isinstance(value, Mapping):
+            return {name: tuples(entry) for name, entry in value.items()}
+        return tuple(tuples(entry) for entry in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(data))
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """`name: old -> new` for every leaf that differs."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, "absent"), new.get(name, "absent")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines
+
+
+def _check_names(config) -> None:
+    known = {*SCALARS, *SECTIONS}
+    for name in config:
+        if name not in known:
+            raise ValueError(f"config.{name}: unknown option{_nearest(name, known)}")
+    for name in {*SCALARS, *SECTIONS} - {"variants"}:
+        if name not in config:
+            raise ValueError(f"config.{name} is missing")
+    for name, kind in SCALARS.items():
+        if not isinstance(config[name], kind) or isinstance(config[name], bool):
+            raise ValueError(f"config.{name}={config[name]!r}: expected {kind.__name__}")
+
+
+def _build(families: Mapping, options: dict, section: str):
+    family = options.pop("family", None)
+    if family not in families:
+        raise ValueError(f"{section}.family={family!r}: one of {', '.join(families)}")
+    return _construct(families[family], options, section)
+
+
+def _construct(kind: type, options: dict, section: str):
+    """`kind(**options)` for a dataclass or Linen module, with names and types checked against its fields."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in ("parent", "name")}
+    for name, value in options.items():
+        if name not in fields:
+            raise ValueError(f"{section}.{name}: unknown option{_nearest(name, fields)}")
+        wanted = fields[name].type
+        accepted = (int, float) if wanted is float else wanted
+        if isinstance(wanted, type) and (
+            not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)
+        ):
+            raise ValueError(f"{section}.{name}={value!r}: expected {wanted.__name__}")
+    for name, field in fields.items():
+        if name not in options and field.default is dataclasses.MISSING:
+            raise ValueError(f"{section}.{name} is missing")
+    return kind(**options)
+
+
+def _check_fit(model, task) -> None:
+    for name, choices in (("activation", models.ACTIVATIONS), ("norm", models.NORMS), ("readout", models.READOUTS)):
+        if hasattr(model, name) and getattr(model, name) not in choices:
+            raise ValueError(f"model.{name}={getattr(model, name)!r}: one of {', '.join(choices)}")
+    for name, least in (("vocab_size", task.vocab_size), ("max_length", task.length)):
+        if hasattr(model, name) and getattr(model, name) < least:
+            raise ValueError(f"model.{name}={getattr(model, name)}: the task needs at least {least}")
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.args[0] if error.args else error).strip().splitlines()[0]

@@ -1,0 +1,47 @@
+"""Which sequences a row sees at which step: a pure function of (seed, step), so a resumed run sees the same ones."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lab import rng
+from lab.engine.step import Experiment
+from lab.tasks import Batch
+
+
+def train_set(experiment: Experiment) -> Batch | None:
+    """The finite training set; None for an endless stream."""
+    if not experiment.train_size:
+        return None
+    key = rng.key(experiment.data_seed, "train_set")
+    return experiment.task.sample(key, experiment.train_size, "train", {})
+
+
+def batches(
+    experiment: Experiment, hparams: Mapping, train_set: Batch | None, first_step, most_steps: int
+) -> Callable[[jax.Array], Batch]:
+    """`step -> Batch` for the steps from `first_step` to `first_step + most_steps - 1`.
+
+    Epochs of a finite set are shuffled anew; the permutations that these steps touch are drawn once, here.
+    """
+    seed = experiment.data_seed if experiment.data_order == "shared" else hparams["seed"]
+    n = experiment.batch_size
+    if train_set is None:
+        return lambda step: experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams)
+
+    steps_per_epoch = experiment.train_size // n
+    first_epoch = first_step // steps_per_epoch
+    epochs = first_epoch + jnp.arange(most_steps // steps_per_epoch + 2)
+
+    def shuffled(epoch):
+        return jax.random.permutation(rng.key(seed, "epoch", epoch), experiment.train_size)
+
+    order_ExN = jax.vmap(shuffled)(epochs)
+
+    def batch(step):
+        epoch, place = step // steps_per_epoch - first_epoch, step % steps_per_epoch
+        index_B = jax.lax.dynamic_slice(order_ExN, (epoch, place * n), (1, n))[0]
+        return jax.tree.map(lambda leaf: leaf[index_B], train_set)
+
+    return batch

@@ -1,0 +1,119 @@
+"""One row: its initial state, one training step, one evaluation. Nothing here knows that there are other rows."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from lab import init, losses, models, optim, rng, tree
+from lab.tasks import Batch, Task
+
+DATA_ORDERS = ("shared", "row")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The static half of a training: whatever changes shapes or the program. Hashable, a static argument of jit.
+
+    Attributes:
+      init_convention: see `lab.init`.
+      steps, batch_size: length of the training, sequences a step.
+      train_size: number of training sequences, drawn once and visited in shuffled epochs (a last partial batch is
+        dropped); 0 for an endless stream of fresh ones.
+      data_order: `shared`: all rows see the same batches (paired comparison); `row`: rows with another seed see
+        another stream, or another order of the same finite set.
+      data_seed: of the training set, the shared order and the evaluation sets.
+      eval_size: sequences per split at each evaluation; the same ones every time.
+    """
+
+    model: nn.Module
+    task: Task
+    optim: optim.Optim
+    init_convention: str
+    steps: int
+    batch_size: int
+    train_size: int
+    data_order: str
+    data_seed: int
+    eval_size: int
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch_size", 1), ("train_size", 0), ("eval_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.data_order not in DATA_ORDERS:
+            raise ValueError(f"data_order={self.data_order!r}: one of {', '.join(DATA_ORDERS)}")
+        if 0 < self.train_size < self.batch_size:
+            raise ValueError(f"train_size={self.train_size} is smaller than batch_size={self.batch_size}")
+        if self.init_convention not in init.CONVENTIONS:
+            raise ValueError(f"init={self.init_convention!r}: one of {', '.join(init.CONVENTIONS)}")
+        optim.schedule(self.optim, self.steps)  # refuses an impossible warm-up before anything is compiled
+
+
+class RowState(NamedTuple):
+    """What training changes; `diverged_at` is the step (int32) at which the row went non-finite, -1 while healthy."""
+
+    params: dict
+    opt_state: tuple
+    diverged_at: jax.Array
+
+
+def transform(experiment: Experiment, hparams: Mapping) -> optax.GradientTransformation:
+    return optim.build(experiment.optim, experiment.steps, hparams["learning_rate"], hparams["weight_decay"])
+
+
+def start(experiment: Experiment, hparams: Mapping) -> RowState:
+    """The row before training. Rows with the same seed start from the same draw, scaled to their own rates."""
+    example = jnp.zeros((1, experiment.task.length), jnp.int32)
+    params = models.init(experiment.model, rng.key(hparams["seed"], "init"), example)
+    params = init.rescale(params, init.rates(hparams), experiment.init_convention)
+    return RowState(params, transform(experiment, hparams).init(params), jnp.int32(-1))
+
+
+def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch: Batch, step):
+    """One step of gradient descent; a row whose loss, gradient or new weights are not finite is frozen from then on.
+
+    Returns:
+      `(state, {"train_loss", "grad_norm"})`: mean cross-entropy in nats on the batch before the step, and the global
+      gradient norm before clipping; NaN once the row has diverged.
+    """
+
+    def loss(params):
+        logits_BxQxV, _ = models.forward(experiment.model, params, batch.tokens_BxL)
+        return losses.mean_cross_entropy(logits_BxQxV, batch)
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(params))
+    alive = state.diverged_at < 0
+    diverged_at = jnp.where(alive & ~finite, jnp.int32(step), state.diverged_at)
+    moved = tree.select(alive & finite, (params, opt_state), (state.params, state.opt_state))
+    metrics = {"train_loss": value, "grad_norm": grad_norm}
+    return RowState(*moved, diverged_at), {name: jnp.where(alive, m, jnp.nan) for name, m in metrics.items()}
+
+
+def evaluate(experiment: Experiment, state: RowState, train_set: Batch | None) -> dict[str, jax.Array]:
+    """Loss and scores on every split, named `<split>.<score>`; NaN for a row that has diverged."""
+    metrics = {}
+    for split in experiment.task.splits:
+        batch = evaluation_batch(experiment, split, train_set)
+        logits_BxQxV, _ = models.forward(experiment.model, state.params, batch.tokens_BxL)
+        scores = {"loss": losses.mean_cross_entropy(logits_BxQxV, batch)}
+        scores |= experiment.task.score(logits_BxQxV, batch)
+        metrics |= {f"{split}.{name}": jnp.where(state.diverged_at < 0, s, jnp.nan) for name, s in scores.items()}
+    return metrics
+
+
+def evaluation_batch(experiment: Experiment, split: str, train_set: Batch | None) -> Batch:
+    """The fixed sequences a split is evaluated on; the first of the training set where that is finite."""
+    n = experiment.eval_size
+    if split == "train" and train_set is not None:
+        return jax.tree.map(lambda leaf: leaf[:n], train_set)
+    return experiment.task.sample(rng.key(experiment.data_seed, f"eval/{split}"), n, split, {})

@@ -1,0 +1,117 @@
+"""Grids: columns of equal length, one per hyperparameter, and the axes they came from."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+CORE = ("gamma", "weight_decay", "learning_rate", "seed")
+GROUP_RATES = ("gamma_embed", "gamma_qk", "gamma_vo", "gamma_mlp", "gamma_head")
+KNOWN = CORE + GROUP_RATES
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """R rows of hyperparameters.
+
+    Attributes:
+      columns: name -> tuple of R numbers; `seed` holds non-negative integers, all others finite floats.
+      axes: name -> distinct values, in order, when the rows are the full product of the axes (rows in C order, last
+        axis fastest); None otherwise.
+    """
+
+    columns: Mapping[str, tuple]
+    axes: Mapping[str, tuple] | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns["seed"])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Columns as arrays of length R: `seed` int32, the rest float32."""
+        return {
+            name: np.asarray(column, np.int32 if name == "seed" else np.float32)
+            for name, column in self.columns.items()
+        }
+
+    def row(self, index: int) -> dict:
+        """One row's hyperparameters."""
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def to_json(self) -> dict:
+        return {"columns": dict(self.columns), "axes": None if self.axes is None else dict(self.axes)}
+
+    @staticmethod
+    def from_json(data: Mapping) -> "Grid":
+        axes = None if data["axes"] is None else {name: tuple(axis) for name, axis in data["axes"].items()}
+        return Grid({name: tuple(column) for name, column in data["columns"].items()}, axes)
+
+
+def product(axes: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
+    """Every combination of the axes' values, the last axis fastest.
+
+    Args:
+      axes: hyperparameter -> its values. The core ones (`gamma`, `weight_decay`, `learning_rate`, `seed`) must be
+        there, group rates (`gamma_qk`, ...) may.
+      extra: names of further hyperparameters that the study declares.
+
+    Raises:
+      ValueError: unknown or missing name, an empty axis, a repeated, non-numeric or impossible value.
+    """
+    axes = {name: _values(name, values, extra) for name, values in axes.items()}
+    for name, values in axes.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"grid.{name}={values}: a value is repeated")
+    rows = list(itertools.product(*axes.values()))
+    columns = {name: tuple(row[i] for row in rows) for i, name in enumerate(axes)}
+    return Grid(_complete(columns), axes)
+
+
+def zipped(columns: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
+    """Rows given column by column: row i takes the i-th value of each.
+
+    Raises:
+      ValueError: as `product`, and when the columns' lengths differ.
+    """
+    columns = {name: _values(name, values, extra) for name, values in columns.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"zipped grid: columns must have equal lengths, got {lengths}")
+    return Grid(_complete(columns))
+
+
+def concat(*grids: Grid) -> Grid:
+    """The rows of several grids with the same hyperparameters, one after the other."""
+    names = [tuple(grid.columns) for grid in grids]
+    if any(set(other) != set(names[0]) for other in names):
+        raise ValueError(f"concat: grids must have the same hyperparameters, got {names}")
+    return Grid({name: sum((tuple(grid.columns[name]) for grid in grids), ()) for name in names[0]})
+
+
+def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
+    known = (*KNOWN, *extra)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"grid.{name}: unknown hyperparameter{hint} Known: {', '.join(known)}")
+    if isinstance(values, (int, float, str)) or len(values) == 0:
+        raise ValueError(f"grid.{name}={values!r}: expected a non-empty tuple of numbers")
+    for value in values:
+        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+            raise ValueError(f"grid.{name}={values!r}: {value!r} is not a number")
+        if not math.isfinite(value):
+            raise ValueError(f"grid.{name}={values!r}: {value!r} is not finite")
+        if name == "seed" and (value != int(value) or not 0 <= value < 2**31):
+            raise ValueError(f"grid.seed={values!r}: {value!r} is not an integer in [0, 2^31)")
+        if name in ("weight_decay", "learning_rate") and value < 0:
+            raise ValueError(f"grid.{name}={values!r}: {value!r} is negative")
+    return tuple(int(value) if name == "seed" else float(value) for value in values)
+
+
+def _complete(columns: Mapping[str, tuple]) -> dict[str, tuple]:
+    missing = [name for name in CORE if name not in columns]
+    if missing:
+        raise ValueError(f"grid lacks {', '.join(missing)}: every row needs {', '.join(CORE)}")
+    return dict(columns)

@@ -1,0 +1,30 @@
+"""Losses on the positions that carry a weight, summed over tokens before any mean is taken."""
+
+import jax
+import jax.numpy as jnp
+
+
+def last(values_BxL, n_positions: int):
+    """The entries of the last `n_positions` positions: a model with `readout='last'` answers only there."""
+    return values_BxL[:, values_BxL.shape[1] - n_positions :]
+
+
+def cross_entropy(logits_BxQxV, targets_BxL, weights_BxL):
+    """Weighted next-token cross-entropy in nats.
+
+    Logits stand for the last Q of the L positions. Computed in float32.
+
+    Returns:
+      `(sum_nll, sum_weights)`: divide them for the mean, after adding up whatever else belongs to it.
+    """
+    n_positions = logits_BxQxV.shape[1]
+    targets_BxQ, weights_BxQ = last(targets_BxL, n_positions), last(weights_BxL, n_positions)
+    log_probs_BxQxV = jax.nn.log_softmax(logits_BxQxV.astype(jnp.float32))
+    nll_BxQ = -jnp.take_along_axis(log_probs_BxQxV, targets_BxQ[..., None], axis=-1)[..., 0]
+    return jnp.sum(nll_BxQ * weights_BxQ), jnp.sum(weights_BxQ)
+
+
+def mean_cross_entropy(logits_BxQxV, batch):
+    """`cross_entropy` of a batch as one number."""
+    sum_nll, sum_weights = cross_entropy(logits_BxQxV, batch.targets_BxL, batch.weights_BxL)
+    return sum_nll / sum_weights

@@ -1,0 +1,34 @@
+"""Models: frozen Flax Linen modules with static fields only, so that a module is a static argument of jit.
+
+A model maps inputs to `(logits, acts)`; `acts` is a flat dict of named intermediates (see `lab.models.acts`).
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+
+from lab.models.layers import ACTIVATIONS
+from lab.models.mlp import EmbMLP, TwoLayerMLP
+from lab.models.transformer import NORMS, READOUTS, Transformer
+
+__all__ = ["ACTIVATIONS", "FAMILIES", "NORMS", "READOUTS", "EmbMLP", "Transformer", "TwoLayerMLP", "forward", "init"]
+
+FAMILIES: dict[str, type[nn.Module]] = {"transformer": Transformer, "emb_mlp": EmbMLP, "two_layer_mlp": TwoLayerMLP}
+NO_EDITS: Mapping[str, Callable] = {}
+
+
+def init(model: nn.Module, key, inputs):
+    """Parameters at unit rate: every matrix with std d_in^-1/2. Each leaf's draw depends on its own name only."""
+    return model.init(key, inputs, NO_EDITS)["params"]
+
+
+def forward(model: nn.Module, params, inputs, edits: Mapping[str, Callable] = NO_EDITS):
+    """`(logits, acts)` of a batch.
+
+    Args:
+      edits: activation name -> function applied to that activation where it is made.
+
+    Raises:
+      ValueError: an edit names no activation of the model; the nearest name is given.
+    """
+    return model.apply({"params": params}, inputs, edits)

@@ -1,0 +1,60 @@
+"""Activation names: the one table, and the tape that records and edits activations.
+
+Shapes: B sequences, L tokens, Q positions with a logit (1 or L; before the last block always L), D width, H heads,
+K head width, F hidden width, V vocabulary.
+
+| name                    | shape   | what                                                                       |
+|---|---|---|
+| `embed`                 | B L D   | token + position embedding                                                 |
+| `block_i/resid_pre`     | B L D   | what enters block i                                                        |
+| `block_i/attn/q`        | B Q H K | queries                                                                    |
+| `block_i/attn/k`, `/v`  | B L H K | keys and values                                                            |
+| `block_i/attn/score`    | B H Q L | q.k / sqrt(K), -1e9 where the query may not look                           |
+| `block_i/attn/pattern`  | B H Q L | softmax of the score: each row sums to one                                 |
+| `block_i/attn/z`        | B Q H K | values mixed by the pattern                                                |
+| `block_i/attn/out`      | B Q D   | z through the output matrix, before residual and norm                      |
+| `block_i/resid_mid`     | B Q D   | stream after attention (post-norm: after the norm, the papers' X_ao)       |
+| `block_i/mlp/pre`       | B Q F   | hidden units before the nonlinearity                                       |
+| `block_i/mlp/post`      | B Q F   | and after it                                                               |
+| `block_i/mlp/out`       | B Q D   | what the MLP adds                                                          |
+| `block_i/resid_post`    | B Q D   | what leaves block i                                                        |
+| `final`                 | B Q D   | what the head reads                                                        |
+| `logits`                | B Q V   |                                                                            |
+
+`TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+import jax
+
+
+class Tape:
+    """Records every intermediate by name, and applies the edit of that name to it first.
+
+    Values are returned by the forward pass rather than sown (`sow` loses values under nested vmap); under jit those
+    nobody reads cost nothing.
+    """
+
+    def __init__(self, edits: Mapping[str, Callable]):
+        self.edits = edits
+        self.acts: dict[str, jax.Array] = {}
+
+    def __call__(self, name: str, value: jax.Array) -> jax.Array:
+        if name in self.edits:
+            value = self.edits[name](value)
+        self.acts[name] = value
+        return value
+
+    def finish(self) -> dict[str, jax.Array]:
+        """The recorded activations.
+
+        Raises:
+          ValueError: an edit names an activation that this model does not have.
+        """
+        for name in self.edits:
+            if name not in self.acts:
+                near = difflib.get_close_matches(name, self.acts, 1) or sorted(self.acts)[:1]
+                raise ValueError(f"edit of {name!r}: no such activation; did you mean {near[0]!r}?")
+        return self.acts

@@ -1,0 +1,37 @@
+"""Layers that draw every matrix at unit rate (normal, std = d_in^-1/2), for `lab.init.rescale` to bring to its rate."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "tanh": nn.tanh,
+}
+
+
+def unit_normal(d_in: int):
+    """Normal entries of std d_in^-1/2. Plain normal, not Flax's truncated one: the papers draw from N."""
+    return nn.initializers.normal(stddev=1 / math.sqrt(d_in))
+
+
+def uniform_bias(d_in: int):
+    """PyTorch's default bias, U(-1/sqrt(d_in), 1/sqrt(d_in)): what the papers leave biases at."""
+    bound = 1 / math.sqrt(d_in)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def dense(d_in: int, features: int, use_bias: bool, name: str) -> nn.Dense:
+    return nn.Dense(features, use_bias=use_bias, kernel_init=unit_normal(d_in), bias_init=uniform_bias(d_in), name=name)
+
+
+def embedding(size: int, d_model: int, name: str | None = None) -> nn.Embed:
+    return nn.Embed(size, d_model, embedding_init=unit_normal(d_model), name=name)
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """Variance in two passes and eps 1e-5, as PyTorch computes it."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)

@@ -1,0 +1,153 @@
+"""Decoder-only transformer. Attention is plain einsum-softmax: the pattern is data, and second derivatives exist."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lab.models.acts import Tape
+from lab.models.layers import ACTIVATIONS, dense, embedding, layer_norm
+
+NORMS = ("pre", "post", "none")
+READOUTS = ("last", "all")
+MASKED = -1e9  # finite, so that a masked score has a derivative
+
+
+class Embedding(nn.Module):
+    """Token plus learned position embedding; `attend` is the tied head."""
+
+    vocab_size: int
+    max_length: int
+    d_model: int
+
+    def setup(self):
+        self.token = embedding(self.vocab_size, self.d_model)
+        self.position = embedding(self.max_length, self.d_model)
+
+    def __call__(self, tokens_BxL):
+        return self.token(tokens_BxL) + self.position(jnp.arange(tokens_BxL.shape[1]))[None]
+
+    def attend(self, h_BxQxD):
+        return self.token.attend(h_BxQxD)
+
+
+class Attention(nn.Module):
+    n_heads: int
+    d_head: int
+    d_model: int
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
+        batch, length, _ = h_BxLxD.shape
+
+        def project(name, h):
+            flat = dense(self.d_model, self.n_heads * self.d_head, self.use_bias, name)(h)
+            return flat.reshape(batch, h.shape[1], self.n_heads, self.d_head)
+
+        q_BxQxHxK = tape("attn/q", project("query", h_BxLxD[:, length - n_queries :]))
+        k_BxLxHxK = tape("attn/k", project("key", h_BxLxD))
+        v_BxLxHxK = tape("attn/v", project("value", h_BxLxD))
+
+        score_BxHxQxL = jnp.einsum("bqhk,blhk->bhql", q_BxQxHxK, k_BxLxHxK) / math.sqrt(self.d_head)
+        query_position_Qx1 = jnp.arange(length - n_queries, length)[:, None]
+        visible_QxL = query_position_Qx1 >= jnp.arange(length)[None, :]
+        score_BxHxQxL = tape("attn/score", jnp.where(visible_QxL, score_BxHxQxL, MASKED))
+        pattern_BxHxQxL = tape("attn/pattern", jax.nn.softmax(score_BxHxQxL))
+
+        z_BxQxHxK = tape("attn/z", jnp.einsum("bhql,blhk->bqhk", pattern_BxHxQxL, v_BxLxHxK))
+        out = dense(self.n_heads * self.d_head, self.d_model, self.use_bias, "out")
+        return tape("attn/out", out(z_BxQxHxK.reshape(batch, n_queries, -1)))
+
+
+class MLP(nn.Module):
+    d_model: int
+    d_ff: int
+    activation: str
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, h_BxQxD, tape: Callable):
+        pre_BxQxF = tape("mlp/pre", dense(self.d_model, self.d_ff, self.use_bias, "in")(h_BxQxD))
+        post_BxQxF = tape("mlp/post", ACTIVATIONS[self.activation](pre_BxQxF))
+        return tape("mlp/out", dense(self.d_ff, self.d_model, self.use_bias, "out")(post_BxQxF))
+
+
+class Block(nn.Module):
+    """Attention then MLP, each with a residual; norm before each (`pre`), after each residual (`post`) or absent."""
+
+    n_heads: int
+    d_head: int
+    d_model: int
+    d_ff: int
+    activation: str
+    norm: str
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
+        attention = Attention(self.n_heads, self.d_head, self.d_model, self.use_bias, name="attn")
+        mlp = MLP(self.d_model, self.d_ff, self.activation, self.use_bias, name="mlp")
+
+        def norm(where, name, h):
+            return layer_norm(name)(h) if self.norm == where else h
+
+        h_BxLxD = tape("resid_pre", h_BxLxD)
+        attn_out_BxQxD = attention(norm("pre", "attn_norm", h_BxLxD), n_queries, tape)
+        h_BxQxD = h_BxLxD[:, h_BxLxD.shape[1] - n_queries :] + attn_out_BxQxD
+        h_BxQxD = tape("resid_mid", norm("post", "attn_norm", h_BxQxD))
+        h_BxQxD = h_BxQxD + mlp(norm("pre", "mlp_norm", h_BxQxD), tape)
+        return tape("resid_post", norm("post", "mlp_norm", h_BxQxD))
+
+
+class Transformer(nn.Module):
+    """`__call__(tokens_BxL, edits) -> (logits_BxQxV, acts)`; activation names are listed in `lab.models.acts`.
+
+    Attributes:
+      readout: `last`: logits at the last position only (Q = 1), and the last block computes nothing else, which is
+        all a loss on the answer reads; `all`: Q = L. Both have the same parameters and agree at the last position.
+      norm: `pre`, `post` or `none`. final_norm: a LayerNorm before the head.
+      use_bias: biases in attention and MLP; head_bias: in the head. tied_head: the head is the token embedding.
+    """
+
+    vocab_size: int
+    max_length: int
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_ff: int
+    activation: str
+    norm: str
+    use_bias: bool
+    head_bias: bool
+    final_norm: bool
+    tied_head: bool
+    readout: str
+
+    @nn.compact
+    def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
+        length = tokens_BxL.shape[1]
+        tape = Tape(edits)
+        embed = Embedding(self.vocab_size, self.max_length, self.d_model, name="embed")
+        h = tape("embed", embed(tokens_BxL))
+
+        for i in range(self.n_layers):
+            answers_only = self.readout == "last" and i == self.n_layers - 1
+            n_queries = 1 if answers_only else length
+            block = Block(
+                self.n_heads, self.d_head, self.d_model, self.d_ff, self.activation, self.norm, self.use_bias,
+                name=f"block_{i}",
+            )  # fmt: skip
+            h = block(h, n_queries, lambda name, value, i=i: tape(f"block_{i}/{name}", value))
+
+        if self.final_norm:
+            h = layer_norm("final_norm")(h)
+        h_BxQxD = tape("final", h)
+        if self.tied_head:
+            logits_BxQxV = embed.attend(h_BxQxD)
+        else:
+            logits_BxQxV = dense(self.d_model, self.vocab_size, self.head_bias, "head")(h_BxQxD)
+        return tape("logits", logits_BxQxV), tape.finish()

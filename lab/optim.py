@@ -1,0 +1,98 @@
+"""Optimizers built from traced hyperparameters, inside the step.
+
+optax's own transforms are used with traced scalars; `inject_hyperparams` is not, since it changes Adam's numbers
+(measured: 1e-5 in the loss within 500 steps). Learning rate and weight decay belong to the row, the rest is static.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+
+from lab import tree
+
+FAMILIES = ("adamw", "sgd")
+DECAYS = ("scaled", "independent")
+SCHEDULES = ("warmup_cosine", "constant")
+MASKS = ("all", "matrices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The static half of an optimizer; peak learning rate and weight decay come from the row.
+
+    Attributes:
+      family: `adamw`, or `sgd` (with `momentum`; decay decoupled as in AdamW).
+      schedule: `warmup_cosine`: linear from `start_factor` * peak to the peak over `warmup_steps`, then cosine to
+        `end_factor` * peak at the last step (the papers: warm-up from lr to m*lr, so start_factor = 1/m).
+        `constant`: linear warm-up, then the peak.
+      warmup_steps: steps of linear warm-up, fewer than the training's.
+      clip_norm: global gradient norm is clipped to this; `inf` for none.
+      decay: `scaled`: theta -= lr_t * wd * theta (PyTorch's and optax's AdamW).
+        `independent`: theta -= (lr_t / peak) * wd * theta, so that wd means the same at every learning rate.
+      decay_mask: `all` parameters (the papers' choice), or `matrices` only (no biases, no norm parameters).
+    """
+
+    family: str
+    schedule: str
+    warmup_steps: int
+    start_factor: float
+    end_factor: float
+    clip_norm: float
+    decay: str
+    decay_mask: str
+    b1: float
+    b2: float
+    eps: float
+    momentum: float
+
+    def __post_init__(self):
+        accepted_values = {"family": FAMILIES, "decay": DECAYS, "schedule": SCHEDULES, "decay_mask": MASKS}
+        for name, accepted in accepted_values.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"optim.{name}={getattr(self, name)!r}: one of {', '.join(accepted)}")
+        for name in ("clip_norm", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)!r}: must be positive")
+        for name in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name}={getattr(self, name)!r}: must lie in [0, 1)")
+
+
+def schedule(optim: Optim, n_steps: int):
+    """`step -> lr_t / peak`, a number in [0, 1]."""
+    if not 0 <= optim.warmup_steps < n_steps:
+        raise ValueError(f"optim.warmup_steps={optim.warmup_steps}: must lie in [0, steps={n_steps})")
+    warmup = optax.linear_schedule(optim.start_factor, 1.0, optim.warmup_steps)
+    if optim.schedule == "constant":
+        after = optax.constant_schedule(1.0)
+    else:
+        after = optax.cosine_decay_schedule(1.0, n_steps - optim.warmup_steps, optim.end_factor)
+    return optax.join_schedules([warmup, after], [optim.warmup_steps]) if optim.warmup_steps else after
+
+
+def is_matrix(params):
+    """True for weight matrices and embeddings, False for biases and norm parameters."""
+    return tree.map_named(lambda name, _: name.endswith(("kernel", "embedding")), params)
+
+
+def build(optim: Optim, n_steps: int, learning_rate, weight_decay) -> optax.GradientTransformation:
+    """The optax transform of one row.
+
+    Args:
+      learning_rate: peak learning rate, traced or not.
+      weight_decay: decay coefficient, traced or not; see `Optim.decay` for what it multiplies.
+    """
+    factor = schedule(optim, n_steps)
+    if optim.family == "adamw":
+        precondition = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    else:
+        precondition = optax.trace(decay=optim.momentum)
+    # decay is added to the preconditioned gradient and multiplied by -lr_t with it; dividing by the peak first
+    # leaves the schedule's factor alone
+    per_rate = weight_decay if optim.decay == "scaled" else weight_decay / learning_rate
+    decay = optax.add_decayed_weights(per_rate, mask=is_matrix if optim.decay_mask == "matrices" else None)
+    clip = [] if math.isinf(optim.clip_norm) else [optax.clip_by_global_norm(optim.clip_norm)]
+    descend = optax.scale_by_schedule(lambda step: -learning_rate * jnp.asarray(factor(step), jnp.float32))
+    return optax.chain(*clip, precondition, decay, descend)

@@ -1,0 +1,292 @@
+"""Figures of a whole grid: curves against the init rate, phase diagrams, training curves.
+
+Every function takes the dataset of `lab.load` and returns a matplotlib Figure. `metrics` is a
+variable's name, several names, or {name: label}. A dimension the picture has no place for is
+selected by keyword (`learning_rate=1e-3`, `matrix="block_0/attn/query/kernel"`, `step=2000`), by
+default at its last time or its first other value, and the title says which of how many. Diverged
+rows leave every median and are marked; NaN elsewhere is left blank.
+"""
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from lab.report import style
+
+RATE = "init rate γ"
+BAND = ", band from the lowest to the highest seed"
+MOST_POINTS = 400  # of a drawn curve; more only swells the SVG
+
+
+def select(values, keep, at):
+    """(values with exactly the dims `keep`, notes): one value of every other dimension.
+
+    `notes` name each selection that left something out. Raises ValueError for a value in `at` that
+    the dimension does not have.
+    """
+    notes = []
+    for dim in [dim for dim in values.dims if dim not in keep]:
+        index = _index(values[dim].values, dim, at[dim]) if dim in at else -1 if dim in style.TIMES else 0
+        if values.sizes[dim] > 1:
+            of = "" if dim in style.TIMES else f" (one of {values.sizes[dim]})"
+            notes.append(style.words(dim, values[dim].values[index]) + of)
+        values = values.isel({dim: index}, drop=True)
+    missing = [dim for dim in keep if dim not in values.dims]
+    return values.expand_dims(missing).transpose(*keep).reset_coords(drop=True), notes
+
+
+def _index(have, dim, wanted):
+    same = np.isclose(have, wanted) if np.issubdtype(have.dtype, np.number) else have == wanted
+    if not np.any(same):
+        raise ValueError(f"{dim} = {wanted!r} is not among {', '.join(map(str, have))}")
+    return int(np.flatnonzero(same)[0])
+
+
+def pick(ds, name, keep, at):
+    """`select` on variable `name`, made NaN from the step at which its row diverged.
+
+    Raises ValueError if `at` names a dimension that the dataset does not have.
+    """
+    unknown = sorted(set(at) - set(ds.dims))
+    if unknown:
+        raise ValueError(f"no dimension {unknown[0]!r}; the dataset has {', '.join(map(str, ds.dims))}")
+    values = ds[name]
+    for time in set(style.TIMES) & set(values.dims):
+        values = values.where((ds["diverged_at"] < 0) | (ds[time] < ds["diverged_at"]))
+    return select(values, keep, at)
+
+
+def _gather(ds, metrics, keep, at):
+    """(values, lost, notes): the metrics' last values and which rows diverged, both with dims `keep`."""
+    names = style.labelled(metrics)
+    inner = tuple(dim for dim in keep if dim != "metric")
+    chosen = [pick(ds, name, inner, at) for name in names]
+    values = xr.concat([values for values, _ in chosen], "metric", coords="minimal", compat="override")
+    values, notes = select(values.assign_coords(metric=list(names.values())), keep, at)
+    lost, _ = select(ds["diverged_at"] >= 0, inner, at)
+    lost = lost.broadcast_like(values).transpose(*keep)
+    notes = dict.fromkeys([note for _, notes in chosen for note in notes] + notes)
+    return values.sortby("gamma"), lost.sortby("gamma"), list(notes)
+
+
+def _seeds(values, also=""):
+    n = values.sizes["seed"]
+    return f"median of {n} seeds{also}" if n > 1 else "one seed"
+
+
+def _gamma_axis(ax, gamma):
+    inches = ax.get_position().width * ax.figure.get_figwidth()
+    crowded = len(gamma) > 1 and inches * np.diff(gamma).min() / np.ptp(gamma) < 0.36
+    ax.set_xticks(gamma, [style.short(one) for one in gamma], rotation=90 if crowded else 0)
+    ax.set_xlabel(RATE)
+
+
+def _diverged_marks(ax, x, colour):
+    ax.plot(
+        x,
+        np.full(len(x), 0.025),
+        "x",
+        color=colour,
+        transform=ax.get_xaxis_transform(),
+        ms=7,
+        mew=1.8,
+        zorder=4,
+        gid="diverged",
+    )
+
+
+def _lines(ax, values, lost, dim, band):
+    """Median line, seed band and dots of each value of `dim` against gamma."""
+    gamma = values["gamma"].values
+    step = 0.07 * (np.diff(gamma).min() if len(gamma) > 1 else 0.1)
+    n_seeds = values.sizes["seed"]
+    for i, stroke in enumerate(style.strokes(values[dim].values)):
+        one, gone, colour = values.isel({dim: i}), lost.isel({dim: i}).values, stroke["color"]
+        # Dots of different lines stand side by side; the lines themselves stay on the true gamma.
+        side = gamma + step * (i - (values.sizes[dim] - 1) / 2)
+        ax.plot(gamma, one.median("seed"), **stroke, marker="o", ms=4.5, zorder=3, gid="median")
+        if band:
+            ax.fill_between(gamma, one.min("seed"), one.max("seed"), color=colour, alpha=0.15, lw=0)
+        x = np.repeat(side, n_seeds)
+        if n_seeds > 1:
+            ax.plot(
+                x,
+                one.values.ravel(),
+                "o",
+                color=colour,
+                alpha=0.45 if band else 0.7,
+                ms=3 if band else 4.5,
+                mew=0,
+                gid="seeds",
+            )
+        if dim != "metric":
+            _diverged_marks(ax, x[gone.ravel()], colour)
+    if dim == "metric":  # a row diverges in all its metrics at once
+        _diverged_marks(ax, np.repeat(gamma, n_seeds)[gone.ravel()], style.GREY)
+    style.fit_scale(ax, values.values)
+    _gamma_axis(ax, gamma)
+
+
+def _legend(figure, dim, values, lost, extra=()):
+    handles = [
+        Line2D([], [], **stroke, label=style.words(dim, value))
+        for value, stroke in zip(values, style.strokes(values), strict=True)
+    ]
+    if lost:
+        cross = {"color": style.GREY, "ls": "", "marker": "x", "mew": 1.8}
+        handles.append(Line2D([], [], **cross, label="diverged, left out"))
+    style.legend_below(figure, [*handles, *extra])
+
+
+def _against_gamma(ds, metrics, hue, over, title, at, band):
+    values, lost, notes = _gather(ds, metrics, (over, hue, "gamma", "seed"), at)
+    title = title or f"Against the init rate γ: {', '.join(style.labelled(metrics).values())}"
+    notes = [", ".join([_seeds(values, BAND if band else ", dots are single seeds"), *notes])]
+    n = values.sizes[over]
+    figure, axes = style.panels(n, {1: 7, 2: 5.1}.get(n, 3.4), 3.3, title, notes)
+    for i, ax in enumerate(axes):
+        _lines(ax, values.isel({over: i}), lost.isel({over: i}), hue, band)
+        ax.set_title(style.words(over, values[over].values[i]), loc="left")
+    return figure, axes, values, bool(lost.any())
+
+
+@style.paper()
+def curves_against_gamma(ds, metrics, hue="weight_decay", over="metric", title="", **at):
+    """Last value of the metrics against gamma: a panel per `over`, a line per `hue`.
+
+    Lines are medians over seeds, bands run from the lowest to the highest seed, faint dots are
+    single seeds, an x on the floor is a diverged row. `hue` and `over` are dimensions, or "metric":
+    `hue="metric", over="weight_decay"` draws competing solutions in one panel.
+    """
+    figure, _, values, lost = _against_gamma(ds, metrics, hue, over, title, at, band=True)
+    _legend(figure, hue, values[hue].values, lost)
+    return figure
+
+
+def crossing(gamma, lead):
+    """The first gamma at which `lead` turns from negative to positive, linear in between; NaN if never."""
+    gamma, lead = gamma[np.isfinite(lead)], lead[np.isfinite(lead)]
+    up = np.flatnonzero((lead[:-1] <= 0) & (lead[1:] > 0))
+    if not up.size:
+        return np.nan
+    i = up[0]
+    return gamma[i] - lead[i] * (gamma[i + 1] - gamma[i]) / (lead[i + 1] - lead[i])
+
+
+@style.paper()
+def scatter_against_gamma(ds, metrics, rivals=(), hue="weight_decay", title="", **at):
+    """Every row's value against gamma with the median line, a panel per metric, a colour per `hue`.
+
+    `rivals = (winner, loser)` are two accuracies; a dashed line in the colour of each `hue` marks the
+    gamma from which the winner's median exceeds the loser's.
+    """
+    figure, axes, values, lost = _against_gamma(ds, metrics, hue, "metric", title, at, band=False)
+    extra = []
+    if rivals:
+        both, _, _ = _gather(ds, rivals, ("metric", hue, "gamma", "seed"), at)
+        winner, loser = both.median("seed")
+        for lead, stroke in zip((winner - loser).values, style.strokes(values[hue].values), strict=True):
+            where = crossing(both["gamma"].values, lead)
+            for ax in axes if np.isfinite(where) else []:
+                ax.axvline(where, color=stroke["color"], ls="--", lw=1.4, gid="crossing")
+        winner, loser = style.labelled(rivals).values()
+        extra = [Line2D([], [], color=style.GREY, ls="--", lw=1.4, label=f"{winner} overtakes {loser}")]
+    _legend(figure, hue, values[hue].values, lost, extra)
+    return figure
+
+
+@style.paper()
+def phase_diagram(ds, metrics, rows="weight_decay", title="", **at):
+    """Heatmaps gamma x `rows`, a panel per metric: medians over seeds, printed in the cells.
+
+    A cell in which some seed diverged is hatched, and its text counts the diverged seeds.
+    """
+    values, lost, notes = _gather(ds, metrics, ("metric", rows, "gamma", "seed"), at)
+    width = min(0.42 * values.sizes["gamma"] + 1.3, style.WIDEST)
+    height = 0.48 * values.sizes[rows] + 1.1
+    title = title or f"Phase diagram over init rate γ and {rows.replace('_', ' ')}"
+    notes = [", ".join([_seeds(values), *notes])]
+    figure, axes = style.panels(values.sizes["metric"], width, height, title, notes)
+    for ax, panel, gone in zip(axes, values, lost, strict=True):
+        _heatmap(figure, ax, panel.median("seed"), gone.sum("seed").values, values.sizes["seed"])
+        ax.set_title(panel["metric"].item(), loc="left")
+        _ticks(ax, panel["gamma"].values, panel[rows].values, rows)
+    if lost.any():
+        text = "k of n seeds diverged, left out (k/n ×)"
+        hatched = Patch(facecolor="none", edgecolor=style.GREY, hatch="////", label=text)
+        style.legend_below(figure, [hatched])
+    return figure
+
+
+def _ticks(ax, gamma, rows, dim):
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks(range(len(gamma)), [style.short(one) for one in gamma])
+    ax.set_yticks(range(len(rows)), [style.short(row) for row in rows])
+    ax.set(xlabel=RATE, ylabel=dim.replace("_", " "))
+
+
+def _heatmap(figure, ax, median, n_lost, n_seeds):
+    finite = median.values[np.isfinite(median.values)]
+    share = finite.size == 0 or (finite.min() >= 0 and finite.max() <= 1)
+    low, high = (0, 1) if share else (finite.min(), finite.max())
+    cmap = matplotlib.colormaps[style.ORDERED if share else "cividis"].with_extremes(bad="#f3f4f6")
+    norm = "log" if low > 0 and high > 30 * low else matplotlib.colors.Normalize(low, high)
+    image = ax.imshow(median, cmap=cmap, norm=norm, origin="lower", aspect="auto")
+    figure.colorbar(image, ax=ax, pad=0.02, fraction=0.06).outline.set_visible(False)
+    for (y, x), value in np.ndenumerate(median.values):
+        count = n_lost[y, x]
+        number = f"{value:.{0 if abs(value) >= 100 else 1 if high >= 10 else 2}f}"
+        text = number if np.isfinite(value) else "" if count else "n/a"
+        text += f"\n{count}/{n_seeds} ×" if count else ""
+        dark = np.isfinite(value) and np.dot(image.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5
+        ink = "white" if dark else "black"
+        if count:
+            corner = (x - 0.5, y - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", ec=ink, lw=0, alpha=0.3))
+        ax.text(x, y, text.strip(), ha="center", va="center", fontsize=8.5, color=ink)
+
+
+@style.paper()
+def training_curves(ds, metrics, gammas=None, log_steps=False, title="", **at):
+    """The metrics over training, a panel per gamma (up to six, spread evenly, unless `gammas` names them).
+
+    Lines are medians over seeds, bands run from the lowest to the highest seed; an x on the floor
+    stands at the step at which a row diverged.
+    """
+    have = np.sort(np.atleast_1d(ds["gamma"].values))
+    spread = np.unique(np.linspace(0, len(have) - 1, min(len(have), 6)).round().astype(int))
+    drawn = have[spread] if gammas is None else have[[_index(have, "gamma", gamma) for gamma in gammas]]
+    names, curves, notes = style.labelled(metrics), {}, []
+    for name in names:
+        time = next(dim for dim in style.TIMES if dim in ds[name].dims)
+        curves[name], note = pick(ds, name, (time, "gamma", "seed"), at)
+        notes += [one for one in note if one not in notes]
+    lost, _ = select(ds["diverged_at"], ("gamma", "seed"), at)
+    notes = [", ".join([_seeds(lost, BAND), *notes])]
+    title = title or f"Over training: {', '.join(names.values())}"
+    figure, axes = style.panels(len(drawn), 3.4, 2.6, title, notes, sharex=True, sharey=True)
+    for ax, gamma in zip(axes, drawn, strict=True):
+        _curves(ax, [values.sel(gamma=gamma) for values in curves.values()], log_steps)
+        when = lost.sel(gamma=gamma).values
+        _diverged_marks(ax, when[when >= 0], style.GREY)
+        ax.set_title(style.words("gamma", gamma), loc="left")
+        ax.set_xlabel("step")
+        ax.tick_params(labelbottom=True)
+    style.fit_scale(axes[0], np.concatenate([values.values.ravel() for values in curves.values()]))
+    _legend(figure, "metric", list(names.values()), (lost >= 0).any())
+    return figure
+
+
+def _curves(ax, metrics, log_steps):
+    for values, stroke in zip(metrics, style.strokes([""] * len(metrics)), strict=True):
+        time, n = values.dims[0], len(values)
+        values = values.isel({time: np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).astype(int))})
+        steps = values[time].values
+        ax.plot(steps, values.median("seed"), **stroke, lw=1.8, gid="median")
+        ax.fill_between(steps, values.min("seed"), values.max("seed"), color=stroke["color"], alpha=0.2, lw=0)
+    if log_steps:  # linear below the first step after 0
+        ax.set_xscale("symlog", linthresh=np.append(steps[steps > 0], 1)[0], linscale=0.4)

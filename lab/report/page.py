@@ -1,0 +1,133 @@
+"""The self-contained HTML page of a report: claims, pictures, facts of the run, commands.
+
+The page loads nothing: pictures are embedded, and there are no scripts and no external styles.
+"""
+
+import base64
+import io
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+
+from lab.report import style
+
+VERDICTS = ("holds", "does not hold", "not measured")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`name` (of a-z, 0-9, - and _) becomes the file name; `figure` is drawn as PNG and as SVG."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """`text` is plain; blank lines part its paragraphs."""
+
+    title: str
+    text: str
+    pictures: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """`claims` are mappings with the keys id, statement, source, published, threshold, measured, low, high,
+    n_seeds, verdict (one of VERDICTS), note, command; numbers that were not measured are None or NaN.
+    """
+
+    title: str
+    lead: str
+    run_facts: Mapping[str, object]
+    claims: Sequence[Mapping[str, object]]
+    sections: Sequence[Section]
+    commands: Sequence[str]
+
+
+def write_page(folder, page):
+    """Write `folder`/index.html and `folder`/figures/<name>.{png,svg}; returns the path of the page.
+
+    Every file is replaced whole, the page last: a reader sees the old report or the new one. Raises
+    ValueError for a picture name or a verdict that is not accepted, before anything is written.
+    """
+    _check(page)
+    folder = Path(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    embedded = {}
+    for picture in _pictures(page):
+        png = _draw(picture.figure, "png", dpi=style.PNG_DPI, metadata={"Software": None})
+        svg = _draw(picture.figure, "svg", metadata={"Date": None})
+        _replace(folder / "figures" / f"{picture.name}.png", png)
+        _replace(folder / "figures" / f"{picture.name}.svg", svg)
+        embedded[picture.name] = base64.b64encode(png).decode()
+    _replace(folder / "index.html", render(page, embedded).encode())
+    return folder / "index.html"
+
+
+def render(page, embedded):
+    """The page as HTML; `embedded` holds every picture's PNG in base64 under its name."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"value": _value, "paragraphs": _paragraphs, "slug": _slug}
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in page.claims) for verdict in VERDICTS}
+    return environment.get_template("page.html.j2").render(page=page, embedded=embedded, counts=counts)
+
+
+def _pictures(page):
+    return [picture for section in page.sections for picture in section.pictures]
+
+
+def _check(page):
+    names = [picture.name for picture in _pictures(page)]
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_-]+", name) or names.count(name) > 1:
+            raise ValueError(f"picture name {name!r}: names are unique and made of a-z, 0-9, - and _")
+    for claim in page.claims:
+        verdict = claim["verdict"]
+        if verdict not in VERDICTS:
+            raise ValueError(f"claim {claim['id']}: verdict {verdict!r} is none of {', '.join(VERDICTS)}")
+
+
+def _draw(figure, kind, **options):
+    buffer = io.BytesIO()
+    with style.paper():
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _replace(path, data):
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _value(value):
+    """A claim's number in three digits, its text as it is, a dash for what was not measured."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _paragraphs(text):
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _slug(text):
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

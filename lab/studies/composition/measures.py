@@ -1,0 +1,108 @@
+"""What the composition study measures in a trained row."""
+
+import jax
+import jax.numpy as jnp
+
+from lab import models, rng
+from lab.analysis import condensation, embedding, flow, fused, rank
+from lab.analysis.measure import Measure
+from lab.engine.step import Experiment
+
+QUERY = "block_0/attn/query/kernel"  # W_Q^(1), whose condensation and stable rank the papers report
+THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)
+VALUES = tuple(range(40, 80))  # tokens in the embedding picture (the released notebook of arXiv 2501.08537)
+KEYS = tuple(range(30, 41))  # keys of the fused-vector heatmaps (arXiv 2405.05409, figure 4)
+COMPONENTS = 4
+SEQUENCES = 256
+
+
+def measures(experiment: Experiment) -> list[Measure]:
+    """The study's measurements; those of the two-layer circuit only where the model has two layers."""
+    parts = [condensed(), neurons(), ranks(experiment), embeddings()]
+    return [*parts, attention(experiment), fused_vectors(experiment)] if experiment.model.n_layers >= 2 else parts
+
+
+def condensed() -> Measure:
+    def function(model, params, batch, key):
+        found = condensation.condensation(_query(params), THRESHOLD)
+        return {name: found[name] for name in ("n_groups", "fraction_above")}
+
+    return Measure("condensation", function, {"n_groups": "groups", "fraction_above": "share of neuron pairs"})
+
+
+def neurons() -> Measure:
+    """The whole cosine matrix, of trained rows only: it is what fills a disk."""
+
+    def function(model, params, batch, key):
+        found = condensation.condensation(_query(params), THRESHOLD)
+        return {name: found[name] for name in ("cosine", "order")}
+
+    dims = {"cosine": ("neuron", "neuron_"), "order": ("neuron",)}
+    return Measure("neurons", function, {"cosine": "cosine", "order": "neuron index"}, dims, snapshots="last")
+
+
+def ranks(experiment: Experiment) -> Measure:
+    example = jnp.zeros((1, experiment.task.length), jnp.int32)
+    shapes = jax.eval_shape(lambda: models.init(experiment.model, rng.key(0, "init"), example))
+    return Measure(
+        "rank",
+        lambda model, params, batch, key: rank.ranks(params),
+        units={"stable": "rank", "effective": "rank"},
+        dims={"stable": ("matrix",), "effective": ("matrix",)},
+        coords={"matrix": tuple(rank.matrix_names(shapes))},
+    )
+
+
+def embeddings() -> Measure:
+    def function(model, params, batch, key):
+        return embedding.embedding(params["embed"]["token"]["embedding"], jnp.array(VALUES), COMPONENTS)
+
+    return Measure(
+        "embedding",
+        function,
+        units={"components": "embedding units", "explained": "share of variance", "order": "|Spearman|"},
+        dims={"components": ("token", "component"), "explained": ("component",)},
+        coords={"token": VALUES, "component": tuple(range(1, COMPONENTS + 1))},
+    )
+
+
+def attention(experiment: Experiment) -> Measure:
+    """Circuit masses averaged over sequences with (4,3), and the pattern of one of them."""
+
+    def function(model, params, batch, key):
+        _, acts = models.forward(model, params, batch.tokens_BxL)
+        position_B = batch.info["key_position_B"]
+        # the example: as early a key as can be, so that key, anchors and last position are all apart
+        example = jnp.argmin(jnp.abs(position_B - 1))
+        pattern_NxQxL = flow.attention_edges(acts, model.n_layers)[:, example]
+        return flow.circuit(acts, position_B) | {"pattern": pattern_NxQxL, "tokens": batch.tokens_BxL[example]}
+
+    masses = (
+        "first_to_key", "second_to_key", "anchor_to_key", "second_to_first", "last_to_anchors_first_layer",
+        "last_to_anchors", "last_to_key", "reasoning_score", "symmetric_score",
+    )  # fmt: skip
+    return Measure(
+        "flow",
+        function,
+        units={name: "attention mass" for name in masses} | {"pattern": "attention mass", "tokens": "token"},
+        dims={"pattern": ("layer", "query", "position"), "tokens": ("position",)},
+        snapshots="last",
+        split="ood_43",
+        n=SEQUENCES,
+    )
+
+
+def fused_vectors(experiment: Experiment) -> Measure:
+    task = experiment.task
+    shifts = {anchor: shift for anchor, shift in enumerate(task.shifts, start=1)}
+    taught = tuple(p for p in task.pairs if p not in task.unseen and task.trained(*p) == task.inferential(*p))
+
+    def function(model, params, batch, key):
+        found = fused.fused(model, params, shifts, KEYS, taught, batch.tokens_BxL[0], 1, "block_1/resid_mid")
+        return {name: found[name] for name in ("equal", "other", "contrast")}
+
+    return Measure("fused", function, {name: "cosine" for name in ("equal", "other", "contrast")}, snapshots="last")
+
+
+def _query(params):
+    return params["block_0"]["attn"]["query"]["kernel"]

@@ -1,0 +1,45 @@
+"""What every task gives: a `Batch`, and the `Task` protocol."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import jax
+
+
+class Batch(NamedTuple):
+    """B sequences of L tokens.
+
+    Attributes:
+      tokens_BxL: int32, what the model reads.
+      targets_BxL: int32, what it should say at each position (the next token).
+      weights_BxL: float32, how much each position counts in the loss; 0 where it is not scored.
+      info: what the scorer needs to know of each sequence, arrays with leading axis B.
+    """
+
+    tokens_BxL: jax.Array
+    targets_BxL: jax.Array
+    weights_BxL: jax.Array
+    info: dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What a task promises; a frozen dataclass, so that it is a static argument of jit.
+
+    Attributes:
+      vocab_size, length: sizes the model must have.
+      splits: `train`, then the splits evaluation reports.
+      coords: names and values of the extra dimensions of array-valued scores, e.g. `{"pair": ("1,1", ...)}`.
+      dims: score name -> its extra dimensions; scores not listed are scalars.
+    """
+
+    vocab_size: int
+    length: int
+    splits: tuple[str, ...]
+    coords: Mapping[str, tuple]
+    dims: Mapping[str, tuple[str, ...]]
+
+    def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
+        """`n` sequences of a split; `n` and `split` static."""
+
+    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
+        """Accuracies by the name of the solution that earns them."""

@@ -1,0 +1,31 @@
+"""Parameter trees: names of leaves, norms, and the freezing of a row."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def leaf_name(path) -> str:
+    """`(DictKey('block_0'), DictKey('attn'), ...)` -> `"block_0/attn/..."`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree) -> dict[str, jax.Array]:
+    """Leaves by name, in the tree's own order."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_named(function: Callable, tree):
+    """`tree` with every leaf replaced by `function(name, leaf)`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(leaf_name(path), leaf), tree)
+
+
+def select(condition, on_true, on_false):
+    """Leafwise `where` with one scalar condition: keeps `on_false` bitwise where the condition is False."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
+
+
+def size(tree) -> int:
+    """Number of scalars in the tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

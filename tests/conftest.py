@@ -1,0 +1,15 @@
+"""Strict numerics, two host devices, and a float64 fixture; set before any test imports JAX's backend."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def float64():
+    """Double precision for spectra and finite differences."""
+    with jax.enable_x64(True):
+        yield
