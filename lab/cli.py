@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
     overrides = "; any option of the config can be set: --config.grid.gamma='(0.3,0.5)'"
     command("list", _list, "studies, presets with their cost, and claims", workdir=False)
-    command("train", _train, f"train the grid of --config=FILE[:PRESET]{overrides}", workdir="required")
+    only = {"help": "train only these variants, comma-separated (default: all of the config)"}
+    command("train", _train, f"train the grid of --config=FILE[:PRESET]{overrides}", workdir="required", _variants=only)
     command("analyze", _analyze, "take the study's measurements in a workdir", workdir="required")
     command("report", _report, "evaluate the claims of a workdir and write its report", workdir="required")
     command(
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         f"train, analyze and report a study, skipping what is done{overrides}",
         study={"help": "see `list`"},
         _preset={"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
+        _variants=only,
     )
     command(
         "claims",
@@ -80,7 +82,7 @@ def _list(args, config_args) -> None:
 def _train(args, config_args) -> None:
     from lab.engine import train
 
-    train.train_variants(_read_config(config_args), args.workdir)
+    train.train_variants(_chosen(_read_config(config_args), args.variants), args.workdir)
     print(f"trained: {args.workdir}")
 
 
@@ -103,7 +105,7 @@ def _reproduce(args, config_args) -> None:
     if args.preset not in study.presets:
         raise ValueError(f"unknown preset {args.preset!r} of {study.name}; one of {', '.join(study.presets)}")
     workdir = args.workdir or Path("runs") / f"{study.name}-{args.preset}"
-    config = _read_config([f"--config={study.config_path}:{args.preset}", *config_args])
+    config = _chosen(_read_config([f"--config={study.config_path}:{args.preset}", *config_args]), args.variants)
     train.train_variants(config, workdir)
     measured = _measure(workdir)
     if measured or not outcome.reported(workdir):
@@ -173,6 +175,16 @@ def _read_config(config_args: list[str]):
     return config
 
 
+def _chosen(config, names: str | None):
+    """The config with only the named variants."""
+    for name in names.split(",") if names else ():
+        if name not in config.variants:
+            raise ValueError(f"--variants={names}: {name!r} is not a variant; one of {', '.join(config.variants)}")
+    for name in [name for name in config.variants if names and name not in names.split(",")]:
+        del config.variants[name]
+    return config
+
+
 def _forget(variant, path: list[str]) -> None:
     *sections, last = path
     for section in sections:
@@ -185,7 +197,7 @@ def _forget(variant, path: list[str]) -> None:
 
 def _refuse(unknown: list[str]) -> None:
     if unknown:
-        known = ["--workdir", "--preset", "--json", "--config"]
+        known = ["--workdir", "--preset", "--variants", "--json", "--config"]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unexpected argument {unknown[0]!r}{hint} (see --help)")

@@ -94,7 +94,7 @@ def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
     known = (*KNOWN, *extra)
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"grid.{name}: unknown hyperparameter{hint} Known: {', '.join(known)}")
     if isinstance(values, (int, float, str)) or len(values) == 0:
         raise ValueError(f"grid.{name}={values!r}: expected a non-empty tuple of numbers")

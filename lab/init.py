@@ -33,10 +33,10 @@ CONVENTIONS = ("paper", "authors")
 # has query kernels (D, H, K) and out kernels (H, K, D).
 LEAVES = (
     (r"(^|/)head/kernel$", "head", 1, False),
-    (r"(query|key)/kernel$", "qk", None, False),
-    (r"value/kernel$", "vo", None, False),
+    (r"(^|/)(query|key)/kernel$", "qk", None, False),
+    (r"(^|/)value/kernel$", "vo", None, False),
     (r"mlp/out/kernel$", "mlp", 1, True),
-    (r"(^|/)out/kernel$", "vo", 1, True),
+    (r"(?i:att)[^/]*/out/kernel$", "vo", 1, True),
     (r"kernel$", "mlp", 1, False),
 )
 

@@ -25,7 +25,7 @@ class Optim:
     Attributes:
       family: `adamw`, or `sgd` (with `momentum`; decay decoupled as in AdamW).
       schedule: `warmup_cosine`: linear from `start_factor` * peak to the peak over `warmup_steps`, then cosine to
-        `end_factor` * peak at the last step (the papers: warm-up from lr to m*lr, so start_factor = 1/m).
+        `end_factor` * peak when the last step is done (the papers: warm-up from lr to m*lr, so start_factor = 1/m).
         `constant`: linear warm-up, then the peak.
       warmup_steps: steps of linear warm-up, fewer than the training's.
       clip_norm: global gradient norm is clipped to this; `inf` for none.
@@ -55,6 +55,9 @@ class Optim:
         for name in ("clip_norm", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r}: must be positive")
+        for name in ("start_factor", "end_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name}={getattr(self, name)!r}: a share of the peak, must lie in [0, 1]")
         for name in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r}: must lie in [0, 1)")
@@ -89,10 +92,13 @@ def build(optim: Optim, n_steps: int, learning_rate, weight_decay) -> optax.Grad
         precondition = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     else:
         precondition = optax.trace(decay=optim.momentum)
-    # decay is added to the preconditioned gradient and multiplied by -lr_t with it; dividing by the peak first
-    # leaves the schedule's factor alone
-    per_rate = weight_decay if optim.decay == "scaled" else weight_decay / learning_rate
-    decay = optax.add_decayed_weights(per_rate, mask=is_matrix if optim.decay_mask == "matrices" else None)
+    decay = optax.add_decayed_weights(weight_decay, mask=is_matrix if optim.decay_mask == "matrices" else None)
+    # decay is added to the preconditioned gradient and multiplied by -lr_t with it; if only the schedule's factor
+    # shall multiply it, the peak has to be in the gradient already
+    if optim.decay == "scaled":
+        peak, rated = learning_rate, [precondition, decay]
+    else:
+        peak, rated = 1.0, [precondition, optax.scale(learning_rate), decay]
     clip = [] if math.isinf(optim.clip_norm) else [optax.clip_by_global_norm(optim.clip_norm)]
-    descend = optax.scale_by_schedule(lambda step: -learning_rate * jnp.asarray(factor(step), jnp.float32))
-    return optax.chain(*clip, precondition, decay, descend)
+    descend = optax.scale_by_schedule(lambda step: -peak * jnp.asarray(factor(step), jnp.float32))
+    return optax.chain(*clip, *rated, descend)

@@ -13,3 +13,10 @@ def float64():
     """Double precision for spectra and finite differences."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """For tests that take optimizer steps: optax itself raises a float to an integer array, which strict forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

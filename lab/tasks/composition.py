@@ -57,6 +57,19 @@ class Composition:
             raise ValueError(f"task.noise_groups={self.noise_groups}: an integer from 0 to {len(NOISE_GROUPS)}")
         if self.noise_groups and self.n_anchors != 4:
             raise ValueError("task.noise_groups: the published wrong labels are for task.n_anchors=4")
+        if not 3 <= self.length <= self.modulus + 2:
+            raise ValueError(
+                f"task.length={self.length}: from 3 to task.modulus + 2 = {self.modulus + 2}, else some key positions "
+                "have no held-out keys"
+            )
+        if not self.n_anchors < self.low <= self.high + 1 - self.modulus:
+            raise ValueError(
+                f"task.low={self.low}, task.high={self.high}: keys must be above the anchors 1 ... {self.n_anchors} "
+                f"and at least task.modulus={self.modulus} many"
+            )
+        lowest, highest = self.low + 2 * min(self.shifts), self.high + 2 * max(self.shifts)
+        if not 0 < lowest < highest < self.vocab_size:
+            raise ValueError(f"task.vocab_size={self.vocab_size}: labels span {lowest} ... {highest}, 0 is unused")
 
     @property
     def shifts(self) -> tuple[int, ...]:
@@ -112,7 +125,8 @@ class Composition:
         pair_key, sequence_key = jax.random.split(key)
         choices = jnp.asarray(self._pairs_of(split), jnp.int32)
         pair_B = jax.random.choice(pair_key, choices, (n,))
-        return self._batch(sequence_key, pair_B, "held_out" if split == "test_seen" else "train")
+        style = "held_out" if split == "test_seen" else "train"
+        return self._batch(sequence_key, pair_B, style, "inferential" if split.startswith("ood_") else "trained")
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Accuracies of the answer at the last position, float32.
@@ -148,13 +162,13 @@ class Composition:
         if n % 2:
             raise ValueError(f"split 'swap' holds every sequence in both orders: n={n} must be even")
         forward, backward = (jnp.full((n // 2,), self.pairs.index(pair), jnp.int32) for pair in ((4, 3), (3, 4)))
-        halves = [self._batch(key, pair_B, "train") for pair_B in (forward, backward)]
+        halves = [self._batch(key, pair_B, "train", "trained") for pair_B in (forward, backward)]
         batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves)
         partner_B = (jnp.arange(n, dtype=jnp.int32) + n // 2) % n
         return batch._replace(info={**batch.info, "partner_B": partner_B})
 
-    def _batch(self, key, pair_B, style: str) -> Batch:
-        """Sequences of the given pairs; keys of `train` or `held_out` style."""
+    def _batch(self, key, pair_B, style: str, labels: str) -> Batch:
+        """Sequences of the given pairs; keys of `train` or `held_out` style, labels `trained` or `inferential`."""
         position_key, value_key, noise_key = jax.random.split(key, 3)
         n = pair_B.shape[0]
         tables = _tables(self)
@@ -168,7 +182,7 @@ class Composition:
         placed = [key_B[:, None], first_B[:, None], second_B[:, None]]
         tokens_BxL = jnp.select([slot_BxL == i for i in range(3)], placed, noise_BxL)
 
-        label_B = key_B + jnp.asarray(tables["trained"])[pair_B]
+        label_B = key_B + jnp.asarray(tables[labels])[pair_B]
         weights_BxL = jnp.zeros((n, self.length), jnp.float32).at[:, -1].set(1.0)
         info = {
             "key_B": key_B,

@@ -81,13 +81,14 @@ def _unseen(name: str, dataset: xr.Dataset) -> list[Picture]:
 
 
 def _wrong(name: str, dataset: xr.Dataset) -> list[Picture]:
+    over = "learning_rate" if dataset.sizes["learning_rate"] > 1 else "weight_decay"
     return [
         Picture(
             f"{name}-accuracy",
             "Which answer (4,3) gets",
             "Both answers at the last step, and the accuracy on seen pairs.",
             figures.curves_against_gamma(
-                dataset, SOLUTIONS | SEEN, hue="metric", over="weight_decay", title="Two solutions compete for (4,3)"
+                dataset, SOLUTIONS | SEEN, hue="metric", over=over, title="Two solutions compete for (4,3)"
             ),
         ),
         Picture(

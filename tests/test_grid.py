@@ -1,0 +1,133 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from lab import grid
+
+AXES = {"gamma": (0.3, 0.5, 0.8), "weight_decay": (0.0, 1.0), "learning_rate": (1e-3,), "seed": (1, 2)}
+COLUMNS = {"gamma": (0.3, 0.8), "weight_decay": (0.0, 1.0), "learning_rate": (1e-3, 1e-4), "seed": (7, 7)}
+
+
+def test_product_runs_the_last_axis_fastest():
+    g = grid.product(AXES)
+    rows = [
+        {"gamma": gamma, "weight_decay": decay, "learning_rate": 1e-3, "seed": seed}
+        for gamma in (0.3, 0.5, 0.8)
+        for decay in (0.0, 1.0)
+        for seed in (1, 2)
+    ]
+    assert [g.row(i) for i in range(len(g))] == rows
+    assert g.axes == AXES
+
+
+def test_product_reshapes_to_its_axes():
+    g = grid.product({"seed": (3, 4), "gamma": (0.3, 0.5), "weight_decay": (0.0,), "learning_rate": (1e-3, 2e-3, 3e-3)})
+    shape = tuple(len(values) for values in g.axes.values())
+    for axis, (name, values) in enumerate(g.axes.items()):
+        cube = np.reshape(g.columns[name], shape)
+        for i, value in enumerate(values):
+            assert (cube.take(i, axis) == value).all()
+
+
+def test_zipped_takes_the_values_row_by_row():
+    g = grid.zipped(COLUMNS)
+    assert g.row(0) == {"gamma": 0.3, "weight_decay": 0.0, "learning_rate": 1e-3, "seed": 7}
+    assert g.row(1) == {"gamma": 0.8, "weight_decay": 1.0, "learning_rate": 1e-4, "seed": 7}
+    assert len(g) == 2
+    assert g.axes is None
+
+
+def test_concat_puts_rows_one_after_the_other_whatever_the_order_of_the_names():
+    one, other = grid.product(AXES), grid.zipped(dict(reversed(COLUMNS.items())))
+    g = grid.concat(one, other, one)
+    parts = itertools.chain(*([part.row(i) for i in range(len(part))] for part in (one, other, one)))
+    assert [g.row(i) for i in range(len(g))] == list(parts)
+    assert g.axes is None
+
+
+def test_arrays_are_the_columns_in_the_precision_of_the_device():
+    arrays = grid.product(AXES).arrays()
+    assert {name: str(array.dtype) for name, array in arrays.items()} == {
+        "gamma": "float32", "weight_decay": "float32", "learning_rate": "float32", "seed": "int32",
+    }  # fmt: skip
+    np.testing.assert_array_equal(arrays["seed"], [1, 2] * 6)
+    # Rounding to float32 is at most half an ulp, 2^-24 relative.
+    np.testing.assert_allclose(arrays["gamma"], np.repeat([0.3, 0.5, 0.8], 4), rtol=2.0**-24)
+
+
+def test_numpy_numbers_become_plain_ones():
+    g = grid.product(
+        {"gamma": np.linspace(0.25, 0.75, 3), "weight_decay": [0], "learning_rate": (1,), "seed": np.arange(2)}
+    )
+    assert g.axes == {"gamma": (0.25, 0.5, 0.75), "weight_decay": (0.0,), "learning_rate": (1.0,), "seed": (0, 1)}
+    kinds = {name: {type(value) for value in column} for name, column in g.columns.items()}
+    assert kinds == {"gamma": {float}, "weight_decay": {float}, "learning_rate": {float}, "seed": {int}}
+
+
+@pytest.mark.parametrize(
+    "g", [grid.product(AXES), grid.zipped(COLUMNS), grid.concat(grid.product(AXES), grid.zipped(COLUMNS))]
+)
+def test_json_round_trip_is_exact(g):
+    again = grid.Grid.from_json(json.loads(json.dumps(g.to_json())))
+    assert again == g
+    assert list(again.columns) == list(g.columns)  # the order of the axes is the order of the rows
+    if g.axes is not None:
+        assert list(again.axes) == list(g.axes)
+
+
+def test_group_rates_and_declared_names_are_accepted():
+    rates = {f"gamma_{group}": (0.5, 0.6) for group in ("embed", "qk", "vo", "mlp", "head")}
+    g = grid.product(AXES | rates | {"label_noise": (0.0, 0.1)}, extra=("label_noise",))
+    assert len(g) == 12 * 2**6
+    assert set(g.columns) == set(AXES) | set(rates) | {"label_noise"}
+
+
+@pytest.mark.parametrize("make", [grid.product, grid.zipped])
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("gama", (0.5,), r"grid\.gama: unknown hyperparameter; did you mean 'gamma'\?"),
+        ("gamma_kq", (0.5,), r"grid\.gamma_kq: unknown hyperparameter; did you mean 'gamma_qk'\?"),
+        ("weightdecay", (0.5,), r"grid\.weightdecay: .*did you mean 'weight_decay'\?"),
+        ("lr", (0.5,), r"grid\.lr: unknown hyperparameter\. Known: gamma, weight_decay, learning_rate, seed, "),
+        ("gamma", (), r"grid\.gamma=\(\): expected a non-empty tuple"),
+        ("gamma", 0.5, r"grid\.gamma=0\.5: expected a non-empty tuple"),
+        ("gamma", "0.5", r"grid\.gamma='0\.5': expected a non-empty tuple"),
+        ("gamma", (0.5, "0.6"), r"grid\.gamma=\(0\.5, '0\.6'\): '0\.6' is not a number"),
+        ("gamma", (True,), r"grid\.gamma=\(True,\): True is not a number"),
+        ("gamma", (None,), r"grid\.gamma=\(None,\): None is not a number"),
+        ("gamma", (0.5, float("nan")), r"grid\.gamma=.*: nan is not finite"),
+        ("learning_rate", (float("inf"),), r"grid\.learning_rate=.*: inf is not finite"),
+        ("seed", (1.5,), r"grid\.seed=.*: 1\.5 is not an integer in \[0, 2\^31\)"),
+        ("seed", (-1,), r"grid\.seed=.*: -1 is not an integer"),
+        ("seed", (2**31,), r"grid\.seed=.*: 2147483648 is not an integer"),
+        ("weight_decay", (0.1, -0.5), r"grid\.weight_decay=.*: -0\.5 is negative"),
+        ("learning_rate", (-1e-3,), r"grid\.learning_rate=.*: -0\.001 is negative"),
+    ],
+)
+def test_impossible_entries_are_refused_by_name_and_value(make, name, values, message):
+    with pytest.raises(ValueError, match=message):
+        make({key: axis[:1] for key, axis in AXES.items()} | {name: values})
+
+
+@pytest.mark.parametrize("make", [grid.product, grid.zipped])
+def test_a_missing_core_hyperparameter_is_named(make):
+    with pytest.raises(ValueError, match=r"grid lacks weight_decay, seed: every row needs gamma, weight_decay"):
+        make({"gamma": (0.5,), "learning_rate": (1e-3,)})
+
+
+def test_a_repeated_axis_value_is_refused():
+    with pytest.raises(ValueError, match=r"grid\.gamma=\(0\.5, 0\.6, 0\.5\): a value is repeated"):
+        grid.product(AXES | {"gamma": (0.5, 0.6, 0.5)})
+
+
+def test_columns_of_unequal_length_are_refused_with_their_lengths():
+    with pytest.raises(ValueError, match=r"equal lengths, got \{'gamma': 3, 'weight_decay': 2, .*'seed': 2\}"):
+        grid.zipped(COLUMNS | {"gamma": (0.1, 0.2, 0.3)})
+
+
+def test_grids_of_different_hyperparameters_are_refused():
+    with pytest.raises(ValueError, match="same hyperparameters, got .*gamma_qk"):
+        grid.concat(grid.zipped(COLUMNS), grid.zipped(COLUMNS | {"gamma_qk": (0.5, 0.6)}))
