@@ -82,8 +82,9 @@ def zipped(columns: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
     return Grid(_complete(columns))
 
 
-def concat(*grids: Grid) -> Grid:
+def concat(first: Grid, *others: Grid) -> Grid:
     """The rows of several grids with the same hyperparameters, one after the other."""
+    grids = (first, *others)
     names = [tuple(grid.columns) for grid in grids]
     if any(set(other) != set(names[0]) for other in names):
         raise ValueError(f"concat: grids must have the same hyperparameters, got {names}")
@@ -96,7 +97,7 @@ def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"grid.{name}: unknown hyperparameter{hint} Known: {', '.join(known)}")
-    if isinstance(values, (int, float, str)) or len(values) == 0:
+    if not isinstance(values, (tuple, list, np.ndarray)) or len(values) == 0:
         raise ValueError(f"grid.{name}={values!r}: expected a non-empty tuple of numbers")
     for value in values:
         if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):

@@ -129,5 +129,5 @@ def test_columns_of_unequal_length_are_refused_with_their_lengths():
 
 
 def test_grids_of_different_hyperparameters_are_refused():
-    with pytest.raises(ValueError, match="same hyperparameters, got .*gamma_qk"):
+    with pytest.raises(ValueError, match=r"same hyperparameters, got .*gamma_qk"):
         grid.concat(grid.zipped(COLUMNS), grid.zipped(COLUMNS | {"gamma_qk": (0.5, 0.6)}))

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -19,7 +20,7 @@ EXACT = optim.Optim(
     family="adamw", schedule="warmup_cosine", warmup_steps=6, start_factor=0.25, end_factor=0.125, clip_norm=4.0,
     decay="scaled", decay_mask="all", b1=0.5, b2=0.875, eps=2.0**-10, momentum=0.5,
 )  # fmt: skip
-KINDS = {
+CHANGES = {
     "adamw": {},
     "adamw independent": {"decay": "independent"},
     "adamw matrices": {"decay_mask": "matrices", "start_factor": 0.0, "end_factor": 0.0},
@@ -29,6 +30,7 @@ KINDS = {
     "sgd": {"family": "sgd"},
     "sgd plain": {"family": "sgd", "momentum": 0.0, "clip_norm": math.inf, "decay": "independent"},
 }
+KINDS = {name: dataclasses.replace(EXACT, **changes) for name, changes in CHANGES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def problem():
     """Parameters, and T gradients of sizes between 0.5 and 1.5, every third of them four times smaller."""
     rng = np.random.default_rng(0)
     shapes = {
-        "block_0": {"attn": {"query": {"kernel": (3, 4), "bias": (4,)}}, "attn_norm": {"scale": (3,), "bias": (3,)}},
+        "block_0": {"attn": {"query": {"kernel": (3, 4), "bias": (4,)}}, "attn_norm": {"scale": (3,)}},
         "embed": {"token": {"embedding": (5, 3)}},
     }
 
@@ -55,9 +57,10 @@ def problem():
     return (jax.tree.map(lambda pair, i=i: pair[i], pairs, is_leaf=lambda x: isinstance(x, tuple)) for i in (1, 0))
 
 
-def train(optimizer, params, grads, learning_rate, weight_decay, n_steps=T):
-    """Parameters after each of the steps, as the library computes them."""
-    transform = optim.build(optimizer, n_steps, learning_rate, weight_decay)
+@functools.partial(jax.jit, static_argnums=0)
+def train(optimizer, params, grads, learning_rate, weight_decay):
+    """Parameters after each of the steps, as the library computes them; the rates are traced."""
+    transform = optim.build(optimizer, T, learning_rate, weight_decay)
 
     def step(carry, grad):
         params, state = carry
@@ -112,12 +115,12 @@ def by_hand(o, params, grads, learning_rate, weight_decay):
 def rounding(o, t, size, move, weight_decay):
     """What step t adds to the absolute error; decay only shrinks the error already there.
 
-    Storing theta rounds it to eps, and its decay to wd eps (times less than one). `move` bounds rate times update. Of that, the
-    clipped gradient is off by 37 (the entries of its norm) + 4 eps, in m once and in sqrt(v) once; m and v by two more
-    at each step so far; the schedule and the five products around it by 20. With Adam, 1 - b^t carries the error of
-    b^t: t/2 eps from rounding b, 4 from the power.
+    Storing theta rounds it to eps, and its decay to wd eps (times less than one). `move` bounds rate times update.
+    Of that, the clipped gradient is off by 34 (the entries of its norm) + 4 eps, in m once and in sqrt(v) once; m and
+    v by two more at each step so far; the schedule and the five products around it by 20. With Adam, 1 - b^t carries
+    the error of b^t: t/2 eps from rounding b, 4 from the power.
     """
-    relative = 2 * 41 + 2 * t + 20
+    relative = 2 * 38 + 2 * t + 20
     if o.family == "adamw":
         relative += sum(share * (t / 2 + 4) * b**t / (1 - b**t) for b, share in ((o.b1, 1), (o.b2, 0.5)))
     return (size * (1 + weight_decay) + move * relative) * EPS
@@ -125,7 +128,7 @@ def rounding(o, t, size, move, weight_decay):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_step_is_that_of_the_optimizer_written_by_hand(kind):
-    o = dataclasses.replace(EXACT, **KINDS[kind])
+    o = KINDS[kind]
     params, grads = problem()
     ours = train(o, params, grads, PEAK, DECAY)
     expected, bounds = by_hand(o, params, grads, PEAK, DECAY)
@@ -135,41 +138,43 @@ def test_every_step_is_that_of_the_optimizer_written_by_hand(kind):
         assert (error <= bounds).all(), (name, error / bounds)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adamw independent", "sgd"])
-def test_traced_rates_under_vmap_equal_a_loop(kind):
-    o = dataclasses.replace(EXACT, **KINDS[kind])
+@pytest.mark.parametrize("kind", ["adamw independent", "sgd"])
+def test_rates_traced_under_vmap_equal_a_loop_and_plain_floats(kind):
     params, grads = problem()
     rates, decays = [0.05, 0.01, 0.002], [0.0, 0.3, 1.0]
-    together = jax.jit(jax.vmap(lambda lr, wd: train(o, params, grads, lr, wd)))(jnp.array(rates), jnp.array(decays))
+    together = jax.vmap(lambda lr, wd: train(KINDS[kind], params, grads, lr, wd))(jnp.array(rates), jnp.array(decays))
+    plain = jax.jit(lambda: train.__wrapped__(KINDS[kind], params, grads, rates[1], decays[1]))()
     for row, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
-        alone = train(o, params, grads, rate, decay)
-        expected, bounds = by_hand(o, params, grads, rate, decay)
+        alone = train(KINDS[kind], params, grads, rate, decay)
+        expected, bounds = by_hand(KINDS[kind], params, grads, rate, decay)
         for name in alone:
             # The same float32 program up to the order of its products: each is within the bound of the truth.
             assert np.abs(together[name][row] - alone[name]).max() <= 2 * bounds[-1]
             assert np.abs(together[name][row] - expected[name]).max() <= bounds[-1]
+            if row == 1:
+                assert np.abs(plain[name] - expected[name]).max() <= bounds[-1]
 
 
-@pytest.mark.parametrize("family", ["adamw", "sgd"])
 @pytest.mark.parametrize("decay", ["scaled", "independent"])
 @pytest.mark.parametrize("mask", ["all", "matrices"])
-@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1])
-def test_without_gradient_weights_shrink_by_the_product_of_the_decays(family, decay, mask, rate):
-    o = dataclasses.replace(EXACT, family=family, decay=decay, decay_mask=mask)
+def test_without_gradient_weights_shrink_by_the_product_of_the_decays(decay, mask):
+    o = dataclasses.replace(EXACT, decay=decay, decay_mask=mask)
     params, grads = problem()
-    path = train(o, params, jax.tree.map(np.zeros_like, grads), rate, DECAY)
-    unit = DECAY if decay == "independent" else rate * DECAY
-    shrink = math.prod(1 - unit * factor_by_hand(o, step, T) for step in range(T))
-    for name, leaf in named_leaves(params).items():
-        expected = leaf * (shrink if mask == "all" or name in MATRICES else 1.0)
-        # Per step, five roundings of the decay (at most 0.3 of the weight), and the subtraction's.
-        np.testing.assert_allclose(path[name][-1], expected, rtol=T * (5 * 0.3 + 1) / (1 - 0.3) * EPS, err_msg=name)
+    for rate in (0.0, 0.01, 0.1):  # independent decay is the same at each, none included
+        path = train(o, params, jax.tree.map(np.zeros_like, grads), rate, DECAY)
+        unit = DECAY if decay == "independent" else rate * DECAY
+        shrink = math.prod(1 - unit * factor_by_hand(o, step, T) for step in range(T))
+        for name, leaf in named_leaves(params).items():
+            expected = leaf * (shrink if mask == "all" or name in MATRICES else 1.0)
+            # Per step, ten roundings of the decay (at most 0.3 of the weight), and the subtraction's.
+            tolerance = T * (10 * 0.3 + 1) / (1 - 0.3) * EPS
+            np.testing.assert_allclose(path[name][-1], expected, rtol=tolerance, err_msg=name)
 
 
 def test_first_adam_step_is_the_sign_of_the_gradient_whatever_its_size():
     o = dataclasses.replace(EXACT, schedule="constant", warmup_steps=0, eps=1e-30, clip_norm=math.inf)
     params, grads = problem()
-    for scale in (2.0**-10, 1.0, 2.0**10):
+    for scale in (2.0**-10, 2.0**10):
         path = train(o, params, jax.tree.map(lambda g, scale=scale: g * np.float32(scale), grads), PEAK, 0.0)
         for name, leaf in named_leaves(params).items():
             expected = leaf - PEAK * np.sign(named_leaves(grads)[name][0])
@@ -178,26 +183,23 @@ def test_first_adam_step_is_the_sign_of_the_gradient_whatever_its_size():
 
 
 def test_clipping_keeps_direction_and_caps_the_norm():
-    o = dataclasses.replace(KINDS_OPTIM["sgd plain"], schedule="constant", warmup_steps=0)
+    o = dataclasses.replace(KINDS["sgd plain"], schedule="constant", warmup_steps=0)
     params, grads = problem()
     free = train(o, params, grads, 1.0, 0.0)
     capped = train(dataclasses.replace(o, clip_norm=0.5), params, grads, 1.0, 0.0)
     start = named_leaves(params)
     moves = [np.concatenate([np.ravel(path[name][0] - start[name]) for name in start]) for path in (free, capped)]
-    # Weights below 4 are rounded on both sides, and 37 squares are summed: 41 eps of entries below 1/2.
-    np.testing.assert_allclose(moves[1], 0.5 * moves[0] / np.linalg.norm(moves[0]), rtol=0, atol=(4 * 4 + 41) * EPS)
+    # Weights below 4 are rounded on both sides, and 34 squares are summed: 38 eps of entries below 1/2.
+    np.testing.assert_allclose(moves[1], 0.5 * moves[0] / np.linalg.norm(moves[0]), rtol=0, atol=(4 * 4 + 38) * EPS)
 
 
-KINDS_OPTIM = {kind: dataclasses.replace(EXACT, **changes) for kind, changes in KINDS.items()}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n_steps", [7, 20, 1000])
+@pytest.mark.parametrize("kind", ["adamw", "adamw matrices", "adamw constant", "adamw no warm-up"])
+@pytest.mark.parametrize("n_steps", [7, 1000])
 def test_schedule_is_warmup_then_cosine_and_stays_in_the_unit_interval(kind, n_steps):
-    o = KINDS_OPTIM[kind]
+    o = KINDS[kind]
     steps = np.arange(n_steps + 1)
-    ours = np.array([float(optim.schedule(o, n_steps)(step)) for step in steps[:: max(1, n_steps // 20)]])
-    expected = [factor_by_hand(o, step, n_steps) for step in steps[:: max(1, n_steps // 20)]]
+    ours = np.asarray(jax.vmap(optim.schedule(o, n_steps))(jnp.asarray(steps, jnp.int32)))
+    expected = [factor_by_hand(o, step, n_steps) for step in steps]
     # Numbers in [0, 1] after some eight operations; the angle, below pi, is rounded three times before its cosine.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=(8 + 3 * math.pi) * EPS)
     assert (ours >= 0).all() and (ours <= 1).all()

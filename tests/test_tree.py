@@ -14,7 +14,8 @@ class State(NamedTuple):
 
 def state(fill):
     kernel = jnp.full((2, 3), fill, jnp.float32)
-    return State({"block_0": {"attn": {"kernel": kernel, "bias": kernel[0]}}, "head": (kernel, kernel[1])}, jnp.int32(3))
+    attn = {"kernel": kernel, "bias": kernel[0]}
+    return State({"block_0": {"attn": attn}, "head": (kernel, kernel[1])}, jnp.int32(3))
 
 
 NAMES = ["params/block_0/attn/bias", "params/block_0/attn/kernel", "params/head/0", "params/head/1", "count"]

@@ -139,6 +139,8 @@ def _check_fit(model, task) -> None:
     for name, choices in (("activation", models.ACTIVATIONS), ("norm", models.NORMS), ("readout", models.READOUTS)):
         if hasattr(model, name) and getattr(model, name) not in choices:
             raise ValueError(f"model.{name}={getattr(model, name)!r}: one of {', '.join(choices)}")
+    if getattr(model, "tied_head", False) and model.head_bias:
+        raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
     for name, least in (("vocab_size", task.vocab_size), ("max_length", task.length)):
         if hasattr(model, name) and getattr(model, name) < least:
             raise ValueError(f"model.{name}={getattr(model, name)}: the task needs at least {least}")

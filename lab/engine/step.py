@@ -90,8 +90,8 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
     updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    grad_norm = optax.global_norm(grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(params))
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
     alive = state.diverged_at < 0
     diverged_at = jnp.where(alive & ~finite, jnp.int32(step), state.diverged_at)
     moved = tree.select(alive & finite, (params, opt_state), (state.params, state.opt_state))

@@ -55,6 +55,8 @@ def restore(folder: Path, step: int, like=None):
     """
     place = folder / str(step)
     manifest = verify(place)
+    if manifest.get("step") != step:
+        raise DamagedError(f"{place}: holds step {manifest.get('step')}, it was renamed or copied here")
     if like is not None and manifest["leaves"] != _leaves(like):
         raise DamagedError(f"{place}: holds arrays of other names, shapes or dtypes than this training's")
     with ocp.StandardCheckpointer() as checkpointer:

@@ -92,7 +92,7 @@ def load(workdir: str | Path, variant: str | None = None) -> xr.Dataset:
     coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
     dataset = _dataset(variables, coords, work.grid)
     measures = [_read_measure(work, path.stem) for path in sorted(work.analysis.glob("*.json"))]
-    dataset = xr.merge([dataset, *measures], combine_attrs="drop", compat="no_conflicts", join="outer")
+    dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
     dataset.attrs = {"workdir": str(work.path), "variant": variant, "config": configs.to_json(work.config)}
     return dataset
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import os
 import platform
@@ -20,6 +21,8 @@ from tqdm import tqdm
 import lab
 from lab.engine import config as configs
 from lab.engine import data, shard, store, sweep, table
+from lab.engine import step as steps
+from lab.engine.step import Experiment
 from lab.engine.workdir import Workdir, WorkdirError
 from lab.grid import Grid
 
@@ -70,17 +73,26 @@ def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid |
     Raises:
       ValueError, WorkdirError: as `train`.
     """
-    configs.experiment(config)
+    experiment = configs.experiment(config)
     grid = configs.grid(config) if grid is None else grid
     work = Workdir(workdir)
     if (work.path / "config.json").is_file():
         changed = configs.differences(configs.to_json(work.config), configs.to_json(config))
-        changed += configs.differences(work.grid.to_json(), Grid.from_json(grid.to_json()).to_json(), "grid.json ")
+        asked = Grid.from_json(grid.to_json()).to_json()
+        changed = changed or configs.differences(work.grid.to_json(), asked, "grid.json ")
         if changed:
             raise WorkdirError(
                 f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}"
             )
+    else:
+        _trace(experiment, grid)
     return work, grid
+
+
+def _trace(experiment: Experiment, grid: Grid) -> None:
+    """Goes through a start and an evaluation without computing: what their shapes forbid is refused here."""
+    state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
+    jax.eval_shape(lambda state: steps.evaluate(experiment, state, None), state)
 
 
 def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], set[int]]:
@@ -129,11 +141,12 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> None:
                 scores = shard.fetch_rows(programs.evaluate(state, train_set), len(grid))
                 record |= {"step": np.array([end]), **{name: score[None] for name, score in scores.items()}}
             record["diverged_at"] = shard.fetch_rows(state.diverged_at, len(grid))
-            _save(work, config, end, state, record, end in kept, len(grid), stop_asked())
+            stopping = stop_asked()  # asked once: who asks during the save is heard after the next chunk, and saved
+            _save(work, config, end, state, record, end in kept, len(grid), stopping)
             step = end
             progress.update(n_steps)
             progress.set_postfix_str(f"{n_steps * len(grid) / (time.monotonic() - begun):.0f} row-steps/s")
-            if stop_asked() and step < config.steps:
+            if stopping and step < config.steps:
                 raise Interrupted(f"{work.path}: stopped at step {step} as asked; the same command continues")
 
 
@@ -167,7 +180,7 @@ def _write_identity(work: Workdir, config: ml_collections.ConfigDict, grid: Grid
 def _only_writer(work: Workdir):
     """One process a folder; the lock dies with its process."""
     work.path.mkdir(parents=True, exist_ok=True)
-    with (work.path / ".lock").open("w") as lock:
+    with (work.path / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
