@@ -32,7 +32,7 @@ def cpu() -> ConfigDict:
                 n_heads=1,
                 d_model=64,
                 d_head=64,
-                d_ff=256,
+                d_ff=128,
                 activation="relu",
                 norm="pre",
                 use_bias=False,
@@ -45,7 +45,7 @@ def cpu() -> ConfigDict:
             optim=dict(
                 family="adamw",
                 schedule="warmup_cosine",
-                warmup_steps=50,
+                warmup_steps=100,
                 start_factor=0.04,  # warm-up multiplies the learning rate by 25, as published
                 end_factor=0.04,
                 clip_norm=1.0,
@@ -57,27 +57,28 @@ def cpu() -> ConfigDict:
                 momentum=0.0,  # read by sgd only
             ),
             grid=dict(
-                gamma=(0.3, 0.5, 0.65, 0.8),
+                gamma=(0.35, 0.45, 0.8),
                 weight_decay=(0.01, 1.0),
-                learning_rate=(1e-3,),
+                learning_rate=(2e-3,),
                 seed=(0, 1, 2),
             ),
-            steps=1000,
+            steps=2200,
             batch_size=128,
             train_size=0,  # an endless stream
             data_order="row",  # another seed: other weights and other data
             data_seed=0,
-            eval_every=100,
-            eval_size=512,
+            eval_every=250,
+            eval_size=1024,
             snapshots=5,
-            checkpoint_every=500,
+            checkpoint_every=1000,
             block_width=1,
             variants=dict(
                 unseen=dict(),
+                # To keep the exception apart, a row needs more width: see docs/composition.md.
                 wrong=dict(
                     task=dict(setting="34_wrong"),
-                    grid=dict(gamma=(0.5, 0.8), weight_decay=(0.01,), learning_rate=(3e-4,)),
-                    steps=2000,
+                    model=dict(d_model=128, d_head=64),
+                    grid=dict(gamma=(0.45, 0.65), weight_decay=(0.01,), learning_rate=(1e-3,)),
                 ),
             ),
         )
@@ -89,15 +90,15 @@ def smoke() -> ConfigDict:
     config = cpu()
     config.preset = "smoke"
     config.model.update(d_model=16, d_head=16, d_ff=32)
+    del config.variants.wrong.model
     config.optim.warmup_steps = 5
-    config.grid.update(gamma=(0.5, 0.8), seed=(0, 1))
+    config.grid.update(gamma=(0.45, 0.65), seed=(0, 1))
     config.update(steps=40, batch_size=32, eval_every=20, eval_size=64, snapshots=3, checkpoint_every=20)
-    config.variants.wrong.steps = 40
     return config
 
 
 def gpu() -> ConfigDict:
-    """The whole phase diagram at the small size: 220 + 90 rows, a few at a time too small for a GPU."""
+    """The whole phase diagram at the small size: 220 + 105 rows, too many for two cores, a few too little for a GPU."""
     config = cpu()
     config.preset = "gpu"
     config.grid.update(
@@ -106,7 +107,7 @@ def gpu() -> ConfigDict:
         seed=(0, 1, 2, 3, 4),
     )
     config.update(steps=4000, batch_size=256, eval_every=200, eval_size=2048, snapshots=8, block_width=128)
-    config.variants.wrong.grid.update(gamma=(0.4, 0.5, 0.6, 0.65, 0.7, 0.8), learning_rate=(3e-4, 5e-4, 1e-3))
+    config.variants.wrong.grid.update(gamma=(0.4, 0.45, 0.5, 0.6, 0.65, 0.7, 0.8), learning_rate=(3e-4, 5e-4, 1e-3))
     return config
 
 

@@ -157,16 +157,17 @@ def _read_config(config_args: list[str]):
     What is overridden for the whole config is taken out of the variants, so that the user's word counts everywhere.
     """
     from absl import flags
-    from ml_collections import config_flags
+    from ml_collections import ConfigDict, config_flags
 
     _refuse([arg for arg in config_args if not arg.startswith("--config")])
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lab", *config_args])
     try:
         values(["lab", *config_args])
-    except (flags.Error, AttributeError, KeyError, TypeError, ImportError, OSError) as error:
+        # A copy, not locked: variants are taken out of it. It fails where the file could not be read.
+        config = None if values.config is None else ConfigDict(values.config.to_dict())
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
         raise ValueError(_one_line(error)) from error
-    config = values.config
     if config is None:
         raise ValueError("--config=FILE[:PRESET] is missing, e.g. --config=configs/composition.py:cpu")
     for name in config_flags.get_override_values(values["config"]):
@@ -205,6 +206,10 @@ def _refuse(unknown: list[str]) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else str(error)
+    text = text.replace("\\n", "\n").replace("\\'", "'").strip()
+    text = text[1:-1] if text[:1] == text[-1:] == "'" else text  # a KeyError quotes its message
+    if "Traceback" in text:  # ml_collections quotes a whole traceback of the config file; its last line is the reason
+        text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
 
 

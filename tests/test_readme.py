@@ -43,7 +43,7 @@ def test_the_readmes_task_and_model_train_to_the_answer_the_model_can_know(shown
     hparams = shard.place_rows(rows.arrays(), len(rows), mesh)
     train_set = data.train_set(experiment)
     state, metrics = programs.chunk(hparams, programs.start(hparams), train_set, 0, 200)
-    scores = programs.evaluate(state, train_set)
+    scores = programs.evaluate(state, data.evaluation_set(experiment, train_set))
 
     # A bigram model sees one of the two tokens: parity stays a coin toss for it, at a loss of log 2. The mean over
     # 100 steps of 64 sequences estimates it with standard error below 0.01; AdamW's wandering costs up to 0.03.

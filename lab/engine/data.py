@@ -18,6 +18,13 @@ def train_set(experiment: Experiment) -> Batch | None:
     return experiment.task.sample(key, experiment.train_size, "train", {})
 
 
+def evaluation_set(experiment: Experiment, train_set: Batch | None) -> dict[str, Batch]:
+    """The fixed sequences each split is evaluated on; for `train` the first of a finite training set."""
+    n, task = experiment.eval_size, experiment.task
+    drawn = {split: task.sample(rng.key(experiment.data_seed, f"eval/{split}"), n, split, {}) for split in task.splits}
+    return drawn if train_set is None else drawn | {"train": jax.tree.map(lambda leaf: leaf[:n], train_set)}
+
+
 def batches(
     experiment: Experiment, hparams: Mapping, train_set: Batch | None, first_step, most_steps: int
 ) -> Callable[[jax.Array], Batch]:

@@ -99,21 +99,12 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
     return RowState(*moved, diverged_at), {name: jnp.where(alive, m, jnp.nan) for name, m in metrics.items()}
 
 
-def evaluate(experiment: Experiment, state: RowState, train_set: Batch | None) -> dict[str, jax.Array]:
-    """Loss and scores on every split, named `<split>.<score>`; NaN for a row that has diverged."""
+def evaluate(experiment: Experiment, state: RowState, batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
+    """Loss and scores on a batch of every split, named `<split>.<score>`; NaN for a row that has diverged."""
     metrics = {}
-    for split in experiment.task.splits:
-        batch = evaluation_batch(experiment, split, train_set)
+    for split, batch in batches.items():
         logits_BxQxV, _ = models.forward(experiment.model, state.params, batch.tokens_BxL)
         scores = {"loss": losses.mean_cross_entropy(logits_BxQxV, batch)}
         scores |= experiment.task.score(logits_BxQxV, batch)
         metrics |= {f"{split}.{name}": jnp.where(state.diverged_at < 0, s, jnp.nan) for name, s in scores.items()}
     return metrics
-
-
-def evaluation_batch(experiment: Experiment, split: str, train_set: Batch | None) -> Batch:
-    """The fixed sequences a split is evaluated on; the first of the training set where that is finite."""
-    n = experiment.eval_size
-    if split == "train" and train_set is not None:
-        return jax.tree.map(lambda leaf: leaf[:n], train_set)
-    return experiment.task.sample(rng.key(experiment.data_seed, f"eval/{split}"), n, split, {})

@@ -24,7 +24,7 @@ class Sweep(NamedTuple):
       start: hparams -> state.
       chunk: (hparams, state, train_set, first_step, n_steps) -> (state, metrics of shape (rows, most_steps), of which
         the first n_steps count). The state given is consumed.
-      evaluate: (state, train_set) -> metrics of shape (rows, ...).
+      evaluate: (state, evaluation_set) -> metrics of shape (rows, ...).
     """
 
     start: Callable[[Mapping], RowState]

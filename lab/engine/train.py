@@ -92,7 +92,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid |
 def _trace(experiment: Experiment, grid: Grid) -> None:
     """Goes through a start and an evaluation without computing: what their shapes forbid is refused here."""
     state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
-    jax.eval_shape(lambda state: steps.evaluate(experiment, state, None), state)
+    evaluation_set = jax.eval_shape(lambda: data.evaluation_set(experiment, data.train_set(experiment)))
+    jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
 
 
 def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], set[int]]:
@@ -118,6 +119,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> None:
     programs = sweep.build(experiment, int(most_steps), width, mesh)
     hparams = shard.place_rows(grid.arrays(), n_padded, mesh)
     train_set = data.train_set(experiment)
+    evaluation_set = data.evaluation_set(experiment, train_set)
 
     state = programs.start(hparams)
     step, saved = -1, store.restore_newest(work.checkpoints, shard.fetch_rows(state, len(grid)), tqdm.write)
@@ -138,7 +140,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> None:
             else:
                 record |= {name: np.zeros((0, len(grid)), np.float32) for name in table.TRAIN_METRICS}
             if end in evaluated:
-                scores = shard.fetch_rows(programs.evaluate(state, train_set), len(grid))
+                scores = shard.fetch_rows(programs.evaluate(state, evaluation_set), len(grid))
                 record |= {"step": np.array([end]), **{name: score[None] for name, score in scores.items()}}
             record["diverged_at"] = shard.fetch_rows(state.diverged_at, len(grid))
             stopping = stop_asked()  # asked once: who asks during the save is heard after the next chunk, and saved

@@ -19,11 +19,13 @@ class Measured:
       per_seed: the claim's number, one per seed (or per pair of seeds); NaN where it could not be had.
       at_least: the threshold, from the paper.
       note: one or two sentences.
+      strictly: the threshold itself is not enough.
     """
 
     per_seed: tuple[float, ...]
     at_least: float
     note: str = ""
+    strictly: bool = False
 
     @property
     def median(self) -> float:
@@ -42,7 +44,8 @@ class Measured:
         """`holds`: the whole range over at least three seeds reaches the threshold."""
         if len(self.per_seed) < FEWEST_SEEDS or math.isnan(self.low):
             return "not measured"
-        return "holds" if self.low >= self.at_least else "does not hold"
+        reached = self.low > self.at_least if self.strictly else self.low >= self.at_least
+        return "holds" if reached else "does not hold"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,7 @@ def scale_picks_the_solution(datasets: Datasets) -> Measured:
     dataset = variant(datasets, "wrong")
     large, small = _ends(final(dataset, "ood_43.reasoning") - final(dataset, "ood_43.symmetric"))
     note = f"Reasoning minus symmetric accuracy: {_at_both(large, small)}."
-    return Measured(_numbers(np.minimum(-large, small)), 0.0, note)
+    return Measured(_numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
 
 
 def reasoning_rises(datasets: Datasets) -> Measured:
@@ -119,7 +119,7 @@ def circuits_differ(datasets: Datasets) -> Measured:
     dataset = variant(datasets, "wrong")
     large, small = _ends(final(dataset, "flow.reasoning_score") - final(dataset, "flow.symmetric_score"))
     note = f"Reasoning minus symmetric circuit score: {_at_both(large, small)}."
-    return Measured(_numbers(np.minimum(-large, small)), 0.0, note)
+    return Measured(_numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
 
 
 def fused_vectors_agree(datasets: Datasets) -> Measured:

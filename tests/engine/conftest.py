@@ -1,0 +1,89 @@
+"""What the engine's tests share: the toy of `echo.py`, and compiled programs, made once a session."""
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from lab.engine import data, shard, sweep
+
+
+def _by_path(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Bench:
+    """One set of compiled programs, and how to run a grid of any values through it."""
+
+    def __init__(self, experiment, most_steps, n_rows, width, n_devices):
+        self.experiment, self.n_rows = experiment, n_rows
+        self.mesh = Mesh(np.array(jax.devices()[:n_devices]).reshape(-1, 1), ("run", "data"))
+        self.programs = sweep.build(experiment, most_steps, width, self.mesh)
+
+    def hparams(self, grid):
+        return shard.place_rows(grid.arrays(), self.n_rows, self.mesh)
+
+    def start(self, grid):
+        return self.programs.start(self.hparams(grid))
+
+    def train(self, grid, chunks, train_set=None, state=None, first_step=0):
+        """Host state and metrics, (rows, steps), after chunks of these lengths."""
+        state = self.start(grid) if state is None else shard.place_rows(state, self.n_rows, self.mesh)
+        parts = []
+        for n_steps in chunks:
+            state, metrics = self.programs.chunk(self.hparams(grid), state, train_set, first_step, n_steps)
+            parts.append({name: values[:, :n_steps] for name, values in shard.fetch_rows(metrics, len(grid)).items()})
+            first_step += n_steps
+        metrics = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        return shard.fetch_rows(state, len(grid)), metrics
+
+    def evaluate(self, state, train_set=None):
+        placed = shard.place_rows(state, self.n_rows, self.mesh)
+        evaluation_set = data.evaluation_set(self.experiment, train_set)
+        return shard.fetch_rows(self.programs.evaluate(placed, evaluation_set), len(state.diverged_at))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optax_promotes():
+    """optax raises floats to int32 powers (`decay**count`), so whatever trains cannot run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def echo():
+    return _by_path("echo")
+
+
+@pytest.fixture(scope="session")
+def bench(echo):
+    """(rows, width, devices, **changes of the experiment) -> `Bench`; at most twelve steps a chunk."""
+
+    @functools.cache
+    def make(n_rows, width, n_devices, **changes):
+        return Bench(echo.experiment(**changes), 12, n_rows, width, n_devices)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def same_bits():
+    """Asserts that two trees are equal bit by bit, NaNs and signs of zero included."""
+
+    def check(tree, other):
+        assert jax.tree.structure(tree) == jax.tree.structure(other)
+        for (path, leaf), twin in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(other), strict=True):
+            leaf, twin = np.asarray(leaf), np.asarray(twin)
+            assert leaf.dtype == twin.dtype, path
+            assert leaf.shape == twin.shape, path
+            assert leaf.tobytes() == twin.tobytes(), path
+
+    return check

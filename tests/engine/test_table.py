@@ -1,0 +1,264 @@
+"""What `load` shows is what lies on disk, each number at its place in the grid."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import lab
+from lab import grid as grids
+from lab import models, tasks
+from lab.engine import config as configs
+from lab.engine import store, table
+from lab.engine.workdir import Workdir, WorkdirError
+
+AXES = {"gamma": (0.3, 0.5), "weight_decay": (0.0, 0.1, 1.0), "learning_rate": (1e-3,), "seed": (0, 7)}
+ROWS = list(itertools.product(*AXES.values()))
+CHUNKS = {0: [0], 4: [4], 6: [], 16: [16]}  # last step -> evaluations in it; "16" sorts before "4"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def echo_is_a_task(echo):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
+        yield
+
+
+def random(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def write_training(path, config, grid):
+    """A folder as training leaves it, of numbers drawn here; returns them joined, by name."""
+    path.mkdir(parents=True)
+    store.write_json(path / "config.json", {"config": configs.to_json(config)})
+    store.write_json(path / "grid.json", grid.to_json())
+    n_rows, begun, raw = len(grid), 0, {}
+    for seed, (end, evaluations) in enumerate(CHUNKS.items()):
+        chunk = {
+            "train_step": np.arange(begun, end), "train_loss": random(seed, end - begun, n_rows),
+            "grad_norm": random(seed + 10, end - begun, n_rows),
+            "diverged_at": np.where(np.arange(n_rows) == 1, min(end, 5) if end >= 5 else -1, -1).astype(np.int32),
+        }  # fmt: skip
+        if evaluations:
+            chunk["step"] = np.array(evaluations)
+            chunk["odd.accuracy"] = random(seed + 20, len(evaluations), n_rows)
+            chunk["odd.share"] = random(seed + 30, len(evaluations), n_rows, 8)
+        table.write_npz(path / "metrics" / f"{end}.npz", chunk)
+        begun = end
+        for name, values in chunk.items():
+            raw.setdefault(name, []).append(values)
+    raw["diverged_at"] = raw["diverged_at"][-1:]
+    for step in (0, 16):
+        store.save(path / "snapshots", step, {"in": {"kernel": random(step, n_rows, 3, 2)}})
+    return {name: np.concatenate(parts) for name, parts in raw.items()}
+
+
+@pytest.fixture
+def trained(echo, tmp_path):
+    raw = write_training(tmp_path / "w", echo.config(grid=AXES), grids.product(AXES))
+    return tmp_path / "w", raw
+
+
+@pytest.fixture
+def listed(echo, tmp_path):
+    """A grid that is no product: rows have no axes."""
+    grid = grids.zipped({name: tuple(row[i] for row in ROWS[:5]) for i, name in enumerate(AXES)})
+    raw = write_training(tmp_path / "w", echo.config(grid=AXES), grid)
+    return tmp_path / "w", raw
+
+
+def test_every_number_stands_at_its_place_in_the_grid(trained):
+    path, raw = trained
+    dataset = lab.load(path)
+    assert dataset.train_step.values.tolist() == list(range(16))
+    assert dataset.step.values.tolist() == [0, 4, 16]
+    assert {name: tuple(dataset[name].values.tolist()) for name in AXES} == AXES
+    for row, values in enumerate(ROWS):
+        place = dict(zip(AXES, values, strict=True))
+        here = dataset.sel(place)
+        for name in ("train_loss", "grad_norm", "odd.accuracy"):
+            np.testing.assert_array_equal(here[name].values, raw[name][:, row])
+        np.testing.assert_array_equal(here["odd.share"].transpose("step", "token").values, raw["odd.share"][:, row])
+        assert here.diverged_at == raw["diverged_at"][row] == (5 if row == 1 else -1)
+        for token in range(8):
+            found = here["odd.share"].sel(token=token, step=4)
+            assert found == raw["odd.share"][1, row, token]
+    assert dataset.train_loss.dtype == np.float32 and dataset.diverged_at.dtype == np.int32
+
+
+def test_grid_that_is_no_product_keeps_its_rows(listed):
+    path, raw = listed
+    dataset = lab.load(path)
+    assert dataset.train_loss.dims == ("train_step", "row") and dataset["odd.share"].dims == ("step", "row", "token")
+    np.testing.assert_array_equal(dataset.train_loss.values, raw["train_loss"])
+    for row, values in enumerate(ROWS[:5]):
+        here = dataset.isel(row=row)
+        assert tuple(here[name].item() for name in AXES) == values
+        np.testing.assert_array_equal(here["odd.share"].values, raw["odd.share"][:, row])
+
+
+def test_accessor_gives_the_parameters_of_the_row_that_was_asked_for(trained):
+    path, _ = trained
+    dataset = lab.load(path)
+    for row, values in enumerate(ROWS):
+        place = dict(zip(AXES, values, strict=True))
+        assert dataset.lab.row(**place) == row
+        for step in (0, 16):
+            params = dataset.lab.params(step, **place)
+            np.testing.assert_array_equal(params["in"]["kernel"], random(step, 12, 3, 2)[row])
+    np.testing.assert_array_equal(
+        dataset.lab.params(gamma=0.5, weight_decay=0, seed=7)["in"]["kernel"], random(16, 12, 3, 2)[7]
+    )  # the last snapshot; the learning rate has one value, so it may be left out
+    one = dataset.sel(gamma=0.5, weight_decay=0.1, seed=0).squeeze()
+    place = {name: one[name].item() for name in AXES}
+    assert dataset.lab.row(**place) == ROWS.index(tuple(place.values()))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"gamma": 0.5, "weight_decay": 0.1}, r"2 rows match; values to choose from: .*'seed': \[0, 7\]"),
+        ({}, "12 rows match"),
+        ({"gamma": 0.4, "weight_decay": 0.1, "seed": 0}, "0 rows match"),
+        ({"gama": 0.5}, "gama: the grid has gamma, weight_decay, learning_rate, seed"),
+    ],
+)
+def test_accessor_refuses_a_place_that_is_not_one_row(trained, place, message):
+    with pytest.raises(ValueError, match=message):
+        lab.load(trained[0]).lab.params(**place)
+
+
+def test_repeated_rows_are_ambiguous(echo, tmp_path):
+    columns = {name: (row, row) for name, row in zip(AXES, ROWS[0], strict=True)}
+    write_training(tmp_path / "w", echo.config(grid=AXES), grids.zipped(columns))
+    with pytest.raises(ValueError, match="2 rows match"):
+        lab.load(tmp_path / "w").lab.params(gamma=0.3)
+
+
+def test_snapshot_that_is_not_there_or_damaged_is_an_error_for_the_user(trained):
+    path, _ = trained
+    work = Workdir(path)
+    with pytest.raises(WorkdirError, match=r"no snapshot of step 5; there are \[0, 16\]"):
+        work.params(5, 0)
+    (path / "snapshots" / "16" / store.MANIFEST).unlink()
+    with pytest.raises(WorkdirError, match="no readable manifest"):
+        work.params(None, 0)
+    np.testing.assert_array_equal(work.params(0, 3)["in"]["kernel"], random(0, 12, 3, 2)[3])
+
+
+def test_variant_must_be_named_where_there_are_several(echo, tmp_path):
+    raws = {name: write_training(tmp_path / name, echo.config(grid=AXES), grids.product(AXES)) for name in ("a", "b")}
+    store.write_json(tmp_path / "a" / "config.json", {"config": configs.to_json(echo.config(grid=AXES, steps=99))})
+    for missing in (None, "c"):
+        with pytest.raises(WorkdirError, match="choose one of a, b"):
+            lab.load(tmp_path, missing)
+    dataset = lab.load(tmp_path, "a")
+    assert dataset.attrs["variant"] == "a" and dataset.attrs["config"]["steps"] == 99
+    np.testing.assert_array_equal(dataset.train_loss.values.reshape(16, 12), raws["a"]["train_loss"])
+
+
+def test_only_variant_need_not_be_named(echo, tmp_path):
+    raw = write_training(tmp_path / "main", echo.config(grid=AXES), grids.product(AXES))
+    np.testing.assert_array_equal(lab.load(tmp_path).train_loss.values.reshape(16, 12), raw["train_loss"])
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty"])
+def test_damaged_metrics_are_refused_by_name(trained, damage):
+    path, _ = trained
+    victim = path / "metrics" / "4.npz"
+    whole = bytearray(victim.read_bytes())
+    whole[whole.index(b"train_loss.npy") + 200] ^= 1  # in its numbers: a header of 128 bytes follows the name
+    victim.write_bytes({"flipped bit": bytes(whole), "truncated": victim.read_bytes()[:-50], "empty": b""}[damage])
+    with pytest.raises(WorkdirError, match=r"metrics/4\.npz: damaged"):
+        lab.load(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: [f.unlink() for f in (path / "metrics").iterdir()], "no metrics yet"),
+        (lambda path: (path / "config.json").unlink(), "no training here"),
+        (lambda path: (path / "grid.json").unlink(), "grid.json is missing"),
+        (lambda path: (path / "grid.json").write_text("{"), "grid.json: damaged"),
+    ],
+)
+def test_folder_that_is_no_training_is_refused(trained, spoil, message):
+    spoil(trained[0])
+    with pytest.raises(WorkdirError, match=message):
+        lab.load(trained[0])
+
+
+def test_measurements_stand_beside_the_metrics(trained):
+    path, raw = trained
+    work = Workdir(path)
+    size, cosine = random(50, 2, 12, 3), random(51, 12, 3, 2)
+    header = {"snapshots": [0, 16], "every_snapshot": True, "coords": {"matrix": [*"qkv"]}, "units": {"size": "m"}}
+    table.write_measure(work, "norm", {"size": size}, header | {"dims": {"size": ["matrix"]}})
+    header = {"snapshots": [16], "every_snapshot": False, "coords": {}, "units": {"cosine": "cosine"}}
+    table.write_measure(work, "last", {"cosine": cosine}, header | {"dims": {"cosine": ["i", "j"]}})
+    dataset = lab.load(path)
+    assert dataset["norm.size"].attrs["units"] == "m" and dataset["last.cosine"].attrs["units"] == "cosine"
+    for row, values in enumerate(ROWS):
+        place = dict(zip(AXES, values, strict=True))
+        for at, step in enumerate((0, 16)):
+            for m, matrix in enumerate("qkv"):
+                assert dataset["norm.size"].sel({**place, "snapshot": step, "matrix": matrix}) == size[at, row, m]
+        np.testing.assert_array_equal(dataset["last.cosine"].sel(place).values, cosine[row])
+        np.testing.assert_array_equal(dataset.train_loss.sel(place).values, raw["train_loss"][:, row])
+
+
+def test_measurement_without_its_header_does_not_count(trained):
+    work = Workdir(trained[0])
+    header = {"snapshots": [16], "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
+    table.write_measure(work, "m", {"x": random(0, 12)}, header)
+    assert table.read_header(work, "m") == header and "m.x" in lab.load(work.path)
+    (work.analysis / "m.json").unlink()
+    assert table.read_header(work, "m") is None and "m.x" not in lab.load(work.path)
+    table.write_measure(work, "m", {"x": random(0, 12)}, header)
+    (work.analysis / "m.npz").unlink()
+    assert table.read_header(work, "m") is None
+
+
+def test_chunks_after_a_step_are_forgotten_and_no_others(trained):
+    metrics = trained[0] / "metrics"
+    (metrics / "notes.npz").write_text("not a chunk")
+    table.forget_after(metrics, 4)
+    assert [path.name for path in table.metric_files(metrics)] == ["0.npz", "4.npz"]
+    assert (metrics / "notes.npz").exists()
+
+
+def test_npz_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "m" / "4.npz"
+    table.write_npz(path, {"a": np.arange(3)})
+
+    class Unwritable:
+        def __array__(self, dtype=None, copy=None):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        table.write_npz(path, {"a": np.arange(5), "b": Unwritable()})
+    assert table.read_npz(path)["a"].tolist() == [0, 1, 2]
+
+
+def test_model_of_a_dataset_answers_at_every_position(trained):
+    """What was trained to answer at the last position is looked at everywhere."""
+    path, _ = trained
+    model = dict(
+        family="transformer", vocab_size=8, max_length=3, n_layers=1, n_heads=1, d_model=8, d_head=8, d_ff=8,
+        activation="relu", norm="pre", use_bias=False, head_bias=False, final_norm=False, tied_head=False,
+        readout="last",
+    )  # fmt: skip
+    identity = Workdir(path).read_json("config.json")
+    identity["config"]["model"] = model
+    store.write_json(path / "config.json", identity)
+    dataset, experiment = lab.load(path), Workdir(path).experiment
+    tokens_BxL = experiment.task.sample(jax.random.key(0), 3, "train", {}).tokens_BxL
+    params = jax.jit(models.init, static_argnums=0)(experiment.model, jax.random.key(1), tokens_BxL)
+    (last, _), (everywhere, _) = (
+        models.forward(model, params, tokens_BxL) for model in (experiment.model, dataset.lab.model)
+    )
+    # 8-wide dots in another order: 64 roundings on logits below 4
+    np.testing.assert_allclose(everywhere[:, -1:], last, rtol=0, atol=64 * 4 * 2.0**-23)
+    assert everywhere.shape[1] == 3 and dataset.lab.task == experiment.task
