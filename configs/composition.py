@@ -57,7 +57,7 @@ def cpu() -> ConfigDict:
                 momentum=0.0,  # read by sgd only
             ),
             grid=dict(
-                gamma=(0.35, 0.45, 0.8),
+                gamma=(0.35, 0.45, 0.78),
                 weight_decay=(0.01, 1.0),
                 learning_rate=(2e-3,),
                 seed=(0, 1, 2),

@@ -1,6 +1,7 @@
 """The command line: `python -m lab COMMAND`, also installed as `lab`."""
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -16,6 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _use_all_cores()
         args.command(args, config_args)
+    except KeyboardInterrupt:
+        print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         from lab.engine.train import Interrupted
         from lab.engine.workdir import WorkdirError
@@ -30,10 +34,15 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(1)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lab", description="Which solution does initialization pick?", allow_abbrev=False
-    )
+    parser = _Parser(prog="lab", description="Which solution does initialization pick?", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name, function, text, workdir=True, **options):
@@ -217,4 +226,6 @@ def _use_all_cores() -> None:
     """One XLA host device per core: rows side by side beat one row over all cores. No effect on a GPU's programs."""
     import jax
 
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(RuntimeError):  # JAX is running already, in a notebook say, with the devices it has
+        jax.config.update("jax_num_cpu_devices", cores)

@@ -59,9 +59,9 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     model = _build(models.FAMILIES, config.model.to_dict(), "model")
     _check_fit(model, task)
     values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
-    for name in ("eval_every", "snapshots", "checkpoint_every", "block_width"):
-        if config[name] < 1:
-            raise ValueError(f"{name}={config[name]}: must be at least 1")
+    for name, least in (("eval_every", 1), ("snapshots", 2), ("checkpoint_every", 1), ("block_width", 1)):
+        if config[name] < least:
+            raise ValueError(f"{name}={config[name]}: must be at least {least}")
     optim = _construct(Optim, config.optim.to_dict(), "optim")
     return Experiment(model=model, task=task, optim=optim, init_convention=config.init, **values)
 

@@ -102,7 +102,7 @@ def changed(config, path, value):
         ("steps", True, "config.steps=True: expected int"),
         ("data_order", 3, "config.data_order=3: expected str"),
         ("eval_every", 0, "eval_every=0: must be at least 1"),
-        ("snapshots", 0, "snapshots=0: must be at least 1"),
+        ("snapshots", 1, "snapshots=1: must be at least 2"),
         ("checkpoint_every", -1, "checkpoint_every=-1: must be at least 1"),
         ("block_width", 0, "block_width=0: must be at least 1"),
         ("task.family", "eco", "task.family='eco': one of composition, echo"),

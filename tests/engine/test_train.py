@@ -253,7 +253,7 @@ def test_no_variant_starts_before_all_are_checked(uninterrupted, echo, tmp_path)
 
 
 @given(
-    steps=st.integers(1, 500), eval_every=st.integers(1, 600), snapshots=st.integers(1, 12),
+    steps=st.integers(1, 500), eval_every=st.integers(1, 600), snapshots=st.integers(2, 12),
     checkpoint_every=st.integers(1, 600),
 )  # fmt: skip
 def test_boundaries_cut_training_where_something_is_due(steps, eval_every, snapshots, checkpoint_every):
