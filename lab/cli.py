@@ -169,6 +169,9 @@ def _read_config(config_args: list[str]):
     from ml_collections import ConfigDict, config_flags
 
     _refuse([arg for arg in config_args if not arg.startswith("--config")])
+    for path in (arg.removeprefix("--config=") for arg in config_args if arg.startswith("--config=")):
+        if not Path(path.partition(":")[0]).is_file():
+            raise ValueError(f"--config={path}: no such file; e.g. --config=configs/composition.py:cpu")
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lab", *config_args])
     try:
@@ -219,6 +222,9 @@ def _one_line(error: BaseException) -> str:
     text = text[1:-1] if text[:1] == text[-1:] == "'" else text  # a KeyError quotes its message
     if "Traceback" in text:  # ml_collections quotes a whole traceback of the config file; its last line is the reason
         text = text.splitlines()[-1].partition(": ")[2]
+    bare = text.strip("'\" ")
+    if bare.isidentifier():
+        text = f"{bare!r} is not an option of this part of the config (a variant has only the options it changes)"
     return " ".join(text.split())
 
 

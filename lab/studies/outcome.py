@@ -104,8 +104,8 @@ def _facts(trained: dict[str, Workdir]) -> dict[str, object]:
             f"{len(grid)} rows, {experiment.steps} steps of {experiment.batch_size} sequences, "
             + ", ".join(f"{axis} {_values(values)}" for axis, values in (grid.axes or grid.columns).items())
         )
+        facts[f"model {name}"] = " ".join(f"{option}={value}" for option, value in work.config.model.items())
     identity = work.read_json("config.json")
-    facts["model"] = " ".join(f"{name}={value}" for name, value in work.config.model.items())
     facts["devices"] = ", ".join(identity["devices"])
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     return facts

@@ -12,7 +12,7 @@ STUDY = Study(
     papers=("arXiv 2405.05409", "arXiv 2501.08537"),
     presets={
         "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "about 4 minutes on two CPU cores",
+        "cpu": "5 minutes on two CPU cores",
         "gpu": "minutes on one GPU (not yet timed)",
         "paper": "as published: days on one GPU (not yet timed)",
     },

@@ -118,7 +118,10 @@ def embeddings_are_ordered(datasets: Datasets) -> Measured:
 def circuits_differ(datasets: Datasets) -> Measured:
     dataset = variant(datasets, "wrong")
     large, small = _ends(final(dataset, "flow.reasoning_score") - final(dataset, "flow.symmetric_score"))
-    note = f"Reasoning minus symmetric circuit score: {_at_both(large, small)}."
+    unseen = final(datasets["unseen"], "flow.reasoning_score") if "unseen" in datasets else None
+    note = f"Reasoning minus symmetric circuit score: {_at_both(large, small)}." + (
+        "" if unseen is None else f" In 34_unseen, reasoning circuit score alone: {_at_both(*_ends(unseen))}."
+    )
     return Measured(_numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
 
 
