@@ -18,8 +18,8 @@ lint: .venv/installed
 # Pinned where the pins apply (Python 3.11); elsewhere the ranges of setup.cfg decide.
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]' \
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable '.[test]' \
 	  $$($(BIN)/python -c 'import sys; print("--constraint=constraints.txt" * (sys.version_info[:2] == (3, 11)))')
 	touch $@
 

@@ -26,7 +26,17 @@ def cpu() -> ConfigDict:
         dict(
             study="composition",
             preset="cpu",
-            task=dict(family="composition", setting="34_unseen", n_anchors=4, modulus=9, noise_groups=0),
+            task=dict(
+                family="composition",
+                setting="34_unseen",
+                n_anchors=4,
+                modulus=9,
+                noise_groups=0,
+                low=20,
+                high=99,
+                length=9,
+                vocab_size=201,
+            ),
             model=dict(
                 family="transformer",
                 vocab_size=201,

@@ -1,6 +1,7 @@
 """What the README shows works: its task and model train in the engine as they stand there."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -65,3 +66,11 @@ def test_every_command_the_readme_shows_is_known():
     commands = re.findall(r"python -m lab (\w+)", README.read_text())
     assert len(commands) >= 4
     assert set(commands) <= set(choices)
+
+
+def test_the_readmes_claims_table_is_that_of_the_kept_run():
+    kept = json.loads((README.parent / "docs/results/composition-cpu/claims.json").read_text())
+    for row in kept:
+        (line,) = (line for line in README.read_text().splitlines() if line.startswith(f"| **{row['id']}**"))
+        measured = f"{row['measured']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        assert [cell.strip() for cell in line.split("|")][3:6:2] == [measured, row["verdict"]]

@@ -1,7 +1,10 @@
 """Runs measurements over a workdir: each a pure function of one row, mapped over rows in blocks and over snapshots."""
 
 import dataclasses
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,7 +68,7 @@ def measure(work: Workdir, measures: list[Measure]) -> list[str]:
 
 
 def missing(work: Workdir, measures: list[Measure]) -> list[Measure]:
-    """Those the workdir does not hold: it holds one that covers its snapshots and was taken by this version."""
+    """Those the workdir does not hold: it holds those of its snapshots, taken by the code of now."""
     steps = work.snapshot_steps()
     return [one for one in measures if table.read_header(work, one.name) != _header(one, _chosen(one, steps))]
 
@@ -95,8 +98,16 @@ def _header(one: Measure, steps: list[int]) -> dict:
         "coords": {name: list(values) for name, values in one.coords.items()},
         "units": dict(one.units),
         "precision": f"float32 {PRECISION}",
+        "batch": [one.split, one.n],
+        "code": _code(one),
         "version": lab.__version__,
     }
+
+
+def _code(one: Measure) -> str:
+    """Hash of the sources that decide the numbers: this package, and the module that defines the measurement."""
+    sources = [*sorted(Path(__file__).parent.glob("*.py")), Path(inspect.getfile(one.function))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _chosen(one: Measure, steps: list[int]) -> list[int]:

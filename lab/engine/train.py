@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shlex
 import signal
 import sys
 import threading
@@ -59,11 +60,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
     """
     work, grid = prepare(config, workdir, grid)
     with _only_writer(work), _polite_stop() as stop_asked:
+        done = config.steps
         if work.trained():
             tqdm.write(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
+            _refuse_other(work, config, grid)  # again: another process may have begun here since
             _write_identity(work, config, grid)
-            _loop(work, grid, stop_asked)
+            done = _loop(work, grid, stop_asked)
+        if stop_asked():
+            raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues")
     return work.path
 
 
@@ -76,7 +81,15 @@ def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid |
     experiment = configs.experiment(config)
     grid = configs.grid(config) if grid is None else grid
     work = Workdir(workdir)
-    if (work.path / "config.json").is_file():
+    if not _refuse_other(work, config, grid):
+        _trace(experiment, grid)
+    return work, grid
+
+
+def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool:
+    """Whether the folder holds this training already; raises WorkdirError if it holds another."""
+    begun = (work.path / "config.json").is_file()
+    if begun:
         changed = configs.differences(configs.to_json(work.config), configs.to_json(config))
         asked = Grid.from_json(grid.to_json()).to_json()
         changed = changed or configs.differences(work.grid.to_json(), asked, "grid.json ")
@@ -84,9 +97,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid |
             raise WorkdirError(
                 f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}"
             )
-    else:
-        _trace(experiment, grid)
-    return work, grid
+    return begun
 
 
 def _trace(experiment: Experiment, grid: Grid) -> None:
@@ -109,47 +120,53 @@ def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], 
     return sorted(evaluated | kept | saved), evaluated, kept
 
 
-def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> None:
+def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
+    """Trains until the last step or until asked to stop; returns the step reached."""
     config, experiment = work.config, work.experiment
     mesh = shard.run_mesh(len(grid))
     width = min(config.block_width, -(-len(grid) // mesh.shape["run"]))
     n_padded = shard.padded_rows(len(grid), width, mesh)
     ends, evaluated, kept = boundaries(config)
-    most_steps = max(np.diff(ends))
-    programs = sweep.build(experiment, int(most_steps), width, mesh)
+    programs = sweep.build(experiment, int(max(np.diff(ends))), width, mesh)
     hparams = shard.place_rows(grid.arrays(), n_padded, mesh)
     train_set = data.train_set(experiment)
     evaluation_set = data.evaluation_set(experiment, train_set)
 
     state = programs.start(hparams)
-    step, saved = -1, store.restore_newest(work.checkpoints, shard.fetch_rows(state, len(grid)), tqdm.write)
+    done = -1  # the last step on disk; -1: not even the evaluation before training
+    saved = store.restore_newest(work.checkpoints, shard.fetch_rows(state, len(grid)), tqdm.write)
     if saved is not None:
-        step, rows = saved
+        done, rows = saved
         state = shard.place_rows(rows, n_padded, mesh)
-        tqdm.write(f"{work.path}: continuing at step {step}")
-    table.forget_after(work.metrics, step)
+        tqdm.write(f"{work.path}: continuing at step {done}")
+    table.forget_after(work.metrics, done)
 
-    progress = tqdm(total=config.steps, initial=max(step, 0), unit="step", desc=work.path.name)
-    with progress:
-        for end in (end for end in ends if end > step):
-            begun, n_steps = time.monotonic(), end - max(step, 0)
-            record = {"train_step": np.arange(max(step, 0), end)}
-            if n_steps:
-                state, metrics = programs.chunk(hparams, state, train_set, step, n_steps)
-                record |= {name: m[:, :n_steps].T for name, m in shard.fetch_rows(metrics, len(grid)).items()}
-            else:
-                record |= {name: np.zeros((0, len(grid)), np.float32) for name in table.TRAIN_METRICS}
+    with tqdm(total=config.steps, initial=max(done, 0), unit="step", desc=work.path.name) as progress:
+        for end in (end for end in ends if end > done):
+            begun, first = time.monotonic(), max(done, 0)
+            state, record = _advance(programs, hparams, state, train_set, first, end, len(grid))
             if end in evaluated:
                 scores = shard.fetch_rows(programs.evaluate(state, evaluation_set), len(grid))
                 record |= {"step": np.array([end]), **{name: score[None] for name, score in scores.items()}}
             record["diverged_at"] = shard.fetch_rows(state.diverged_at, len(grid))
             stopping = stop_asked()  # asked once: who asks during the save is heard after the next chunk, and saved
             _save(work, config, end, state, record, end in kept, len(grid), stopping)
-            step = end
-            progress.update(n_steps)
-            progress.set_postfix_str(f"{n_steps * len(grid) / (time.monotonic() - begun):.0f} row-steps/s")
-            if stopping and step < config.steps:
-                raise Interrupted(f"{work.path}: stopped at step {step} as asked; the same command continues")
+            done = end
+            progress.update(end - first)
+            progress.set_postfix_str(f"{(end - first) * len(grid) / (time.monotonic() - begun):.0f} row-steps/s")
+            if stopping:
+                break
+    return done
+
+
+def _advance(programs: sweep.Sweep, hparams, state, train_set, first: int, end: int, n_rows: int):
+    """Trains from step `first` to `end`: the new state, and the steps' metrics as host arrays (steps, rows)."""
+    if first == end:  # step 0, which is evaluated before anything is trained
+        nothing = np.zeros((0, n_rows), np.float32)
+        return state, {"train_step": np.arange(0), **dict.fromkeys(table.TRAIN_METRICS, nothing)}
+    state, metrics = programs.chunk(hparams, state, train_set, first, end - first)
+    by_step = {name: values[:, : end - first].T for name, values in shard.fetch_rows(metrics, n_rows).items()}
+    return state, {"train_step": np.arange(first, end), **by_step}
 
 
 def _save(work, config, step: int, state, record: dict, keep: bool, n_rows: int, stopping: bool) -> None:
@@ -168,7 +185,7 @@ def _write_identity(work: Workdir, config: ml_collections.ConfigDict, grid: Grid
     store.write_json(work.path / "grid.json", grid.to_json())
     identity = {
         "config": configs.to_json(config),
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "versions": {"gammalab": lab.__version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
@@ -176,6 +193,14 @@ def _write_identity(work: Workdir, config: ml_collections.ConfigDict, grid: Grid
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
     store.write_json(work.path / "config.json", identity)
+
+
+def _command() -> str:
+    """What a user would type to run this process again."""
+    program = Path(sys.argv[0])
+    if program.name == "lab" or program.parts[-2:] == ("lab", "__main__.py"):
+        return shlex.join(["python", "-m", "lab", *sys.argv[1:]])
+    return f"from Python ({program.name})"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from lab.models.transformer import NORMS, READOUTS, Transformer
 
 __all__ = ["ACTIVATIONS", "FAMILIES", "NORMS", "READOUTS", "EmbMLP", "Transformer", "TwoLayerMLP", "forward", "init"]
 
-FAMILIES: dict[str, type[nn.Module]] = {"transformer": Transformer, "emb_mlp": EmbMLP, "two_layer_mlp": TwoLayerMLP}
+# those that read tokens; TwoLayerMLP reads vectors, which no task gives yet
+FAMILIES: dict[str, type[nn.Module]] = {"transformer": Transformer, "emb_mlp": EmbMLP}
 NO_EDITS: Mapping[str, Callable] = {}
 
 

@@ -53,7 +53,10 @@ def pick(ds, name, keep, at):
     if unknown:
         raise ValueError(f"no dimension {unknown[0]!r}; the dataset has {', '.join(map(str, ds.dims))}")
     values = ds[name]
-    for time in set(style.TIMES) & set(values.dims):
+    times = set(style.TIMES) & set(values.dims)
+    if not times and bool((ds["diverged_at"] >= 0).any()):
+        values = values.where(ds["diverged_at"] < 0)
+    for time in times:
         values = values.where((ds["diverged_at"] < 0) | (ds[time] < ds["diverged_at"]))
     return select(values, keep, at)
 

@@ -8,7 +8,10 @@ import numpy as np
 import xarray as xr
 
 FEWEST_SEEDS = 3
-VERDICTS = ("holds", "does not hold", "not measured")
+
+
+class Lacking(Exception):
+    """What a claim needs and this run has not, e.g. `weight decay 1`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +76,8 @@ def evaluate(claims: tuple[Claim, ...], datasets: Mapping[str, xr.Dataset], comm
 def _measure(claim: Claim, datasets: Mapping[str, xr.Dataset]) -> Measured:
     try:
         return claim.measure(datasets)
-    except KeyError as missing:
-        return Measured((), math.nan, f"This run lacks {missing.args[0]}.")
+    except Lacking as missing:
+        return Measured((), math.nan, f"This run lacks {missing}.")
 
 
 def _row(claim: Claim, measured: Measured, command: str) -> dict:

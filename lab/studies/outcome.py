@@ -41,9 +41,9 @@ def report(root: Path) -> tuple[Path, list[dict]]:
         if measure.missing(work, study.measures(work.experiment)):
             raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
     datasets = {name: table.load(work.path).sortby([*grids.CORE]) for name, work in trained.items()}
-    command = f"python -m lab reproduce {study.name} --preset={_preset(trained)}"
+    command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
     rows, sections = claims.evaluate(study.claims, datasets, command), study.sections(datasets)
-    commands = [f"{command} --workdir={root}", f"python -m lab claims --workdir={root}"]
+    commands = [command, f"python -m lab claims --workdir={root}"]
     page = Page(study.title, study.lead, _facts(trained), rows, sections, commands)
     write_json(root / CLAIMS, rows)
     return write_page(root / PAGE.parent, page), rows

@@ -106,7 +106,7 @@ def changed(config, path, value):
         ("checkpoint_every", -1, "checkpoint_every=-1: must be at least 1"),
         ("block_width", 0, "block_width=0: must be at least 1"),
         ("task.family", "eco", "task.family='eco': one of composition, echo"),
-        ("model.family", None, "model.family=None: one of transformer, emb_mlp, two_layer_mlp"),
+        ("model.family", None, "model.family=None: one of transformer, emb_mlp"),
         ("model.d_model", None, "model.d_model is missing"),
         ("model.d_modell", 8, r"model.d_modell: unknown option; did you mean 'd_model'\?"),
         ("model.d_model", "8", "model.d_model='8': expected int"),

@@ -8,6 +8,7 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 from lab.studies import claims
+from lab.studies.claims import Lacking
 from lab.studies.composition.claims import CLAIMS, NAMED, crossing, final
 from lab.studies.composition.measures import QUERY
 
@@ -39,6 +40,8 @@ def dataset(gammas, seeds=SEEDS, decays=(0.01, 1.0), **variables):
             values = np.stack([np.full_like(values, GARBAGE), values], axis=-1)
             coords["matrix"] = ["block_1/attn/query/kernel", QUERY]
         data[name] = (dims, values)
+    axes = ("gamma", "learning_rate", "seed", "weight_decay")
+    data["diverged_at"] = (axes, np.full([len(coords[axis]) for axis in axes], -1))
     return xr.Dataset(data, coords)
 
 
@@ -77,15 +80,24 @@ def test_rows_that_never_reason_have_no_crossing():
     assert math.isnan(crossing(np.array([np.nan] * 4), np.array(UNSEEN_GAMMAS)))  # all diverged
 
 
+def test_frozen_weights_of_a_diverged_row_count_on_neither_side():
+    ranks = rows(16.0, 8.0, 4.0, 2.0)
+    made = dataset(UNSEEN_GAMMAS, **{"ood_43.reasoning": rows(0.0, 0.1, 0.9, 1.0), "rank.stable": ranks})
+    made["diverged_at"].loc[{"gamma": UNSEEN_GAMMAS[0]}] = 7
+    made["ood_43.reasoning"].loc[{"gamma": UNSEEN_GAMMAS[0]}] = np.nan  # what evaluation says of such a row
+    # memory: only 8 is left; reasoning: sqrt(4 * 2)
+    np.testing.assert_allclose(measure("C4", unseen=made).per_seed, 8 / np.sqrt(8), rtol=1e-12)
+
+
 def test_last_step_middle_learning_rate_and_the_asked_decay_are_read():
     small, large = rows(0.1, 0.2, 0.3, 0.4), rows(0.5, 0.6, 0.7, 0.8)
     made = dataset(UNSEEN_GAMMAS, **{"ood_43.reasoning": (small, large)})
     np.testing.assert_array_equal(final(made, "ood_43.reasoning").values, small.T)
     np.testing.assert_array_equal(final(made, "ood_43.reasoning", 1.0).values, large.T)
     for missing in (0.1, 0.0):
-        with pytest.raises(KeyError):
+        with pytest.raises(Lacking):
             final(made, "ood_43.reasoning", missing)
-    with pytest.raises(KeyError):
+    with pytest.raises(Lacking):
         final(made, "ood_43.symmetry")
 
 

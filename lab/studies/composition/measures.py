@@ -17,7 +17,13 @@ SEQUENCES = 256
 
 
 def measures(experiment: Experiment) -> list[Measure]:
-    """The study's measurements; those of the two-layer circuit only where the model has two layers."""
+    """The study's measurements; those of the two-layer circuit only where the model has two layers.
+
+    Raises:
+      ValueError: the model is not a transformer.
+    """
+    if not isinstance(experiment.model, models.Transformer):
+        raise ValueError(f"the composition study measures transformers, not {type(experiment.model).__name__}")
     parts = [condensed(), neurons(), ranks(experiment), embeddings()]
     return [*parts, attention(experiment), fused_vectors(experiment)] if experiment.model.n_layers >= 2 else parts
 
@@ -72,7 +78,7 @@ def attention(experiment: Experiment) -> Measure:
     def function(model, params, batch, key):
         _, acts = models.forward(model, params, batch.tokens_BxL)
         position_B = batch.info["key_position_B"]
-        # the example: as early a key as can be, so that key, anchors and last position are all apart
+        # the example: a key near position 1, so that key, anchors and last position are all apart
         example = jnp.argmin(jnp.abs(position_B - 1))
         pattern_NxQxL = flow.attention_edges(acts, model.n_layers)[:, example]
         return flow.circuit(acts, position_B) | {"pattern": pattern_NxQxL, "tokens": batch.tokens_BxL[example]}
@@ -98,7 +104,8 @@ def fused_vectors(experiment: Experiment) -> Measure:
     taught = tuple(p for p in task.pairs if p not in task.unseen and task.trained(*p) == task.inferential(*p))
 
     def function(model, params, batch, key):
-        found = fused.fused(model, params, shifts, KEYS, taught, batch.tokens_BxL[0], 1, "block_1/resid_mid")
+        noise_L = jax.random.randint(key, (task.length,), task.low, task.high + 1, jnp.int32)
+        found = fused.fused(model, params, shifts, KEYS, taught, noise_L, 1, "block_1/resid_mid")
         return {name: found[name] for name in ("equal", "other", "contrast")}
 
     return Measure("fused", function, {name: "cosine" for name in ("equal", "other", "contrast")}, snapshots="last")

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import xarray as xr
 
 from lab.report import figures, portraits
 from lab.report.page import Picture, Section
-from lab.studies.composition.claims import NAMED
+from lab.studies.composition.claims import NAMED, SMALL_DECAY
 from lab.studies.composition.measures import QUERY
 
 REASONING = {"ood_43.reasoning": "reasoning on (4,3)"}
@@ -29,7 +30,7 @@ UNSEEN = (
 WRONG = (
     "(3,4) is trained with x-6 where the shifts say x-10, and (4,3) is never shown. x-10 is the reasoning answer, x-6 "
     "the symmetric one: the model has merged the two orders of a pair. What decides at this size is studied in "
-    "docs/composition.md: learning rate and gradient noise shift the phases, and rows condensed too far answer "
+    "the project's docs/composition.md: the learning rate shifts the phases, too, and rows condensed furthest answer "
     "symmetrically again."
 )
 
@@ -49,11 +50,11 @@ def _unseen(name: str, dataset: xr.Dataset) -> list[Picture]:
     return [
         Picture(
             f"{name}-accuracy",
-            "Reasoning appears as the initial weights shrink",
+            "The unseen pair against the initial scale",
             "Accuracy at the last step; every dot is a row. Seen pairs are tested at combinations of key value and "
             "position that training never shows.",
             figures.curves_against_gamma(
-                dataset, REASONING | SEEN, title="Reasoning on the unseen pair appears as initial weights shrink"
+                dataset, REASONING | SEEN, title="Is the unseen pair answered by reasoning?", **_rate(dataset)
             ),
         ),
         Picture(
@@ -64,33 +65,37 @@ def _unseen(name: str, dataset: xr.Dataset) -> list[Picture]:
                 dataset,
                 SOLUTIONS | SEEN | {"rank.stable": "stable rank of W_Q"},
                 matrix=QUERY,
-                title="Initial scale and weight decay act together",
+                title="Initial scale and weight decay",
+                **_rate(dataset),
             ),
         ),
-        _complexity(name, dataset, "Small initial weights end at low rank, and so does strong decay"),
+        _complexity(name, dataset, "Complexity of W_Q at the end of training"),
         Picture(
             f"{name}-training",
             "Training curves",
-            "At the smallest weight decay of the grid.",
+            "At weight decay 0.01, or the grid's smallest.",
             figures.training_curves(
                 dataset,
                 SEEN | REASONING,
-                title="Seen pairs are learnt first, the unseen one only at large gamma",
-                weight_decay=_smallest_decay(dataset),
+                title="Seen and unseen pairs over training",
+                **_rate(dataset),
+                weight_decay=_decay(dataset),
             ),
         ),
     ]
 
 
 def _wrong(name: str, dataset: xr.Dataset) -> list[Picture]:
-    over = "learning_rate" if dataset.sizes["learning_rate"] > 1 else "weight_decay"
+    compared = {"over": "learning_rate", "weight_decay": _decay(dataset)}
+    if dataset.sizes["learning_rate"] == 1:
+        compared = {"over": "weight_decay"}
     return [
         Picture(
             f"{name}-accuracy",
             "Which answer (4,3) gets",
             "Both answers at the last step, and the accuracy on seen pairs.",
             figures.curves_against_gamma(
-                dataset, SOLUTIONS | SEEN, hue="metric", over=over, title="Two solutions compete for (4,3)"
+                dataset, SOLUTIONS | SEEN, hue="metric", **compared, title="Two solutions compete for (4,3)"
             ),
         ),
         Picture(
@@ -101,7 +106,8 @@ def _wrong(name: str, dataset: xr.Dataset) -> list[Picture]:
                 dataset,
                 SOLUTIONS | SEEN,
                 title="The answer to (4,3) over training",
-                weight_decay=_smallest_decay(dataset),
+                **_rate(dataset),
+                weight_decay=_decay(dataset),
             ),
         ),
         _complexity(name, dataset, "Complexity of the two solutions", SOLUTIONS),
@@ -114,7 +120,9 @@ def _complexity(name: str, dataset: xr.Dataset, title: str, rivals: Mapping[str,
         f"{name}-complexity",
         "Complexity of W_Q",
         f"Stable rank and condensation of W_Q of the first block, every row a dot.{crossing}",
-        figures.scatter_against_gamma(dataset, COMPLEXITY, rivals=rivals or (), matrix=QUERY, title=title),
+        figures.scatter_against_gamma(
+            dataset, COMPLEXITY, rivals=rivals or (), matrix=QUERY, title=title, **_rate(dataset)
+        ),
     )
 
 
@@ -145,16 +153,16 @@ def _inside(name: str, dataset: xr.Dataset) -> list[Picture]:
 
 
 def _panels(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The rows with the smallest and the largest gamma: first seed, smallest decay, middle learning rate."""
-    rows = dataset.sel(weight_decay=_smallest_decay(dataset)).isel(
-        seed=0, learning_rate=dataset.sizes["learning_rate"] // 2
-    )
+    """The rows with the smallest and the largest gamma, first seed, at the claims' weight decay and learning rate."""
+    rows = dataset.sel(weight_decay=_decay(dataset), **_rate(dataset)).isel(seed=0)
     ends = [rows.isel(gamma=index) for index in (0, -1)]
     return {f"γ = {float(row.gamma):g}, {_named(row)}": row for row in ends}
 
 
 def _named(row: xr.Dataset) -> str:
     last = row.isel(step=-1)
+    if int(row["diverged_at"]) >= 0:
+        return f"diverged at step {int(row['diverged_at'])}"
     reasoning, symmetric = float(last["ood_43.reasoning"]), float(last["ood_43.symmetric"])
     if max(reasoning, symmetric) < NAMED:
         return "neither solution"
@@ -165,5 +173,12 @@ def _inside_text(dataset: xr.Dataset) -> str:
     return f"Two rows of the same seed and weight decay, side by side: {'; '.join(_panels(dataset))}."
 
 
-def _smallest_decay(dataset: xr.Dataset) -> float:
-    return float(dataset.weight_decay.min())
+def _rate(dataset: xr.Dataset) -> dict[str, float]:
+    """The learning rate that claims are measured at."""
+    return {"learning_rate": float(dataset.learning_rate[dataset.sizes["learning_rate"] // 2])}
+
+
+def _decay(dataset: xr.Dataset) -> float:
+    """The weight decay of most claims, or the grid's smallest."""
+    decays = dataset.weight_decay.values
+    return SMALL_DECAY if np.isclose(decays, SMALL_DECAY).any() else float(decays.min())
