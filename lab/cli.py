@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command("train", _train, f"train the grid of --config=FILE[:PRESET]{overrides}", workdir="required", _variants=only)
     command("analyze", _analyze, "take the study's measurements in a workdir", workdir="required")
     command("report", _report, "evaluate the claims of a workdir and write its report", workdir="required")
+    command("verify", _verify, "check every file of a workdir and say what is damaged", workdir="required")
     command(
         "reproduce",
         _reproduce,
@@ -121,6 +122,16 @@ def _reproduce(args, config_args) -> None:
         _write_report(workdir)
     else:
         print(f"nothing to do: {workdir / outcome.PAGE} is up to date")
+
+
+def _verify(args, config_args) -> None:
+    from lab.engine.verify import damages
+    from lab.engine.workdir import variants_in
+
+    _refuse(config_args)
+    found = [line for work in variants_in(args.workdir).values() for line in damages(work)]
+    print("\n".join(found) or f"{args.workdir}: everything is as it was written")
+    sys.exit(1 if found else 0)
 
 
 def _claims(args, config_args) -> None:
