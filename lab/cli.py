@@ -201,10 +201,11 @@ def _read_config(config_args: list[str]):
 
 def _chosen(config, names: str | None):
     """The config with only the named variants."""
-    for name in names.split(",") if names else ():
+    chosen = names.split(",") if names else list(config.variants)
+    for name in chosen:
         if name not in config.variants:
             raise ValueError(f"--variants={names}: {name!r} is not a variant; one of {', '.join(config.variants)}")
-    for name in [name for name in config.variants if names and name not in names.split(",")]:
+    for name in set(config.variants) - set(chosen):
         del config.variants[name]
     return config
 

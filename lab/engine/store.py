@@ -4,6 +4,7 @@ Orbax alone restores a flipped bit silently and takes any numbered folder for a 
 manifest does not vouch for.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,14 +23,21 @@ class DamagedError(Exception):
     """A folder whose files are not those its manifest lists."""
 
 
-def write_json(path: Path, value) -> None:
-    """JSON, complete or not there at all."""
+@contextlib.contextmanager
+def whole_file(path: Path):
+    """A binary file to write to, that takes its name when it is complete and on disk, and not before."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
+    with temporary.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_json(path: Path, value) -> None:
+    """JSON, complete or not there at all."""
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def save(folder: Path, step: int, tree) -> None:

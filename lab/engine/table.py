@@ -3,14 +3,13 @@
 A metric keeps its row axis to disk: one npz file a chunk, (n, R) per metric, written under another name and renamed.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from lab.engine import config as configs
-from lab.engine.store import write_json
+from lab.engine.store import whole_file, write_json
 from lab.engine.workdir import Workdir, WorkdirError, variants_in
 from lab.grid import Grid
 
@@ -20,12 +19,8 @@ TRAIN_METRICS = ("train_loss", "grad_norm")  # one value a step; all others one 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An npz file, complete or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

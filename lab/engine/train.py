@@ -41,9 +41,8 @@ def train_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid:
     Every variant is checked before the first one starts. See `train`.
     """
     resolved = configs.variants(config)
-    for name, variant in resolved.items():
-        prepare(variant, Path(workdir) / name, grid)
-    return [train(variant, Path(workdir) / name, grid) for name, variant in resolved.items()]
+    prepared = [(variant, *prepare(variant, Path(workdir) / name, grid)) for name, variant in resolved.items()]
+    return [_run(*one) for one in prepared]
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> Path:
@@ -58,7 +57,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
       WorkdirError: the folder holds another training, or another process is training in it.
       Interrupted: SIGTERM came; the state is saved.
     """
-    work, grid = prepare(config, workdir, grid)
+    return _run(config, *prepare(config, workdir, grid))
+
+
+def _run(config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
+    """`train`, once its config and grid are checked."""
     with _only_writer(work), _polite_stop() as stop_asked:
         done = config.steps
         if work.trained():

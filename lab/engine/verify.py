@@ -10,19 +10,17 @@ def damages(work: Workdir) -> list[str]:
     Checkpoints and snapshots are compared with their manifests, metrics and measurements with the checksums that
     every npz member carries, config and grid by reading them.
     """
-    checks = [lambda: work.config, lambda: work.grid]
+    checks = [(work.read_json, name) for name in ("config.json", "grid.json")]
     for folder in (work.checkpoints, work.snapshots):
-        checks += [lambda place=folder / str(step): store.verify(place) for step in store.steps(folder)]
-    for path in (*table.metric_files(work.metrics), *sorted(work.analysis.glob("*.npz"))):
-        checks.append(lambda path=path: table.read_npz(path))
-    checks += [
-        lambda path=path: work.read_json(f"analysis/{path.name}") for path in sorted(work.analysis.glob("*.json"))
-    ]
+        checks += [(store.verify, folder / str(step)) for step in store.steps(folder)]
+    checks += [(table.read_npz, path) for path in table.metric_files(work.metrics)]
+    checks += [(table.read_npz, path) for path in sorted(work.analysis.glob("*.npz"))]
+    checks += [(work.read_json, f"analysis/{path.name}") for path in sorted(work.analysis.glob("*.json"))]
 
     found = []
-    for check in checks:
+    for check, subject in checks:
         try:
-            check()
+            check(subject)
         except (store.DamagedError, WorkdirError) as error:
             found.append(str(error))
     return found
