@@ -84,7 +84,10 @@ def cpu() -> ConfigDict:
             eval_size=1024,
             snapshots=5,
             checkpoint_every=1000,
-            block_width=1,
+            block_width=0,  # as many rows at once as a measurement on this device says
+            data_devices=1,
+            split_params=False,
+            deterministic=False,
             variants=dict(
                 unseen=dict(),
                 # Width and learning rate are chosen in docs/composition.md.
@@ -119,7 +122,7 @@ def gpu() -> ConfigDict:
         weight_decay=(0.0, 0.01, 0.1, 1.0),
         seed=(0, 1, 2, 3, 4),
     )
-    config.update(steps=4000, batch_size=256, eval_every=200, eval_size=2048, snapshots=8, block_width=128)
+    config.update(steps=4000, batch_size=256, eval_every=200, eval_size=2048, snapshots=8)
     config.variants.wrong.grid.update(gamma=(0.4, 0.45, 0.5, 0.6, 0.65, 0.7, 0.8), learning_rate=(3e-4, 5e-4, 1e-3))
     return config
 

@@ -1,28 +1,30 @@
 """The command line: `python -m lab COMMAND`, also installed as `lab`."""
 
-import argparse
 import contextlib
-import difflib
+import functools
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
+from lab import arguments
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; a user's mistake ends with one line and exit code 2."""
-    parser = _parser()
-    args, config_args = parser.parse_known_args(argv)
+    args, config_args = arguments.parser().parse_known_args(argv)
     try:
-        _use_all_cores()
-        args.command(args, config_args)
+        if not args.takes_config:
+            arguments.refuse(config_args, args.options)
+        _use_cores(getattr(args, "simulate", None))
+        COMMANDS[args.command](args, config_args)
     except KeyboardInterrupt:
         print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        from lab.engine.files import WorkdirError
         from lab.engine.train import Interrupted
-        from lab.engine.workdir import WorkdirError
 
         if isinstance(error, Interrupted):
             print(error)
@@ -34,53 +36,9 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(1)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with one line for a mistake."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lab", description="Which solution does initialization pick?", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name, function, text, workdir=True, **options):
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if workdir:
-            sub.add_argument("--workdir", required=workdir == "required", type=Path, help="folder of the results")
-        for option, settings in options.items():
-            sub.add_argument(option.replace("_", "--", 1) if option.startswith("_") else option, **settings)
-        sub.set_defaults(command=function)
-
-    overrides = "; any option of the config can be set: --config.grid.gamma='(0.3,0.5)'"
-    command("list", _list, "studies, presets with their cost, and claims", workdir=False)
-    only = {"help": "train only these variants, comma-separated (default: all of the config)"}
-    command("train", _train, f"train the grid of --config=FILE[:PRESET]{overrides}", workdir="required", _variants=only)
-    command("analyze", _analyze, "take the study's measurements in a workdir", workdir="required")
-    command("report", _report, "evaluate the claims of a workdir and write its report", workdir="required")
-    command("verify", _verify, "check every file of a workdir and say what is damaged", workdir="required")
-    command(
-        "reproduce",
-        _reproduce,
-        f"train, analyze and report a study, skipping what is done{overrides}",
-        study={"help": "see `list`"},
-        _preset={"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
-        _variants=only,
-    )
-    command(
-        "claims",
-        _claims,
-        "the claims table: of a workdir, or what the studies claim",
-        _json={"action": "store_true", "help": "as JSON"},
-    )
-    return parser
-
-
 def _list(args, config_args) -> None:
     from lab import studies
 
-    _refuse(config_args)
     for study in map(studies.get, studies.NAMES):
         print(f"{study.name}: {study.title} ({', '.join(study.papers)})")
         for preset, cost in study.presets.items():
@@ -92,17 +50,58 @@ def _list(args, config_args) -> None:
 def _train(args, config_args) -> None:
     from lab.engine import train
 
-    train.train_variants(_chosen(_read_config(config_args), args.variants), args.workdir)
-    print(f"trained: {args.workdir}")
+    speaks = _join_processes(args)
+    train.train_variants(_config(config_args, args), args.workdir)
+    if speaks:
+        print(f"trained: {args.workdir}")
+
+
+def _plan(args, config_args) -> None:
+    from lab.engine import config as configs
+    from lab.engine import plan
+
+    for name, variant in configs.variants(_config(config_args, args)).items():
+        for line in plan.explain(variant, args.simulate is not None, args.fresh):
+            print(f"{name}: {line}", flush=True)
+
+
+def _launch(args, config_args) -> None:
+    from lab.engine import launch, status
+
+    config = _config(config_args, args)
+    resources = {name: getattr(args, name) for name in launch.RESOURCES if getattr(args, name) is not None}
+    set_up = functools.partial(_become_job, sys.argv[1:])
+    launched = launch.launch(config, args.workdir, args.cluster, resources, arguments.config_file(config_args), set_up)
+    lines = list(launched.lines.values())
+    print(status.text(lines), flush=True)
+    try:
+        for lines in () if args.detach else launch.follow(launched):
+            print(f"\n{status.text(lines)}", flush=True)
+    except KeyboardInterrupt:
+        if args.cluster == "local":  # the jobs heard it too
+            raise
+        print("\nlab: the jobs go on; the same command follows them again, scancel stops them", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if any(line.state == "failed" for line in lines) else 0)
+
+
+def _become_job(argv: list[str]) -> None:
+    """Makes a job's process what this one is: the words typed, which config.json notes, and a device per core."""
+    sys.argv = ["lab", *argv]
+    _use_cores()
+
+
+def _status(args, config_args) -> None:
+    from lab.engine import status
+
+    print(status.text(status.study(args.workdir)))
 
 
 def _analyze(args, config_args) -> None:
-    _refuse(config_args)
     _measure(args.workdir)
 
 
 def _report(args, config_args) -> None:
-    _refuse(config_args)
     _write_report(args.workdir)
 
 
@@ -115,8 +114,11 @@ def _reproduce(args, config_args) -> None:
     if args.preset not in study.presets:
         raise ValueError(f"unknown preset {args.preset!r} of {study.name}; one of {', '.join(study.presets)}")
     workdir = args.workdir or Path("runs") / f"{study.name}-{args.preset}"
-    config = _chosen(_read_config([f"--config={study.config_path}:{args.preset}", *config_args]), args.variants)
+    config = _config([f"--config={study.config_path}:{args.preset}", *config_args], args)
+    speaks = _join_processes(args)
     train.train_variants(config, workdir)
+    if not speaks:
+        return
     measured = _measure(workdir)
     if measured or not outcome.reported(workdir):
         _write_report(workdir)
@@ -125,20 +127,36 @@ def _reproduce(args, config_args) -> None:
 
 
 def _verify(args, config_args) -> None:
-    from lab.engine.verify import damages
+    from lab.engine.verify import damages, remarks
     from lab.engine.workdir import variants_in
 
-    _refuse(config_args)
-    found = [line for work in variants_in(args.workdir).values() for line in damages(work)]
+    found = []
+    for work in variants_in(args.workdir).values():
+        found += damages(work)
+        print(*remarks(work), sep="\n", end="\n" if remarks(work) else "")
     print("\n".join(found) or f"{args.workdir}: everything is as it was written")
     sys.exit(1 if found else 0)
+
+
+def _verify_row(args, config_args) -> None:
+    from lab.engine import replay, table
+
+    work = table.find(args.workdir, args.variant)
+    found = replay.replay(work.path, args.row, args.steps)
+    hparams = ", ".join(f"{name} {value:g}" for name, value in work.grid.row(args.row).items())
+    print(f"row {args.row} ({hparams}) of {work.path}, trained alone for {found.steps} steps:")
+    since = "bit for bit the same" if found.since is None else f"differs from step {found.since} on"
+    print(f"  training loss: {since}; largest difference {found.loss:.2g} nats, at step {found.at}")
+    for step, difference in found.params.items():
+        print(f"  parameters at step {step}: largest difference {difference:.2g}")
+    if found.diverged != (-1, -1):
+        print(f"  went non-finite at step {found.diverged[0]} in the grid, {found.diverged[1]} alone (-1: not at all)")
 
 
 def _claims(args, config_args) -> None:
     from lab import studies
     from lab.studies import outcome
 
-    _refuse(config_args)
     if args.workdir is None:
         rows = [
             {"study": name}
@@ -171,79 +189,49 @@ def _write_report(workdir: Path) -> None:
     print(f"report: {page}")
 
 
-def _read_config(config_args: list[str]):
-    """The config named by `--config=FILE[:PRESET]` with its `--config.name=value` overrides.
-
-    What is overridden for the whole config is taken out of the variants, so that the user's word counts everywhere.
-    """
-    from absl import flags
-    from ml_collections import ConfigDict, config_flags
-
-    _refuse([arg for arg in config_args if not arg.startswith("--config")])
-    for path in (arg.removeprefix("--config=") for arg in config_args if arg.startswith("--config=")):
-        if not Path(path.partition(":")[0]).is_file():
-            raise ValueError(f"--config={path}: no such file; e.g. --config=configs/composition.py:cpu")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lab", *config_args])
-    try:
-        values(["lab", *config_args])
-        # A copy, not locked: variants are taken out of it. It fails where the file could not be read.
-        config = None if values.config is None else ConfigDict(values.config.to_dict())
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
-        raise ValueError(_one_line(error)) from error
-    if config is None:
-        raise ValueError("--config=FILE[:PRESET] is missing, e.g. --config=configs/composition.py:cpu")
-    for name in config_flags.get_override_values(values["config"]):
-        for variant in () if name.startswith("variants.") else config.variants.values():
-            _forget(variant, name.split("."))
+def _config(config_args: list[str], args):
+    """The config asked for, with the variants asked for."""
+    config = arguments.chosen_variants(arguments.read_config(config_args, args.options), args.variants)
+    if getattr(args, "deterministic", False):
+        config.deterministic = True
     return config
 
 
-def _chosen(config, names: str | None):
-    """The config with only the named variants."""
-    chosen = names.split(",") if names else list(config.variants)
-    for name in chosen:
-        if name not in config.variants:
-            raise ValueError(f"--variants={names}: {name!r} is not a variant; one of {', '.join(config.variants)}")
-    for name in set(config.variants) - set(chosen):
-        del config.variants[name]
-    return config
-
-
-def _forget(variant, path: list[str]) -> None:
-    *sections, last = path
-    for section in sections:
-        if section not in variant:
-            return
-        variant = variant[section]
-    if last in variant:
-        del variant[last]
-
-
-def _refuse(unknown: list[str]) -> None:
-    if unknown:
-        known = ["--workdir", "--preset", "--variants", "--json", "--config"]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unexpected argument {unknown[0]!r}{hint} (see --help)")
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if error.args else str(error)
-    text = text.replace("\\n", "\n").replace("\\'", "'").strip()
-    text = text[1:-1] if text[:1] == text[-1:] == "'" else text  # a KeyError quotes its message
-    if "Traceback" in text:  # ml_collections quotes a whole traceback of the config file; its last line is the reason
-        text = text.splitlines()[-1].partition(": ")[2]
-    bare = text.strip("'\" ")
-    if bare.isidentifier():
-        text = f"{bare!r} is not an option of this part of the config (a variant has only the options it changes)"
-    return " ".join(text.split())
-
-
-def _use_all_cores() -> None:
+def _use_cores(n_devices: int | None = None) -> None:
     """One XLA host device per core: rows side by side beat one row over all cores. No effect on a GPU's programs."""
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # JAX is running already, in a notebook say, with the devices it has
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", n_devices or cores)
+        if n_devices:
+            jax.config.update("jax_platforms", "cpu")
+
+
+def _join_processes(args) -> bool:
+    """Joins this process with the others that train, if it is said how; returns whether it is the one that speaks."""
+    import jax
+
+    by_hand = (args.coordinator, args.processes, args.process)
+    if any(part is not None for part in by_hand):
+        if None in by_hand or not 0 <= args.process < args.processes:
+            raise ValueError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together")
+        jax.distributed.initialize(*by_hand)
+    elif args.distributed:
+        jax.distributed.initialize()
+    return jax.process_index() == 0
+
+
+COMMANDS = {
+    "list": _list,
+    "train": _train,
+    "plan": _plan,
+    "launch": _launch,
+    "status": _status,
+    "analyze": _analyze,
+    "report": _report,
+    "verify": _verify,
+    "verify-row": _verify_row,
+    "reproduce": _reproduce,
+    "claims": _claims,
+}

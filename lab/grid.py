@@ -40,6 +40,10 @@ class Grid:
         """One row's hyperparameters."""
         return {name: column[index] for name, column in self.columns.items()}
 
+    def take(self, rows: Sequence[int]) -> "Grid":
+        """The rows with these indices, in that order."""
+        return Grid({name: tuple(column[row] for row in rows) for name, column in self.columns.items()})
+
     def to_json(self) -> dict:
         return {"columns": dict(self.columns), "axes": None if self.axes is None else dict(self.axes)}
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import lab
-from lab import models, rng, studies
-from lab.cli import _read_config, main
+from lab import arguments, models, rng, studies
+from lab.cli import main
 from lab.engine import config as configs
 from lab.engine.workdir import Workdir
 from lab.studies import outcome
@@ -62,7 +62,7 @@ def typed(*argv):
 
 def read_config(*argv):
     with typed(*argv):
-        return _read_config(list(argv))
+        return arguments.read_config(list(argv), [])
 
 
 def written(root):

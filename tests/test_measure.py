@@ -145,14 +145,23 @@ def test_what_is_held_is_not_measured_again(work):
     assert {name: time for name, time in written(work).items() if name in before} == before
 
 
+def test_what_was_cut_short_is_cleared_away(work):
+    measure(work, [NORMS])
+    (work.analysis / ".norms.npz.tmp").write_bytes(b"half")
+    assert measure(work, [NORMS]) == []
+    assert {path.name for path in work.analysis.iterdir()} == {"norms.json", "norms.npz"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda work: store.save(work.snapshots, 20, params_at(20)),
         lambda work: (work.analysis / "norms.npz").unlink(),
         lambda work: (work.analysis / "norms.json").unlink(),
+        lambda work: (work.analysis / "norms.npz").write_bytes(b"PK"),
+        lambda work: (work.analysis / "norms.json").write_text("{"),
     ],
-    ids=["new snapshot", "no numbers", "no header"],
+    ids=["new snapshot", "no numbers", "no header", "damaged numbers", "damaged header"],
 )
 def test_what_no_longer_covers_the_folder_is_measured_again(work, change):
     measure(work, [NORMS])
@@ -174,7 +183,7 @@ def test_measure_that_has_changed_or_a_new_version_is_measured_again(work, monke
 
 def test_snapshots_that_are_absent_or_damaged_are_the_users_to_know(work):
     (work.snapshots / "10" / store.MANIFEST).unlink()
-    with pytest.raises(WorkdirError, match=r"snapshots/10: no readable manifest"):
+    with pytest.raises(WorkdirError, match=r"snapshots/10/manifest\.json is missing"):
         measure(work, [NORMS])
     assert table.read_header(work, "norms") is None
     empty = Workdir(work.path / "empty")

@@ -39,9 +39,9 @@ def test_the_readmes_task_and_model_train_to_the_answer_the_model_can_know(shown
     experiment = Experiment(model, task, optim, "paper", 200, 64, 0, "shared", 0, 512)
     rows = grid.product({"gamma": (0.5, 0.8), "weight_decay": (0.0,), "learning_rate": (0.03,), "seed": (0,)})
 
-    mesh = shard.run_mesh(len(rows))
-    programs = sweep.build(experiment, 200, 1, mesh)
-    hparams = shard.place_rows(rows.arrays(), len(rows), mesh)
+    layout = shard.layout(shard.run_mesh(len(rows)), len(rows), width=1)
+    programs = sweep.build(experiment, 200, layout.width, layout.mesh)
+    (hparams,) = layout.place(rows.arrays())
     train_set = data.train_set(experiment)
     state, metrics = programs.chunk(hparams, programs.start(hparams), train_set, 0, 200)
     scores = programs.evaluate(state, data.evaluation_set(experiment, train_set))
@@ -60,9 +60,9 @@ def test_every_file_the_readme_links_to_exists():
 
 
 def test_every_command_the_readme_shows_is_known():
-    from lab.cli import _parser
+    from lab.arguments import parser
 
-    (choices,) = (action.choices for action in _parser()._actions if action.choices)
+    (choices,) = (action.choices for action in parser()._actions if action.choices)
     commands = re.findall(r"python -m lab (\w+)", README.read_text())
     assert len(commands) >= 4
     assert set(commands) <= set(choices)

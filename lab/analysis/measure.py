@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import lab
 from lab import rng
-from lab.engine import table
+from lab.engine import store, table
 from lab.engine.workdir import Workdir, WorkdirError
 
 SNAPSHOTS = ("all", "last")
@@ -57,6 +57,7 @@ def measure(work: Workdir, measures: list[Measure]) -> list[str]:
     steps = work.snapshot_steps()
     if not steps:
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
+    store.tidy(work.analysis)
     to_take = missing(work, measures)
     for one in tqdm(to_take, desc=f"{work.path.name}: analysis", unit="measure", leave=False, disable=not to_take):
         chosen = _chosen(one, steps)

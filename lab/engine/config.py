@@ -13,6 +13,7 @@ import ml_collections
 from lab import grid as grids
 from lab import models, tasks
 from lab.engine.step import Experiment
+from lab.engine.sweep import Options
 from lab.optim import Optim
 
 SECTIONS = ("task", "model", "optim", "grid", "variants")
@@ -30,7 +31,11 @@ SCALARS = {
     "snapshots": int,
     "checkpoint_every": int,
     "block_width": int,
+    "data_devices": int,
+    "split_params": bool,
+    "deterministic": bool,
 }
+LEAST = {"eval_every": 1, "snapshots": 2, "checkpoint_every": 1, "block_width": 0, "data_devices": 1}
 
 
 def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -59,11 +64,16 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     model = _build(models.FAMILIES, config.model.to_dict(), "model")
     _check_fit(model, task)
     values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
-    for name, least in (("eval_every", 1), ("snapshots", 2), ("checkpoint_every", 1), ("block_width", 1)):
+    for name, least in LEAST.items():
         if config[name] < least:
             raise ValueError(f"{name}={config[name]}: must be at least {least}")
     optim = _construct(Optim, config.optim.to_dict(), "optim")
     return Experiment(model=model, task=task, optim=optim, init_convention=config.init, **values)
+
+
+def options(config: ml_collections.ConfigDict) -> Options:
+    """How its program is compiled."""
+    return Options(config.split_params, config.deterministic)
 
 
 def grid(config: ml_collections.ConfigDict) -> grids.Grid:
@@ -106,7 +116,7 @@ def _check_names(config) -> None:
         if name not in config:
             raise ValueError(f"config.{name} is missing")
     for name, kind in SCALARS.items():
-        if not isinstance(config[name], kind) or isinstance(config[name], bool):
+        if not isinstance(config[name], kind) or isinstance(config[name], bool) is not (kind is bool):
             raise ValueError(f"config.{name}={config[name]!r}: expected {kind.__name__}")
 
 

@@ -9,6 +9,8 @@ from lab import rng
 from lab.engine.step import Experiment
 from lab.tasks import Batch
 
+DRAWN_AHEAD = 2**23  # bytes of one row's batches
+
 
 def train_set(experiment: Experiment) -> Batch | None:
     """The finite training set; None for an endless stream."""
@@ -30,12 +32,20 @@ def batches(
 ) -> Callable[[jax.Array], Batch]:
     """`step -> Batch` for the steps from `first_step` to `first_step + most_steps - 1`.
 
-    Epochs of a finite set are shuffled anew; the permutations that these steps touch are drawn once, here.
+    What many small draws would give one after the other is drawn at once, here: the batches of an endless stream, where
+    they are small, and the permutations of the epochs of a finite set, which are shuffled anew.
     """
     seed = experiment.data_seed if experiment.data_order == "shared" else hparams["seed"]
     n = experiment.batch_size
     if train_set is None:
-        return lambda step: experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams)
+
+        def draw(step):
+            return experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams)
+
+        if most_steps * _bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
+            return draw
+        ahead = jax.vmap(draw)(first_step + jnp.arange(most_steps))
+        return lambda step: jax.tree.map(lambda leaf: leaf[step - first_step], ahead)
 
     steps_per_epoch = experiment.train_size // n
     first_epoch = first_step // steps_per_epoch
@@ -52,3 +62,7 @@ def batches(
         return jax.tree.map(lambda leaf: leaf[index_B], train_set)
 
     return batch
+
+
+def _bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,38 +1,178 @@
-"""Devices: a mesh with axes `run` and `data`; rows are dealt out over `run`, and no step talks to another device."""
+"""Devices: a mesh with axes `run` and `data`, and which of its devices computes which row.
 
+Rows are dealt out over `run`, where no device talks to another. A row too large or too slow for one device spreads over
+`data`: its batch always, its parameters on request. That split is left to XLA, which inserts the collectives.
+"""
+
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 ROWS = PartitionSpec("run")
+SMALLEST_SPLIT = 2**16  # leaves of fewer numbers are cheaper to copy than to gather
 
 
-def run_mesh(n_rows: int) -> Mesh:
-    """As many devices on the `run` axis as `n_rows` rows keep evenly busy."""
-    rows_each = math.ceil(n_rows / jax.device_count())
-    devices = np.array(jax.devices()[: math.ceil(n_rows / rows_each)])
-    return Mesh(devices.reshape(-1, 1), ("run", "data"))
+def run_mesh(n_rows: int, data_devices: int = 1) -> Mesh:
+    """As many groups of `data_devices` devices as `n_rows` rows keep evenly busy; all if processes have joined.
+
+    Raises:
+      ValueError: `data_devices` does not divide the devices of a process.
+    """
+    if jax.local_device_count() % data_devices:
+        raise ValueError(f"data_devices={data_devices}: must divide this process's {jax.local_device_count()} devices")
+    groups = np.array(jax.devices()).reshape(-1, data_devices)
+    if jax.process_count() == 1:
+        rows_each = math.ceil(n_rows / len(groups))
+        groups = groups[: math.ceil(n_rows / rows_each)]
+    return Mesh(groups, ("run", "data"))
 
 
-def padded_rows(n_rows: int, width: int, mesh: Mesh) -> int:
-    """The number of rows computed: the next multiple of devices x block width."""
-    quantum = width * mesh.shape["run"]
-    return math.ceil(n_rows / quantum) * quantum
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where each row is computed: dealt out to devices in order, there to waves in order, and in a wave to blocks.
+
+    Attributes:
+      width: rows that a vmap holds at once.
+      rows_each: rows of one wave on one device, a multiple of `width`.
+      waves: how many take turns on the devices; 1 unless the rows' states do not fit there together.
+    """
+
+    mesh: Mesh
+    n_rows: int
+    width: int
+    rows_each: int
+    waves: int
+
+    @property
+    def n_padded(self) -> int:
+        """The number of rows computed."""
+        return self.mesh.shape["run"] * self.waves * self.rows_each
+
+    @property
+    def parts(self) -> list[int]:
+        """First row of every process that has any."""
+        return list(range(0, self.n_rows, self.n_padded // jax.process_count()))
+
+    @property
+    def mine(self) -> tuple[int, int]:
+        """First row of this process and the one after its last; empty for one that holds nothing but padding."""
+        each = self.n_padded // jax.process_count()
+        first, last = jax.process_index() * each, (jax.process_index() + 1) * each
+        return min(first, self.n_rows), min(last, self.n_rows)
+
+    @property
+    def needed(self) -> tuple[int, int]:
+        """`mine`, or the last row of all for a process that has none: padding repeats it."""
+        first, last = self.mine
+        return min(first, self.n_rows - 1), max(last, min(first, self.n_rows - 1) + 1)
+
+    def place(self, rows_R, split: bool = False) -> list:
+        """Host arrays of the rows `needed` -> one tree of device arrays a wave; padding repeats the last row.
+
+        Args:
+          split: spread large leaves over the `data` axis, see `split_spec`.
+        """
+        return [jax.tree.map(functools.partial(self._place_leaf, wave, split), rows_R) for wave in range(self.waves)]
+
+    def abstract(self, rows_R, split: bool = False):
+        """Shapes, dtypes and shardings of one wave of what `place` gives; the number of rows given is ignored."""
+        return jax.tree.map(functools.partial(self._abstract_leaf, split), rows_R)
+
+    def _abstract_leaf(self, split: bool, leaf_R) -> jax.ShapeDtypeStruct:
+        spec = split_spec(leaf_R.shape[1:], self.mesh) if split else PartitionSpec()
+        shape = (self.mesh.shape["run"] * self.rows_each, *leaf_R.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf_R.dtype, sharding=NamedSharding(self.mesh, PartitionSpec("run", *spec)))
+
+    def _place_leaf(self, wave: int, split: bool, leaf_R):
+        leaf_R = np.asarray(leaf_R)
+        whole = self._abstract_leaf(split, leaf_R)
+
+        def rows(index):
+            place = np.arange(*index[0].indices(whole.shape[0]))
+            device, nth = place // self.rows_each, place % self.rows_each
+            row = (device * self.waves + wave) * self.rows_each + nth
+            return leaf_R[np.minimum(row, self.n_rows - 1) - self.needed[0]][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback(whole.shape, whole.sharding, rows)
+
+    def fetch(self, waves: list):
+        """Device arrays -> host arrays of the rows `mine`, padding dropped."""
+        return self._collect([jax.tree.map(self._of_this_process, wave) for wave in waves], self.mine)
+
+    def publish(self, waves: list) -> list:
+        """Device arrays that every process can `read`; for one process these. Starts a transfer, does not wait."""
+        if jax.process_count() == 1:
+            return waves
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        return [jax.jit(lambda wave: wave, out_shardings=replicated)(wave) for wave in waves]
+
+    def read(self, waves: list):
+        """Published device arrays -> host arrays of all rows, padding dropped."""
+        return self._collect(waves, (0, self.n_rows))
+
+    def _collect(self, waves: list, rows: tuple[int, int]):
+        def together(*leaves):
+            by_device = [np.asarray(leaf).reshape(-1, self.rows_each, *leaf.shape[1:]) for leaf in leaves]
+            leaf_R = np.concatenate(by_device, axis=1).reshape(-1, *leaves[0].shape[1:])
+            return leaf_R[: rows[1] - rows[0]]
+
+        return jax.tree.map(together, *(jax.device_get(wave) for wave in waves))
+
+    def _of_this_process(self, leaf):
+        if leaf.is_fully_addressable:
+            return leaf
+        return multihost_utils.global_array_to_host_local_array(leaf, self.mesh, leaf.sharding.spec)
 
 
-def place_rows(tree_R, n_padded: int, mesh: Mesh):
-    """Host arrays with leading row axis -> device arrays of `n_padded` rows over `run`; padding repeats row 0."""
+def layout(mesh: Mesh, n_rows: int, width: int, waves: int = 1) -> Layout:
+    """The layout with the least padding."""
+    shares = mesh.shape["run"] * waves
+    width = min(width, math.ceil(n_rows / shares))
+    return Layout(mesh, n_rows, width, math.ceil(n_rows / (shares * width)) * width, waves)
+
+
+def replicate(tree, mesh: Mesh):
+    """Arrays that every process has alike -> device arrays on the whole mesh."""
 
     def place(leaf):
         leaf = np.asarray(leaf)
-        padding = np.repeat(leaf[:1], n_padded - len(leaf), axis=0)
-        return jax.device_put(np.concatenate([leaf, padding]), NamedSharding(mesh, ROWS))
+        sharding = NamedSharding(mesh, PartitionSpec())
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(place, tree_R)
+    return jax.tree.map(place, tree)
 
 
-def fetch_rows(tree_R, n_rows: int):
-    """Device arrays -> host arrays, padding dropped."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:n_rows], jax.device_get(tree_R))
+def split_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How a leaf of one row is spread over `data`: along its longest axis that divides evenly, if it is large."""
+    n = mesh.shape["data"]
+    axes = [axis for axis, size in enumerate(shape) if size % n == 0]
+    if n == 1 or not axes or math.prod(shape) < SMALLEST_SPLIT:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * longest, "data")
+
+
+def over_data(mesh: Mesh, split_params: bool) -> tuple[Callable, Callable]:
+    """`(batch -> batch, state -> state)` of one row, for inside a compiled step: the same values, spread over `data`.
+
+    XLA computes on each device with the part it holds, and adds up what is a sum over the batch.
+    """
+    if mesh.shape["data"] == 1:
+        return (lambda batch: batch), (lambda state: state)
+
+    def batch(batch):
+        return jax.lax.with_sharding_constraint(batch, PartitionSpec("data"))
+
+    def state(state):
+        if not split_params:
+            return state
+        specs = jax.tree.map(lambda leaf: split_spec(leaf.shape, mesh), state)
+        return jax.lax.with_sharding_constraint(state, specs)
+
+    return batch, state

@@ -1,9 +1,10 @@
 """All rows: `lab.engine.step` vmapped over blocks of rows, blocks in turn, devices side by side.
 
-The only module of the engine that knows the row axis. Steps are looped outside the vmap's body and inside one compiled
-call, so the host hears from the device once a chunk, and any chunk length runs in the same program.
+The only module of the engine that maps over the row axis. Steps are looped inside one compiled call, so the host hears
+from the device once a chunk, and any chunk length runs in the same program.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,9 +13,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from lab.engine import data, step
+from lab.engine import data, shard, step
 from lab.engine.shard import ROWS
 from lab.engine.step import Experiment, RowState
+
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}  # no atomics, no autotuning: the same bits every time
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides how a sweep is compiled, and nothing about what it computes.
+
+    Attributes:
+      split_params: spread large parameters over the mesh's `data` axis, as the batch is.
+      deterministic: the same bits every time on a GPU too.
+    """
+
+    split_params: bool = False
+    deterministic: bool = False
 
 
 class Sweep(NamedTuple):
@@ -32,18 +48,40 @@ class Sweep(NamedTuple):
     evaluate: Callable[..., dict]
 
 
-def train_chunk(experiment: Experiment, most_steps: int, hparams, state, train_set, first_step, n_steps):
-    """One row through `n_steps` (traced) steps, at most `most_steps` (static)."""
-    batch_at = data.batches(experiment, hparams, train_set, first_step, most_steps)
+def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, options: Options = Options()) -> Sweep:
+    """The sweep's programs, compiled at first use.
 
-    def body(i, carry):
-        state, recorded = carry
-        now = first_step + i
-        state, metrics = step.train_step(experiment, hparams, state, batch_at(now), now)
-        return state, {name: recorded[name].at[i].set(value) for name, value in metrics.items()}
+    Args:
+      most_steps: longest chunk that will be asked for.
+      width: rows a vmap holds at once, on each device.
+    """
+    split_batch, split_state = shard.over_data(mesh, options.split_params)
 
-    nothing = {name: jnp.full((most_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
-    return jax.lax.fori_loop(0, n_steps, body, (state, nothing))
+    def start(hparams):
+        return split_state(step.start(experiment, hparams))
+
+    def chunk(hparams, state, train_set, first_step, n_steps):
+        """One row through `n_steps` (traced) steps, at most `most_steps` (static)."""
+        batch_at = data.batches(experiment, hparams, train_set, first_step, most_steps)
+
+        def body(i, carry):
+            state, recorded = carry
+            now = first_step + i
+            state, metrics = step.train_step(experiment, hparams, state, split_batch(batch_at(now)), now)
+            return split_state(state), {name: recorded[name].at[i].set(value) for name, value in metrics.items()}
+
+        nothing = {name: jnp.full((most_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
+        return jax.lax.fori_loop(0, n_steps, body, (split_state(state), nothing))
+
+    def evaluate(state, evaluation_set):
+        return step.evaluate(experiment, state, {name: split_batch(batch) for name, batch in evaluation_set.items()})
+
+    jit = functools.partial(jax.jit, compiler_options=DETERMINISTIC if options.deterministic else None)
+    return Sweep(
+        jit(over_rows(start, width, mesh, 1, 0)),
+        jit(over_rows(chunk, width, mesh, 2, 3), donate_argnums=1),
+        jit(over_rows(evaluate, width, mesh, 1, 1)),
+    )
 
 
 def over_rows(function: Callable, width: int, mesh: Mesh, n_row_args: int, n_shared_args: int) -> Callable:
@@ -53,20 +91,11 @@ def over_rows(function: Callable, width: int, mesh: Mesh, n_row_args: int, n_sha
         rows, shared = args[:n_row_args], args[n_row_args:]
         n_rows = jax.tree.leaves(rows)[0].shape[0]
         one_row = lambda row: function(*row, *shared)  # noqa: E731
-        return jax.vmap(one_row)(rows) if n_rows == width else jax.lax.map(one_row, rows, batch_size=width)
+        if n_rows == width > 1:
+            return jax.vmap(one_row)(rows)
+        # a vmap of one row is not free: on a CPU its axis of length 1 hides reductions from XLA's fast kernels
+        return jax.lax.map(one_row, rows, batch_size=width if width > 1 else None)
 
     specs = (ROWS,) * n_row_args + (PartitionSpec(),) * n_shared_args
-    return jax.shard_map(blocks, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False)
-
-
-def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh) -> Sweep:
-    """The sweep's programs, compiled at first use.
-
-    Args:
-      most_steps: longest chunk that will be asked for.
-      width: rows a vmap holds at once, on each device.
-    """
-    start = over_rows(functools.partial(step.start, experiment), width, mesh, 1, 0)
-    chunk = over_rows(functools.partial(train_chunk, experiment, most_steps), width, mesh, 2, 3)
-    evaluate = over_rows(functools.partial(step.evaluate, experiment), width, mesh, 1, 1)
-    return Sweep(jax.jit(start), jax.jit(chunk, donate_argnums=1), jax.jit(evaluate))
+    # only `run` is ours: what happens along `data` is XLA's business
+    return jax.shard_map(blocks, mesh=mesh, in_specs=specs, out_specs=ROWS, axis_names={"run"}, check_vma=False)

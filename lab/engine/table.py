@@ -1,6 +1,6 @@
 """Metrics on disk, and `load`: everything a training and its analysis left, as one xarray Dataset.
 
-A metric keeps its row axis to disk: one npz file a chunk, (n, R) per metric, written under another name and renamed.
+A metric keeps its row axis to disk: one npz file a chunk, (n, R) per metric, named after the step at which it ends.
 """
 
 from pathlib import Path
@@ -9,35 +9,17 @@ import numpy as np
 import xarray as xr
 
 from lab.engine import config as configs
-from lab.engine.store import whole_file, write_json
-from lab.engine.workdir import Workdir, WorkdirError, variants_in
+from lab.engine import schedule, store
+from lab.engine.files import DamagedError, WorkdirError, is_step, npz_hash, read_json, read_npz, write_json, write_npz
+from lab.engine.workdir import Workdir, variants_in
 from lab.grid import Grid
 
 TRAIN_METRICS = ("train_loss", "grad_norm")  # one value a step; all others one an evaluation
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An npz file, complete or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        np.savez(file, **arrays)
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """
-    Raises:
-      WorkdirError: the file is damaged (every member carries a checksum).
-    """
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
-        raise WorkdirError(f"{path}: damaged ({error})") from error
-
-
 def metric_files(folder: Path) -> list[Path]:
     """Chunks in order of their last step."""
-    return sorted((path for path in folder.glob("*.npz") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    return sorted((path for path in folder.glob("*.npz") if is_step(path.stem)), key=lambda path: int(path.stem))
 
 
 def forget_after(folder: Path, step: int) -> None:
@@ -45,6 +27,45 @@ def forget_after(folder: Path, step: int) -> None:
     for path in metric_files(folder):
         if int(path.stem) > step:
             path.unlink()
+
+
+def read_chunk(path: Path, steps: range, evaluated: bool) -> dict[str, np.ndarray]:
+    """One chunk's metrics.
+
+    Args:
+      steps: the training steps it should hold, to the one it is named after.
+      evaluated: whether it should end with an evaluation.
+
+    Raises:
+      DamagedError: the file is missing or damaged, or is another chunk.
+    """
+    chunk = read_npz(path)
+    held = [chunk[name].tolist() if name in chunk else [] for name in ("train_step", "step")]
+    if held != [list(steps), [steps.stop] * evaluated]:
+        raise DamagedError(f"{path}: holds other steps than its name says, it was renamed or copied here")
+    return chunk
+
+
+def read_chunks(work: Workdir) -> list[dict[str, np.ndarray]]:
+    """The metrics of every chunk up to the newest, so that each step and each evaluation is there once.
+
+    Raises:
+      WorkdirError: no metrics yet.
+      DamagedError: one is missing or damaged; the message says which steps.
+    """
+    chunks = schedule.chunks(work.config)
+    _, evaluated, _ = schedule.boundaries(work.config)
+    there = {int(path.stem) for path in metric_files(work.metrics)}
+    reached = max(chunks.keys() & (there | {*store.steps(work.checkpoints)}), default=-1)
+    if reached < 0:
+        raise WorkdirError(f"{work.path}: no metrics yet")
+    due = {end: steps for end, steps in chunks.items() if end <= reached}
+    gap = [f"{end}.npz ({_text(due[end])})" for end in due if end not in there]
+    if gap:
+        raise DamagedError(f"{work.metrics}: missing {', '.join(gap)}; running the train command again repairs it")
+    if there - due.keys():
+        raise DamagedError(f"{work.metrics / str(min(there - due.keys()))}.npz: no chunk of this training ends there")
+    return [read_chunk(work.metrics / f"{end}.npz", steps, end in evaluated) for end, steps in due.items()]
 
 
 def load(workdir: str | Path, variant: str | None = None) -> xr.Dataset:
@@ -61,21 +82,13 @@ def load(workdir: str | Path, variant: str | None = None) -> xr.Dataset:
       `<measure>.<name>` (snapshot, ...). `dataset.lab.params(gamma=0.8, ...)` gives a row's parameters.
 
     Raises:
-      WorkdirError: nothing to load, several variants and none named, or a damaged file.
+      WorkdirError: nothing to load, several variants and none named, or a missing or damaged file.
     """
-    found = variants_in(workdir)
-    if variant is None and len(found) == 1:
-        (variant,) = found
-    if variant not in found:
-        raise WorkdirError(f"{workdir}: variant={variant!r}; choose one of {', '.join(found)}")
-    work = found[variant]
-    chunks = [read_npz(path) for path in metric_files(work.metrics)]
-    if not chunks:
-        raise WorkdirError(f"{work.path}: no metrics yet")
+    work = find(workdir, variant)
 
     task = work.experiment.task
     columns: dict[str, list] = {}
-    for chunk in chunks:
+    for chunk in read_chunks(work):
         for name, values in chunk.items():
             columns.setdefault(name, []).append(values)
     steps = {name: np.concatenate(columns.pop(name)) for name in ("step", "train_step")}
@@ -86,10 +99,28 @@ def load(workdir: str | Path, variant: str | None = None) -> xr.Dataset:
         variables[name] = ((time,), np.concatenate(parts), task.dims.get(name.split(".")[-1], ()))
     coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
     dataset = _dataset(variables, coords, work.grid)
-    measures = [_read_measure(work, path.stem) for path in sorted(work.analysis.glob("*.json"))]
+    measures = [_measurement(work, path.stem) for path in sorted(work.analysis.glob("[!.]*.json"))]
     dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
-    dataset.attrs = {"workdir": str(work.path), "variant": variant, "config": configs.to_json(work.config)}
+    dataset.attrs = {
+        "workdir": str(work.path),
+        "variant": variant or work.path.name,
+        "config": configs.to_json(work.config),
+    }
     return dataset
+
+
+def find(workdir: str | Path, variant: str | None = None) -> Workdir:
+    """One training of a study's folder; `variant` may be left out where there is only one.
+
+    Raises:
+      WorkdirError: there is none, or several and none named.
+    """
+    found = variants_in(workdir)
+    if variant is None and len(found) == 1:
+        (variant,) = found
+    if variant not in found:
+        raise WorkdirError(f"{workdir}: variant={variant!r}; choose one of {', '.join(found)}")
+    return found[variant]
 
 
 def write_measure(work: Workdir, name: str, arrays: dict[str, np.ndarray], header: dict) -> None:
@@ -101,28 +132,49 @@ def write_measure(work: Workdir, name: str, arrays: dict[str, np.ndarray], heade
     """
     path = work.analysis / f"{name}.json"
     path.unlink(missing_ok=True)
-    write_npz(path.with_suffix(".npz"), arrays)
-    write_json(path, header)
+    write_json(path, header | {"npz": write_npz(path.with_suffix(".npz"), arrays)})
 
 
 def read_header(work: Workdir, name: str) -> dict | None:
-    """What `write_measure` noted; None if the measurement is not there or not complete."""
+    """What `write_measure` noted; None if the measurement is not there, not complete or damaged: to be taken again."""
+    try:
+        header, _ = read_measure(work, name)
+    except DamagedError:
+        return None
+    return header
+
+
+def read_measure(work: Workdir, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Header and arrays, as given to `write_measure`.
+
+    Raises:
+      DamagedError: one of the two is missing or damaged, or they are not of the same measurement.
+    """
     path = work.analysis / f"{name}.json"
-    return work.read_json(f"analysis/{name}.json") if path.is_file() and path.with_suffix(".npz").is_file() else None
+    header, arrays = read_json(path), read_npz(path.with_suffix(".npz"))
+    if header.pop("npz", None) != npz_hash(path.with_suffix(".npz")):
+        raise DamagedError(f"{path}: describes another {name}.npz than the one beside it")
+    return header, arrays
 
 
-def _read_measure(work: Workdir, name: str) -> xr.Dataset:
-    header = work.read_json(f"analysis/{name}.json")
+def _measurement(work: Workdir, name: str) -> xr.Dataset:
+    try:
+        header, arrays = read_measure(work, name)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; the analyze command takes it again") from error
     before = ("snapshot",) if header["every_snapshot"] else ()
     variables = {
-        f"{name}.{output}": (before, values, tuple(header["dims"].get(output, ())))
-        for output, values in read_npz(work.analysis / f"{name}.npz").items()
+        f"{name}.{output}": (before, values, tuple(header["dims"].get(output, ()))) for output, values in arrays.items()
     }
     coords = {"snapshot": np.array(header["snapshots"])} | {d: np.array(v) for d, v in header["coords"].items()}
     dataset = _dataset(variables, coords, work.grid)
     for output, unit in header["units"].items():
         dataset[f"{name}.{output}"].attrs["units"] = unit
     return dataset
+
+
+def _text(steps: range) -> str:
+    return f"steps {steps.start} to {steps.stop}" if steps else f"the evaluation at {steps.stop}"
 
 
 def _dataset(variables: dict, coords: dict, grid: Grid) -> xr.Dataset:

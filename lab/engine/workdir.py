@@ -1,26 +1,25 @@
 """The folder one training leaves, and the reading half of it: config, grid, snapshots.
 
-config.json grid.json      written before step 0
-metrics/<step>.npz         one file a chunk, each metric (n, R) or (n, R, ...)
+config.json grid.json      written before step 0, signed
+plan.json                  how its rows are computed, signed
+metrics/<step>.npz         one file a chunk, each metric (n, R) or (n, R, ...), sealed
 checkpoints/<step>/        everything needed to continue, all rows, hashed
-snapshots/<step>/          parameters only, kept for analysis
-analysis/<name>.npz        measurements of the snapshots
+snapshots/<step>/          parameters only, kept for analysis, hashed
+analysis/<name>.npz .json  measurements of the snapshots, sealed, and what they are, signed
+damaged-*                  beside what it was: found damaged by a training and set aside; read by nobody
 """
 
 import functools
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
 
 from lab.engine import config as configs
-from lab.engine import store
+from lab.engine import files, store
+from lab.engine.files import DamagedError, WorkdirError
 from lab.engine.step import Experiment
 from lab.grid import Grid
-
-
-class WorkdirError(Exception):
-    """A folder that is not what it should be; the message is for the user."""
 
 
 class Workdir:
@@ -35,11 +34,11 @@ class Workdir:
 
     @functools.cached_property
     def config(self) -> ml_collections.ConfigDict:
-        return configs.from_json(self.read_json("config.json")["config"])
+        return self._read_as("config.json", lambda held: configs.from_json(held["config"]))
 
     @functools.cached_property
     def grid(self) -> Grid:
-        return Grid.from_json(self.read_json("grid.json"))
+        return self._read_as("grid.json", Grid.from_json)
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -63,25 +62,27 @@ class Workdir:
             raise WorkdirError(f"{self.snapshots}: no snapshot of step {step}; there are {steps or 'none'}")
         try:
             params = store.restore(self.snapshots, step)
-        except store.DamagedError as error:
-            raise WorkdirError(str(error)) from error
+        except DamagedError as error:
+            raise DamagedError(f"{error}; the train command makes it again") from error
         return params if row is None else store.take_row(params, row)
 
     def trained(self) -> bool:
-        """Whether the training has ended."""
+        """Whether the training has ended, by the names in the folder; `verify.whole` looks closer."""
         return (self.path / "config.json").is_file() and self.config.steps in store.steps(self.checkpoints)
 
     def read_json(self, name: str) -> dict:
         """
         Raises:
-          WorkdirError: the file is missing or damaged.
+          DamagedError: the file is missing or damaged.
         """
+        return files.read_json(self.path / name)
+
+    def _read_as(self, name: str, convert: Callable):
+        held = self.read_json(name)
         try:
-            return json.loads((self.path / name).read_text())
-        except FileNotFoundError:
-            raise WorkdirError(f"{self.path}: not a training's folder ({name} is missing)") from None
-        except ValueError as error:
-            raise WorkdirError(f"{self.path / name}: damaged ({error})") from error
+            return convert(held)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{self.path / name}: whole, but another file's content") from error
 
 
 def variants_in(root: str | Path) -> dict[str, Workdir]:
@@ -91,9 +92,14 @@ def variants_in(root: str | Path) -> dict[str, Workdir]:
       WorkdirError: there is none.
     """
     root = Path(root)
-    if (root / "config.json").is_file():
+    if _is_training(root):
         return {root.name: Workdir(root)}
-    found = {path.parent.name: Workdir(path.parent) for path in sorted(root.glob("*/config.json"))}
+    found = {path.name: Workdir(path) for path in sorted(root.glob("*")) if _is_training(path)}
     if not found:
         raise WorkdirError(f"{root}: no training here (no config.json in it or one folder below)")
     return found
+
+
+def _is_training(path: Path) -> bool:
+    """Also where the config is lost: what is left must not be passed over."""
+    return any((path / name).exists() for name in (*files.IDENTITY, "metrics", "checkpoints", "snapshots"))

@@ -24,8 +24,17 @@ def uniform_bias(d_in: int):
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def dense(d_in: int, features: int, use_bias: bool, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=use_bias, kernel_init=unit_normal(d_in), bias_init=uniform_bias(d_in), name=name)
+class Dense(nn.Dense):
+    """`nn.Dense` with the axes before the last made one: the gradient of a kernel is then a product of two matrices,
+    which XLA computes twice as fast on a CPU as a contraction over two axes."""
+
+    def __call__(self, inputs):
+        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return flat.reshape(*inputs.shape[:-1], self.features)
+
+
+def dense(d_in: int, features: int, use_bias: bool, name: str) -> Dense:
+    return Dense(features, use_bias=use_bias, kernel_init=unit_normal(d_in), bias_init=uniform_bias(d_in), name=name)
 
 
 def embedding(size: int, d_model: int, name: str | None = None) -> nn.Embed:

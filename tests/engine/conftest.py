@@ -1,5 +1,6 @@
 """What the engine's tests share: the toy of `echo.py`, and compiled programs, made once a session."""
 
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -24,31 +25,40 @@ class Bench:
     """One set of compiled programs, and how to run a grid of any values through it."""
 
     def __init__(self, experiment, most_steps, n_rows, width, n_devices):
-        self.experiment, self.n_rows = experiment, n_rows
-        self.mesh = Mesh(np.array(jax.devices()[:n_devices]).reshape(-1, 1), ("run", "data"))
-        self.programs = sweep.build(experiment, most_steps, width, self.mesh)
+        self.experiment = experiment
+        mesh = Mesh(np.array(jax.devices()[:n_devices]).reshape(-1, 1), ("run", "data"))
+        self.layout = shard.Layout(mesh, n_rows, width, n_rows // n_devices, 1)
+        self.programs = sweep.build(experiment, most_steps, width, mesh)
 
     def hparams(self, grid):
-        return shard.place_rows(grid.arrays(), self.n_rows, self.mesh)
+        return self.place(grid.arrays())
+
+    def place(self, rows):
+        """Host arrays of any number of rows, up to those the programs are for."""
+        n_rows = len(jax.tree.leaves(rows)[0])
+        (placed,) = dataclasses.replace(self.layout, n_rows=n_rows).place(rows)
+        return placed
+
+    def fetch(self, placed, n_rows):
+        return dataclasses.replace(self.layout, n_rows=n_rows).fetch([placed])
 
     def start(self, grid):
         return self.programs.start(self.hparams(grid))
 
     def train(self, grid, chunks, train_set=None, state=None, first_step=0):
         """Host state and metrics, (rows, steps), after chunks of these lengths."""
-        state = self.start(grid) if state is None else shard.place_rows(state, self.n_rows, self.mesh)
+        state = self.start(grid) if state is None else self.place(state)
         parts = []
         for n_steps in chunks:
             state, metrics = self.programs.chunk(self.hparams(grid), state, train_set, first_step, n_steps)
-            parts.append({name: values[:, :n_steps] for name, values in shard.fetch_rows(metrics, len(grid)).items()})
+            parts.append({name: values[:, :n_steps] for name, values in self.fetch(metrics, len(grid)).items()})
             first_step += n_steps
         metrics = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-        return shard.fetch_rows(state, len(grid)), metrics
+        return self.fetch(state, len(grid)), metrics
 
     def evaluate(self, state, train_set=None):
-        placed = shard.place_rows(state, self.n_rows, self.mesh)
         evaluation_set = data.evaluation_set(self.experiment, train_set)
-        return shard.fetch_rows(self.programs.evaluate(placed, evaluation_set), len(state.diverged_at))
+        return self.fetch(self.programs.evaluate(self.place(state), evaluation_set), len(state.diverged_at))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,11 +1,8 @@
-"""A task and a model so small that nothing but compiling them takes time, and the same training written out by hand.
-
-Run as a script (`python tests/engine/echo.py WORKDIR`) it trains `config()` there: the process that tests kill.
-"""
+"""A task and a model so small that nothing but compiling them takes time, and the same training written out by hand."""
 
 import dataclasses
+import hashlib
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +10,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lab import grid, models, rng, tasks
+from lab import grid, models, rng
+from lab.engine import store, table
 from lab.engine.step import Experiment
+from lab.engine.workdir import Workdir
 from lab.models import EmbMLP
 from lab.optim import Optim
 from lab.tasks import Batch
+from lab.tree import named_leaves
 
 OPTIM = dict(
     family="adamw", schedule="warmup_cosine", warmup_steps=3, start_factor=0.25, end_factor=0.1, clip_norm=0.5,
@@ -66,7 +66,8 @@ def config(**changes) -> ConfigDict:
     """
     options = dict(
         study="echo", preset="tiny", init="paper", steps=24, batch_size=4, train_size=13, data_order="row", data_seed=5,
-        eval_every=4, eval_size=16, snapshots=3, checkpoint_every=6, block_width=1, task=dict(family="echo"),
+        eval_every=4, eval_size=16, snapshots=3, checkpoint_every=6, block_width=1, data_devices=1, split_params=False,
+        deterministic=False, task=dict(family="echo"),
         model=dict(family="emb_mlp", vocab_size=8, d_model=8, d_ff=8, activation="tanh"), optim=OPTIM,
         grid=dict(gamma=(0.5,), weight_decay=(0.1,), learning_rate=(0.01, 0.003, 1e30), seed=(4,)), variants={},
     )  # fmt: skip
@@ -80,6 +81,19 @@ def four_rows(**columns) -> grid.Grid:
         seed=(0, 1, 2, 0),
     )  # fmt: skip
     return grid.zipped(rows | columns)
+
+
+def digests(workdir):
+    """A hash of every array that training left, by where it lies."""
+    work = Workdir(workdir)
+    trees = {f"metrics/{path.name}": table.read_npz(path) for path in table.metric_files(work.metrics)}
+    trees |= {f"snapshots/{step}": store.restore(work.snapshots, step) for step in work.snapshot_steps()}
+    trees["checkpoint"] = store.restore(work.checkpoints, work.config.steps)
+    return {
+        f"{place}/{name}": hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()).hexdigest()
+        for place, tree in trees.items()
+        for name, leaf in named_leaves(tree).items()
+    }
 
 
 # --- by hand: no vmap, no scan, no chunk, and of the library only the unit draw and the task's sequences ---
@@ -140,11 +154,3 @@ def train_by_hand(params, hparams, steps, batch_at, n_steps, loss=loss_by_hand):
             return np.array(losses), np.array(norms), params, step
         params = moved
     return np.array(losses), np.array(norms), params, -1
-
-
-if __name__ == "__main__":
-    from lab.engine import train
-
-    jax.config.update("jax_num_cpu_devices", 2)
-    tasks.FAMILIES["echo"] = Echo
-    train.train(config(), sys.argv[1])

@@ -104,7 +104,7 @@ def changed(config, path, value):
         ("eval_every", 0, "eval_every=0: must be at least 1"),
         ("snapshots", 1, "snapshots=1: must be at least 2"),
         ("checkpoint_every", -1, "checkpoint_every=-1: must be at least 1"),
-        ("block_width", 0, "block_width=0: must be at least 1"),
+        ("block_width", -1, "block_width=-1: must be at least 0"),
         ("task.family", "eco", "task.family='eco': one of composition, echo"),
         ("model.family", None, "model.family=None: one of transformer, emb_mlp"),
         ("model.d_model", None, "model.d_model is missing"),

@@ -16,25 +16,41 @@ COLLECTIVES = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatt
 @pytest.mark.parametrize("n_rows", range(1, 9))
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_padding_is_the_least_that_keeps_devices_and_blocks_full(n_rows, width):
-    mesh = shard.run_mesh(n_rows)
-    n_devices = mesh.shape["run"]
-    padded = shard.padded_rows(n_rows, width, mesh)
-    enough = [n for n in range(n_rows, 100) if n % (n_devices * width) == 0]
-    assert padded == enough[0]
+    layout = shard.layout(shard.run_mesh(n_rows), n_rows, width)
+    n_devices = layout.mesh.shape["run"]
     # the fewest devices on which the busiest has as few rows as on all of them
     busiest = lambda devices: -(-n_rows // devices)  # noqa: E731
     assert n_devices == min(d for d in range(1, jax.device_count() + 1) if busiest(d) == busiest(jax.device_count()))
+    assert layout.width == min(width, busiest(n_devices))  # no block is wider than what a device has
+    enough = [n for n in range(n_rows, 100) if n % (n_devices * layout.width) == 0]
+    assert layout.n_padded == enough[0]
 
 
-def test_rows_come_back_as_they_were_placed_and_padding_is_row_0():
-    mesh = shard.run_mesh(3)
-    rows = {"a": np.array([[1.5, np.nan], [-0.0, 2], [3, 4]], np.float32), "seed": np.array([7, 8, 9], np.int32)}
-    placed = shard.place_rows(rows, 4, mesh)
-    for name, back in shard.fetch_rows(placed, 3).items():
-        assert back.tobytes() == rows[name].tobytes()
-    assert shard.fetch_rows(placed, 4)["a"][3].tobytes() == rows["a"][0].tobytes()
-    held = {s.device: np.asarray(s.data).tolist() for s in placed["seed"].addressable_shards}
-    assert held == {jax.devices()[0]: [7, 8], jax.devices()[1]: [9, 7]}
+@pytest.mark.parametrize("waves", [1, 2, 3])
+def test_rows_come_back_as_they_were_placed(waves):
+    layout = shard.layout(shard.run_mesh(7), 7, 1, waves)
+    rows = {
+        "a": np.array([np.nan, -0.0, 1e-45, 3, 4, 5, 6], np.float32),
+        "seed": np.arange(14, dtype=np.int32).reshape(7, 2),
+    }
+    placed = layout.place(rows)
+    assert len(placed) == waves
+    for back in (layout.fetch(placed), layout.read(layout.publish(placed))):
+        assert {name: leaf.tobytes() for name, leaf in back.items()} == {n: leaf.tobytes() for n, leaf in rows.items()}
+
+
+def test_devices_get_their_rows_in_order_wave_by_wave_and_padding_is_the_last_row():
+    layout = shard.Layout(shard.run_mesh(2), n_rows=7, width=2, rows_each=2, waves=2)
+    placed = layout.place({"seed": np.array([10, 11, 12, 13, 14, 15, 16], np.int32)})
+    held = [{s.device: np.asarray(s.data).tolist() for s in wave["seed"].addressable_shards} for wave in placed]
+    first, second = jax.devices()[:2]
+    assert held == [{first: [10, 11], second: [14, 15]}, {first: [12, 13], second: [16, 16]}]
+    assert layout.n_padded == 8 and layout.mine == layout.needed == (0, 7) and layout.parts == [0]
+
+
+def test_data_devices_must_divide_the_devices():
+    with pytest.raises(ValueError, match="data_devices=3: must divide"):
+        shard.run_mesh(4, 3)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +73,7 @@ def test_compiled_programs_hold_no_collective(sharded):
 
 
 def test_collective_would_have_been_found(sharded):
-    mesh = sharded[0].mesh
+    mesh = sharded[0].layout.mesh
     total = jax.shard_map(lambda x: jax.lax.psum(x, "run"), mesh=mesh, in_specs=shard.ROWS, out_specs=PartitionSpec())
     text = jax.jit(total).lower(jnp.ones(4)).compile().as_text()
     assert "num_partitions=2" in text and re.findall(COLLECTIVES, text)

@@ -1,6 +1,7 @@
 """What `load` shows is what lies on disk, each number at its place in the grid."""
 
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from lab.engine.workdir import Workdir, WorkdirError
 
 AXES = {"gamma": (0.3, 0.5), "weight_decay": (0.0, 0.1, 1.0), "learning_rate": (1e-3,), "seed": (0, 7)}
 ROWS = list(itertools.product(*AXES.values()))
-CHUNKS = {0: [0], 4: [4], 6: [], 16: [16]}  # last step -> evaluations in it; "16" sorts before "4"
+CHUNKS = {0: [0], 4: [4], 6: [], 8: [8], 12: [12], 16: [16]}  # last step -> evaluation; "16" sorts before "4"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,6 +24,12 @@ def echo_is_a_task(echo):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
         yield
+
+
+@pytest.fixture
+def config(echo):
+    """Its chunks end where `CHUNKS` says."""
+    return echo.config(grid=AXES, steps=16, eval_every=4, snapshots=2, checkpoint_every=6)
 
 
 def random(seed, *shape):
@@ -56,16 +63,16 @@ def write_training(path, config, grid):
 
 
 @pytest.fixture
-def trained(echo, tmp_path):
-    raw = write_training(tmp_path / "w", echo.config(grid=AXES), grids.product(AXES))
+def trained(config, tmp_path):
+    raw = write_training(tmp_path / "w", config, grids.product(AXES))
     return tmp_path / "w", raw
 
 
 @pytest.fixture
-def listed(echo, tmp_path):
+def listed(config, tmp_path):
     """A grid that is no product: rows have no axes."""
     grid = grids.zipped({name: tuple(row[i] for row in ROWS[:5]) for i, name in enumerate(AXES)})
-    raw = write_training(tmp_path / "w", echo.config(grid=AXES), grid)
+    raw = write_training(tmp_path / "w", config, grid)
     return tmp_path / "w", raw
 
 
@@ -73,7 +80,7 @@ def test_every_number_stands_at_its_place_in_the_grid(trained):
     path, raw = trained
     dataset = lab.load(path)
     assert dataset.train_step.values.tolist() == list(range(16))
-    assert dataset.step.values.tolist() == [0, 4, 16]
+    assert dataset.step.values.tolist() == [0, 4, 8, 12, 16]
     assert {name: tuple(dataset[name].values.tolist()) for name in AXES} == AXES
     for row, values in enumerate(ROWS):
         place = dict(zip(AXES, values, strict=True))
@@ -130,9 +137,9 @@ def test_accessor_refuses_a_place_that_is_not_one_row(trained, place, message):
         lab.load(trained[0]).lab.params(**place)
 
 
-def test_repeated_rows_are_ambiguous(echo, tmp_path):
+def test_repeated_rows_are_ambiguous(config, tmp_path):
     columns = {name: (row, row) for name, row in zip(AXES, ROWS[0], strict=True)}
-    write_training(tmp_path / "w", echo.config(grid=AXES), grids.zipped(columns))
+    write_training(tmp_path / "w", config, grids.zipped(columns))
     with pytest.raises(ValueError, match="2 rows match"):
         lab.load(tmp_path / "w").lab.params(gamma=0.3)
 
@@ -143,24 +150,26 @@ def test_snapshot_that_is_not_there_or_damaged_is_an_error_for_the_user(trained)
     with pytest.raises(WorkdirError, match=r"no snapshot of step 5; there are \[0, 16\]"):
         work.params(5, 0)
     (path / "snapshots" / "16" / store.MANIFEST).unlink()
-    with pytest.raises(WorkdirError, match="no readable manifest"):
+    with pytest.raises(WorkdirError, match=r"manifest\.json is missing; the train command makes it again"):
         work.params(None, 0)
     np.testing.assert_array_equal(work.params(0, 3)["in"]["kernel"], random(0, 12, 3, 2)[3])
 
 
-def test_variant_must_be_named_where_there_are_several(echo, tmp_path):
-    raws = {name: write_training(tmp_path / name, echo.config(grid=AXES), grids.product(AXES)) for name in ("a", "b")}
-    store.write_json(tmp_path / "a" / "config.json", {"config": configs.to_json(echo.config(grid=AXES, steps=99))})
+def test_variant_must_be_named_where_there_are_several(config, tmp_path):
+    raws = {}
+    for name, data_seed in (("a", 99), ("b", 5)):
+        config.data_seed = data_seed
+        raws[name] = write_training(tmp_path / name, config, grids.product(AXES))
     for missing in (None, "c"):
         with pytest.raises(WorkdirError, match="choose one of a, b"):
             lab.load(tmp_path, missing)
     dataset = lab.load(tmp_path, "a")
-    assert dataset.attrs["variant"] == "a" and dataset.attrs["config"]["steps"] == 99
+    assert dataset.attrs["variant"] == "a" and dataset.attrs["config"]["data_seed"] == 99
     np.testing.assert_array_equal(dataset.train_loss.values.reshape(16, 12), raws["a"]["train_loss"])
 
 
-def test_only_variant_need_not_be_named(echo, tmp_path):
-    raw = write_training(tmp_path / "main", echo.config(grid=AXES), grids.product(AXES))
+def test_only_variant_need_not_be_named(config, tmp_path):
+    raw = write_training(tmp_path / "main", config, grids.product(AXES))
     np.testing.assert_array_equal(lab.load(tmp_path).train_loss.values.reshape(16, 12), raw["train_loss"])
 
 
@@ -176,10 +185,69 @@ def test_damaged_metrics_are_refused_by_name(trained, damage):
 
 
 @pytest.mark.parametrize(
+    ("gone", "gap"),
+    [
+        ([0], r"0\.npz \(the evaluation at 0\)"),
+        ([6], r"6\.npz \(steps 4 to 6\)"),
+        ([8, 12], r"8\.npz \(steps 6 to 8\), 12\.npz \(steps 8 to 12\)"),
+    ],
+)
+def test_gap_in_the_metrics_is_named_and_what_repairs_it(trained, gone, gap):
+    path, _ = trained
+    for end in gone:
+        (path / "metrics" / f"{end}.npz").unlink()
+    with pytest.raises(WorkdirError, match=rf"metrics: missing {gap}; running the train command again repairs it$"):
+        lab.load(path)
+
+
+def test_metrics_before_a_checkpoint_are_not_taken_for_the_end(trained):
+    """What was evaluated last must not become what comes before it, because that file is lost."""
+    path, _ = trained
+    (path / "metrics" / "16.npz").unlink()
+    assert lab.load(path).train_step.values.tolist() == list(range(12))  # nothing says that it went on
+    (path / "checkpoints" / "16").mkdir(parents=True)
+    with pytest.raises(WorkdirError, match=r"missing 16\.npz \(steps 12 to 16\)"):
+        lab.load(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("4", "8", "holds other steps than its name says"),
+        ("8", "4", "holds other steps than its name says"),
+        ("16", "17", "no chunk of this training ends there"),
+    ],
+)
+def test_chunk_under_another_name_is_refused(trained, source, target, message):
+    path, _ = trained
+    shutil.copy(path / "metrics" / f"{source}.npz", path / "metrics" / f"{target}.npz")
+    with pytest.raises(WorkdirError, match=rf"metrics/{target}\.npz: {message}"):
+        lab.load(path)
+
+
+def test_chunk_without_its_evaluation_is_refused(trained):
+    path, _ = trained
+    chunk = table.read_npz(path / "metrics" / "8.npz")
+    table.write_npz(path / "metrics" / "8.npz", {name: chunk[name] for name in chunk if name != "step"})
+    with pytest.raises(WorkdirError, match=r"metrics/8\.npz: holds other steps"):
+        lab.load(path)
+
+
+def test_chunk_of_another_training_is_refused(trained, config, tmp_path):
+    path, _ = trained
+    config.data_seed += 1
+    write_training(tmp_path / "other", config, grids.product(AXES))
+    shutil.copy(tmp_path / "other" / "metrics" / "8.npz", path / "metrics" / "8.npz")
+    with pytest.raises(WorkdirError, match=r"metrics/8\.npz: belongs to another training"):
+        lab.load(path)
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: [f.unlink() for f in (path / "metrics").iterdir()], "no metrics yet"),
-        (lambda path: (path / "config.json").unlink(), "no training here"),
+        (lambda path: [shutil.rmtree(path), path.mkdir()], "no training here"),
+        (lambda path: (path / "config.json").unlink(), "config.json is missing"),
         (lambda path: (path / "grid.json").unlink(), "grid.json is missing"),
         (lambda path: (path / "grid.json").write_text("{"), "grid.json: damaged"),
     ],
@@ -221,6 +289,30 @@ def test_measurement_without_its_header_does_not_count(trained):
     assert table.read_header(work, "m") is None
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "m.npz").unlink(), r"m\.npz is missing"),
+        (lambda folder: (folder / "m.npz").write_bytes(b""), r"m\.npz: damaged"),
+        (lambda folder: (folder / "m.json").write_text("{}"), r"m\.json: no sha256"),
+        (lambda folder: shutil.copy(folder / "n.npz", folder / "m.npz"), r"m\.json: describes another m\.npz"),
+        (lambda folder: shutil.copy(folder / "n.json", folder / "m.json"), r"m\.json: describes another m\.npz"),
+    ],
+    ids=["no numbers", "damaged numbers", "damaged header", "other numbers", "other header"],
+)
+def test_damaged_measurement_is_refused_and_counts_as_not_taken(trained, spoil, message):
+    work = Workdir(trained[0])
+    header = {"snapshots": [16], "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
+    for seed, name in enumerate("mn"):
+        table.write_measure(work, name, {"x": random(seed, 12)}, header)
+    spoil(work.analysis)
+    with pytest.raises(WorkdirError, match=rf"analysis/{message}.*; the analyze command takes it again"):
+        lab.load(work.path)
+    assert table.read_header(work, "m") is None and table.read_header(work, "n") == header
+    table.write_measure(work, "m", {"x": random(0, 12)}, header)
+    np.testing.assert_array_equal(lab.load(work.path)["m.x"].values.ravel(), random(0, 12))
+
+
 def test_chunks_after_a_step_are_forgotten_and_no_others(trained):
     metrics = trained[0] / "metrics"
     (metrics / "notes.npz").write_text("not a chunk")
@@ -229,30 +321,15 @@ def test_chunks_after_a_step_are_forgotten_and_no_others(trained):
     assert (metrics / "notes.npz").exists()
 
 
-def test_npz_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "m" / "4.npz"
-    table.write_npz(path, {"a": np.arange(3)})
-
-    class Unwritable:
-        def __array__(self, dtype=None, copy=None):
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        table.write_npz(path, {"a": np.arange(5), "b": Unwritable()})
-    assert table.read_npz(path)["a"].tolist() == [0, 1, 2]
-
-
-def test_model_of_a_dataset_answers_at_every_position(trained):
+def test_model_of_a_dataset_answers_at_every_position(config, tmp_path):
     """What was trained to answer at the last position is looked at everywhere."""
-    path, _ = trained
-    model = dict(
+    path = tmp_path / "w"
+    config.model = dict(
         family="transformer", vocab_size=8, max_length=3, n_layers=1, n_heads=1, d_model=8, d_head=8, d_ff=8,
         activation="relu", norm="pre", use_bias=False, head_bias=False, final_norm=False, tied_head=False,
         readout="last",
     )  # fmt: skip
-    identity = Workdir(path).read_json("config.json")
-    identity["config"]["model"] = model
-    store.write_json(path / "config.json", identity)
+    write_training(path, config, grids.product(AXES))
     dataset, experiment = lab.load(path), Workdir(path).experiment
     tokens_BxL = experiment.task.sample(jax.random.key(0), 3, "train", {}).tokens_BxL
     params = jax.jit(models.init, static_argnums=0)(experiment.model, jax.random.key(1), tokens_BxL)

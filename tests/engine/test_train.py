@@ -1,30 +1,20 @@
 """What training leaves on disk, and that no interruption changes a byte of it."""
 
-import hashlib
-import itertools
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 
 from lab import grid, rng, tasks
-from lab.engine import store, table, train
+from lab.engine import schedule, store, table, train
+from lab.engine.rows import Rows
 from lab.engine.workdir import Workdir, WorkdirError
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,19 +43,6 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(echo, tmp_path_factory):
     return train.train(echo.config(), tmp_path_factory.mktemp("uninterrupted") / "w")
-
-
-def digests(workdir):
-    """A hash of every array that training left, by where it lies."""
-    work = Workdir(workdir)
-    trees = {f"metrics/{path.name}": table.read_npz(path) for path in table.metric_files(work.metrics)}
-    trees |= {f"snapshots/{step}": store.restore(work.snapshots, step) for step in work.snapshot_steps()}
-    trees["checkpoint"] = store.restore(work.checkpoints, work.config.steps)
-    return {
-        f"{place}/{name}": hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()).hexdigest()
-        for place, tree in trees.items()
-        for name, leaf in named_leaves(tree).items()
-    }
 
 
 def written(workdir):
@@ -142,72 +119,44 @@ def test_only_the_two_newest_checkpoints_are_kept(uninterrupted):
 # --- interruptions ---
 
 
-def test_training_killed_at_any_moment_continues_to_the_same_bytes(uninterrupted, echo, tmp_path):
-    workdir, moment = tmp_path / "w", random.SystemRandom().choice([4, 6, 8, 12, 16])
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    trainer = subprocess.Popen([sys.executable, str(Path(echo.__file__)), str(workdir)], env=environment, cwd=ROOT)
-    try:
-        await_file(workdir / "metrics" / "0.npz", trainer)
-        with pytest.raises(WorkdirError, match="another process is training here"):
-            train.train(echo.config(), workdir)
-        await_file(workdir / "metrics" / f"{moment}.npz", trainer)
-    finally:
-        trainer.kill()
-        trainer.wait()
-    assert trainer.returncode == -signal.SIGKILL
-    assert not Workdir(workdir).trained()
+def stop(config, workdir, end):
+    """Trains until SIGTERM, which this process gets while the chunk that ends at step `end` is computed."""
+    wait, ends = Rows.wait, iter(schedule.boundaries(config)[0])
 
-    train.train(echo.config(), workdir)
-    assert digests(workdir) == digests(uninterrupted), f"killed at step {moment}"
-
-
-def await_file(path, process, seconds=120):
-    until = time.monotonic() + seconds
-    while not path.is_file():
-        assert process.poll() is None and time.monotonic() < until, f"{path} was not written"
-        time.sleep(0.002)
-
-
-def stop(config, workdir, when):
-    """Trains until SIGTERM, which this process gets as soon as the metrics of step `when` are written."""
-    write = table.write_npz
-
-    def and_signal(path, arrays):
-        write(path, arrays)
-        if path.stem == str(when):
+    def and_signal(rows):
+        wait(rows)
+        if next(ends) == end:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "write_npz", and_signal)
-        with pytest.raises(train.Interrupted, match=r"stopped at step \d+ as asked"):
+        patch.setattr(Rows, "wait", and_signal)
+        with pytest.raises(train.Interrupted, match=f"stopped at step {end} as asked"):
             train.train(config, workdir)
 
 
-@pytest.mark.parametrize(("when", "stopped"), [(0, 4), (6, 8)])
-def test_sigterm_saves_then_stops_and_training_continues_to_the_same_bytes(
-    uninterrupted, echo, tmp_path, when, stopped
-):
-    """It comes while a chunk is being saved, and is heard at the end of the next one, where no checkpoint is due."""
+@pytest.mark.parametrize("stopped", [0, 4, 8])
+def test_sigterm_saves_then_stops_and_training_continues_to_the_same_bytes(uninterrupted, echo, tmp_path, stopped):
+    """At boundaries where no checkpoint is due."""
     workdir, before = tmp_path / "w", signal.getsignal(signal.SIGTERM)
-    stop(echo.config(), workdir, when)
+    stop(echo.config(), workdir, stopped)
     assert store.steps(workdir / "checkpoints")[-1] == stopped
     assert int(table.metric_files(workdir / "metrics")[-1].stem) == stopped  # nothing is done that is not saved
     assert signal.getsignal(signal.SIGTERM) is before
     train.train(echo.config(), workdir)
-    assert digests(workdir) == digests(uninterrupted)
+    assert echo.digests(workdir) == echo.digests(uninterrupted)
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_training_continues_from_what_is_still_whole(uninterrupted, echo, tmp_path, capsys, damaged):
     workdir = tmp_path / "w"
-    stop(echo.config(), workdir, 12)
+    stop(echo.config(), workdir, 16)
     assert store.steps(workdir / "checkpoints") == [12, 16]
     for step in (16, 12)[:damaged]:
         (workdir / "checkpoints" / str(step) / store.MANIFEST).unlink()
     (workdir / "metrics" / "17.npz").write_bytes(b"half a file of a chunk that is no more")
     train.train(echo.config(), workdir)
-    assert digests(workdir) == digests(uninterrupted)
-    assert capsys.readouterr().out.count("is damaged") == damaged
+    assert echo.digests(workdir) == echo.digests(uninterrupted)
+    assert capsys.readouterr().out.count("set aside") == damaged + 1  # the chunk too
 
 
 # --- refusals ---
@@ -247,31 +196,3 @@ def test_no_variant_starts_before_all_are_checked(uninterrupted, echo, tmp_path)
     with pytest.raises(ValueError, match="batch_size=0"):
         train.train_variants(config, tmp_path / "w")
     assert not (tmp_path / "w").exists()
-
-
-# --- boundaries ---
-
-
-@given(
-    steps=st.integers(1, 500), eval_every=st.integers(1, 600), snapshots=st.integers(2, 12),
-    checkpoint_every=st.integers(1, 600),
-)  # fmt: skip
-def test_boundaries_cut_training_where_something_is_due(steps, eval_every, snapshots, checkpoint_every):
-    config = ConfigDict(
-        dict(steps=steps, eval_every=eval_every, snapshots=snapshots, checkpoint_every=checkpoint_every)
-    )
-    ends, evaluated, kept = train.boundaries(config)
-    assert ends[0] == 0 and ends[-1] == steps
-    assert all(a < b for a, b in itertools.pairwise(ends))
-    assert {0, steps} <= evaluated <= set(ends) and {0, steps} <= kept <= set(ends)
-    due = [step for step in range(steps) if step % eval_every == 0]
-    assert evaluated == {*due, steps}
-    assert {step for step in range(steps) if step % checkpoint_every == 0} <= set(ends)
-    assert len(kept) <= max(snapshots, 2)
-    # log-spaced: a snapshot is about half of the next; rounding moves each by one half at most
-    positive = sorted(kept - {0})
-    assert all(abs(b / 2 - a) <= 0.75 for a, b in itertools.pairwise(positive))
-    if steps >= 2**snapshots:  # far enough apart to be different
-        assert len(kept) == max(snapshots, 2)
-    # and nowhere else
-    assert all(end in evaluated or end in kept or end % checkpoint_every == 0 for end in ends)

@@ -1,0 +1,207 @@
+"""Single files that vouch for themselves: each is written whole or not at all, and read back as written or refused.
+
+A JSON file holds a hash of what it says, an npz file one of its bytes. Numbers say too which training they belong to:
+a file of another one is not believed, however whole it is.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+IDENTITY = ("config.json", "grid.json")  # the files that say which training a folder holds
+SEAL = 64  # bytes at the end of an npz: which training it belongs to, and the sha256 of everything before
+ZIP_END = b"PK\5\6"  # 22 bytes before the end of a zip file without a comment
+UNSEALED = "no sha256: damaged, or written by an older gammalab"
+
+
+class WorkdirError(Exception):
+    """A folder that is not what it should be; the message is for the user."""
+
+
+class DamagedError(WorkdirError):
+    """A file or folder that is missing, or not what was written."""
+
+
+class SaveError(OSError):
+    """A file or folder that could not be written; what it would have replaced is still there."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file that takes its name when it is complete and on disk, and not before.
+
+    Raises:
+      SaveError: it could not be written; nothing is left of it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        remove(temporary)
+        raise SaveError(f"{path}: could not be written ({reason(error)})") from error
+
+
+def write_json(path: Path, value) -> None:
+    """JSON, complete or not there at all; a dict is signed, for `read_json`."""
+    write_bytes(path, _signed(value) if isinstance(value, dict) else _text(value))
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` was given.
+
+    Raises:
+      DamagedError: the file is missing, or differs in any byte from what was written.
+    """
+    try:
+        return _parse(read_bytes(path))
+    except ValueError as error:
+        raise DamagedError(f"{path}: {error}") from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """An npz file, complete or not there at all. It is sealed: a comment at its end, which `np.load` passes over.
+
+    Returns:
+      Its hash, see `npz_hash`.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    training = bytes.fromhex(training_of(path.parent.parent) or "00" * 32)
+    # A zip file ends with the length of its comment, which is 0 so far, and the comment.
+    content = buffer.getvalue()[:-2] + SEAL.to_bytes(2, "little") + training
+    content += hashlib.sha256(content).digest()
+    write_bytes(path, content)
+    return content[-32:].hex()
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """
+    Raises:
+      DamagedError: the file is missing, differs in any bit from what was written, or is of another training.
+    """
+    content = read_bytes(path)
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise DamagedError(f"{path}: {UNSEALED if content[-22:-18] == ZIP_END else 'damaged (not what was written)'}")
+    refuse_other_training(path, path.parent.parent, content[-SEAL:-32].hex())
+    with np.load(io.BytesIO(content)) as file:
+        return {name: file[name] for name in file.files}
+
+
+def npz_hash(path: Path) -> str:
+    """The sha256 that a sealed npz ends with; different arrays, or another training, give another."""
+    return read_bytes(path)[-32:].hex()
+
+
+def training_of(workdir: Path) -> str | None:
+    """Hash of the config and the grid in a folder; None where they are missing or damaged.
+
+    Equal for two folders whose files may stand in for each other, and for no others.
+    """
+    try:
+        return _training(*((workdir / name).read_bytes() for name in IDENTITY))
+    except OSError:
+        return None
+
+
+def refuse_other_training(path: Path, workdir: Path, training: str | None) -> None:
+    """
+    Raises:
+      DamagedError: `training` is not the one of the folder; nothing is said where the folder does not tell.
+    """
+    if training_of(workdir) not in (None, training):
+        raise DamagedError(f"{path}: belongs to another training (config.json or grid.json differ)")
+
+
+def read_bytes(path: Path) -> bytes:
+    """
+    Raises:
+      DamagedError: the file is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path} is missing") from error
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a file or folder to `damaged-<name>`, which nobody reads; what was set aside before it is deleted."""
+    aside = path.with_name(f"damaged-{path.name}")
+    remove(aside)
+    return path.rename(aside)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or folder, as far as that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def is_step(name: str) -> bool:
+    """Whether a name is that of a step, and of no other."""
+    return re.fullmatch("0|[1-9][0-9]*", name, re.ASCII) is not None
+
+
+def reason(error: BaseException) -> str:
+    """Why the system refused, in its own words; tensorstore gives it as a number somewhere in a long message."""
+    if isinstance(error, SaveError) and error.__cause__:
+        return reason(error.__cause__)
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if found:
+        return os.strerror(int(found[1]))
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return told.splitlines()[0]
+
+
+def _text(value) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _canonical(value) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _signed(value: dict) -> bytes:
+    plain = json.loads(json.dumps(value))
+    return _text(plain | {"sha256": hashlib.sha256(_canonical(plain)).hexdigest()})
+
+
+def _parse(content: bytes) -> dict:
+    """The dict that `_signed` gives this text of, to the byte; ValueError if there is none."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"damaged ({error})") from error
+    if not isinstance(value, dict) or "sha256" not in value:
+        raise ValueError(UNSEALED)
+    del value["sha256"]
+    if _signed(value) != content:
+        raise ValueError("damaged (not what was written)")
+    return value
+
+
+@functools.lru_cache(maxsize=16)
+def _training(config: bytes, grid: bytes) -> str | None:
+    try:
+        identity = {"config": _parse(config)["config"], "grid": _parse(grid)}
+    except (ValueError, KeyError):
+        return None
+    return hashlib.sha256(_canonical(identity)).hexdigest()

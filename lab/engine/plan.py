@@ -1,0 +1,282 @@
+"""How many rows at once? Measured on the real compiled step, since it is neither one nor all of them.
+
+A vmap pays while one row cannot fill the device: hundreds of small rows on a GPU, one on a core of a CPU. Block widths
+are timed for a moment each on the devices of this process; the fastest whose predicted memory fits is remembered.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lab import tree
+from lab.engine import config as configs
+from lab.engine import data, files, schedule, shard, step, sweep
+from lab.engine.files import DamagedError, SaveError
+from lab.engine.shard import Layout
+from lab.engine.step import Experiment
+from lab.engine.sweep import Options
+from lab.grid import Grid
+
+FACTOR = 4  # between the widths tried first; the neighbours of the best come after
+SLOWER = 0.95  # below this share of the best rate a width is given up, and with it all wider ones
+REPEATS, SECONDS = 7, 0.2  # timings of each width, the best of which counts, and how long each lasts at least
+MEMORY_SHARE = 0.9  # of what a device has
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A choice of width, and what it was chosen from.
+
+    Attributes:
+      devices: how many of which kind.
+      width: rows that a vmap holds at once.
+      waves: how many take turns on the devices; 1 unless the rows' states do not fit there together.
+      flops: floating-point operations of one row-step, by XLA's count before it optimizes.
+      rates: width -> row-steps/s measured on the devices of one process; empty where the user set the width.
+      memory: width -> bytes on one device, as XLA predicts them.
+      determinism: how many times longer a step takes because `deterministic` is set; None where it is not, or is free.
+    """
+
+    devices: str
+    width: int
+    waves: int
+    flops: float
+    rates: dict[int, float]
+    memory: dict[int, int]
+    determinism: float | None = None
+
+    def sentence(self) -> str:
+        """The choice, for people."""
+        turns = f", in {self.waves} waves" if self.waves > 1 else ""
+        if not self.rates:
+            return f"{self.width} rows at once on each of {self.devices}{turns}, as the config says"
+        rate = self.rates[self.width]
+        tried = ", ".join(f"{width}: {rate:.0f}" for width, rate in sorted(self.rates.items()))
+        cost = "" if self.determinism is None else f"; determinism makes a step {self.determinism:.2f} times as long"
+        return (
+            f"{self.width} rows at once on each of {self.devices}{turns}: {rate:.0f} row-steps/s, "
+            f"{rate * self.flops / 1e9:.0f} GFLOP/s (row-steps/s by width: {tried}){cost}"
+        )
+
+
+def choose(
+    experiment: Experiment,
+    grid: Grid,
+    mesh: Mesh,
+    options: Options,
+    most_steps: int,
+    width: int = 0,
+    fresh: bool = False,
+) -> Plan:
+    """The plan for a grid on a mesh; the same one in every process.
+
+    Args:
+      most_steps: longest chunk that will be asked for.
+      width: the one the user wants; 0: measure.
+      fresh: measure again what is remembered.
+    """
+    first = Plan(device_names(), width or 1, 1, flops(experiment, grid), {}, {})
+    rows_each = math.ceil(len(grid) / mesh.shape["run"])
+    if not width and jax.process_index() == 0:
+        first = _measured(first, experiment, grid, mesh, options, most_steps, rows_each, fresh)
+    if jax.process_count() > 1:
+        first = dataclasses.replace(first, width=int(multihost_utils.broadcast_one_to_all(np.int32(first.width))))
+    working = first.memory.get(first.width, 0) if jax.process_count() == 1 else 0
+    return dataclasses.replace(first, waves=_waves(experiment, grid, rows_each, mesh.shape["data"], working))
+
+
+def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh: bool = False) -> list[str]:
+    """What a variant's grid needs on these devices, in lines for people.
+
+    Args:
+      compile_only: nothing is run; the width is the config's, or 1.
+      fresh: measure again what is remembered.
+    """
+    experiment, grid, options = configs.experiment(config), configs.grid(config), configs.options(config)
+    mesh = shard.run_mesh(len(grid), config.data_devices)
+    state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
+    size = tree.size(state.params)
+    lines = [
+        f"{len(grid)} rows of {size:,} parameters, {_tree_bytes(state) / 1e6:,.1f} MB each with the moments of the "
+        f"optimizer, {flops(experiment, grid) / 1e9:,.2f} GFLOP a step; on {mesh.shape['run']} x {mesh.shape['data']} "
+        "devices (run x data)"
+    ]
+    if compile_only:
+        layout = shard.layout(mesh, len(grid), config.block_width or 1)
+        compiled = compile_chunk(
+            experiment, grid, layout, sweep.build(experiment, 1, layout.width, mesh, options), options
+        )
+        held = compiled.memory_analysis()
+        lines.append(
+            f"each device holds {held.argument_size_in_bytes / 1e6:,.0f} MB of states and data, and "
+            f"{held.temp_size_in_bytes / 1e6:,.0f} MB while it computes, {layout.width} rows at once"
+        )
+        return lines
+    chosen = choose(experiment, grid, mesh, options, schedule.longest_chunk(config), config.block_width, fresh)
+    return [*lines, chosen.sentence()]
+
+
+def record(workdir: Path, plan: Plan) -> None:
+    """`plan.json` of a training: it continues with the same width, which its last bits depend on."""
+    files.write_json(workdir / "plan.json", dataclasses.asdict(plan))
+
+
+def recall(workdir: Path) -> Plan | None:
+    """The plan that a training was begun with; None if there is none, or it is damaged."""
+    try:
+        held = files.read_json(workdir / "plan.json")
+    except DamagedError:
+        return None
+    counts = {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
+    return Plan(**{**held, **counts})
+
+
+def flops(experiment: Experiment, grid: Grid) -> float:
+    """Floating-point operations of one step of one row, by XLA's count of the program before it optimizes it."""
+    hparams = {name: column[0] for name, column in grid.arrays().items()}
+    state = jax.eval_shape(functools.partial(step.start, experiment), hparams)
+    batch = jax.eval_shape(lambda: experiment.task.sample(jax.random.key(0), experiment.batch_size, "train", hparams))
+    lowered = jax.jit(functools.partial(step.train_step, experiment)).lower(hparams, state, batch, 0)
+    return float((lowered.cost_analysis() or {}).get("flops", math.nan))
+
+
+def device_names() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _measured(plan: Plan, experiment, grid, mesh, options: Options, most_steps, rows_each: int, fresh: bool) -> Plan:
+    """The plan with its width measured, or remembered from an earlier training with the same shapes."""
+    place = _remembered(experiment, mesh, options, most_steps, rows_each)
+    if not fresh:
+        with contextlib.suppress(DamagedError, KeyError):
+            known = files.read_json(place)
+            counts = {name: {int(width): x for width, x in known[name].items()} for name in ("rates", "memory")}
+            return dataclasses.replace(plan, width=known["width"], determinism=known["determinism"], **counts)
+
+    rates, memory = explore(functools.partial(_rate, experiment, grid, mesh, options, most_steps), rows_each)
+    if not rates:
+        raise ValueError(
+            f"one row needs {memory[1] / 1e9:.1f} GB on a device that has {_memory() / 1e9:.1f} GB: "
+            "set data_devices and split_params to spread it over several, or make batch_size smaller"
+        )
+    width = max(rates, key=rates.get)
+    cost = None
+    if options.deterministic and jax.default_backend() == "gpu":
+        free, _ = _rate(experiment, grid, mesh, dataclasses.replace(options, deterministic=False), most_steps, width)
+        cost = free / rates[width]
+    with contextlib.suppress(SaveError):  # a home folder that cannot be written is no reason not to train
+        files.write_json(place, {"width": width, "rates": rates, "memory": memory, "determinism": cost})
+    return dataclasses.replace(plan, width=width, rates=rates, memory=memory, determinism=cost)
+
+
+def explore(measure, widest: int) -> tuple[dict[int, float], dict[int, int]]:
+    """Rates and memory of widths 1, 4, 16, ... up to the first clearly slower one, then of the best one's neighbours.
+
+    Args:
+      measure: width -> (rate or None where it does not fit, bytes).
+    """
+    rates, memory = {}, {}
+
+    def goes_on(width: int) -> bool:
+        rate, memory[width] = measure(width)
+        if rate is not None:
+            rates[width] = rate
+        return rate is not None and rate >= SLOWER * max(rates.values())
+
+    width = 1
+    while width <= widest and goes_on(width):
+        width *= FACTOR
+    if rates:
+        best = max(rates, key=rates.get)
+        for neighbour in (best // 2, min(best * 2, widest)):
+            if neighbour >= 1 and neighbour not in memory:
+                goes_on(neighbour)
+    return rates, memory
+
+
+def _rate(
+    experiment, grid: Grid, mesh: Mesh, options: Options, most_steps: int, width: int
+) -> tuple[float | None, int]:
+    """Row-steps/s with one block on each device of this process, None if it does not fit, and its bytes on each."""
+    groups = [group for group in mesh.devices if group[0].process_index == jax.process_index()]
+    mesh = Mesh(np.array(groups), mesh.axis_names)
+    layout = Layout(mesh, width * len(groups), width, width, 1)
+    programs = sweep.build(experiment, most_steps, width, mesh, options)
+    compiled = compile_chunk(experiment, grid, layout, programs, options)
+    needed = device_bytes(compiled)
+    if needed > MEMORY_SHARE * _memory():
+        return None, needed
+
+    (hparams,) = layout.place(grid.take(np.arange(layout.n_rows) % len(grid)).arrays())
+    train_set = shard.replicate(data.train_set(experiment), mesh)
+    (state,) = layout.place(jax.device_get(programs.start(hparams)), options.split_params)
+
+    def seconds(n_steps: int) -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(hparams, state, train_set, 0, n_steps))
+        return time.perf_counter() - begun
+
+    seconds(1)
+    n_steps = min(most_steps, max(1, math.ceil(SECONDS / seconds(1))))
+    return layout.n_rows * n_steps / min(seconds(n_steps) for _ in range(REPEATS)), needed
+
+
+def compile_chunk(experiment: Experiment, grid: Grid, layout: Layout, programs: sweep.Sweep, options: Options):
+    """The compiled training step of a sweep, for arrays that need not exist."""
+    hparams = layout.abstract(grid.arrays())
+    state = layout.abstract(jax.eval_shape(programs.start, hparams), options.split_params)
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+    train_set = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: data.train_set(experiment)),
+    )
+    return programs.chunk.lower(hparams, state, train_set, 0, 1).compile()
+
+
+def device_bytes(compiled) -> int:
+    """What a program holds on one device while it runs, as XLA predicts."""
+    size = compiled.memory_analysis()
+    held = size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes
+    return held + size.temp_size_in_bytes + size.generated_code_size_in_bytes
+
+
+def _waves(experiment, grid: Grid, rows_each: int, data_devices: int, working: int) -> int:
+    """How many parts the rows of a device fall into, so that one part and its copy fit beside a block at work."""
+    hparams = {name: column[0] for name, column in grid.arrays().items()}
+    state = jax.eval_shape(functools.partial(step.start, experiment), hparams)
+    row_bytes = _tree_bytes(state) / data_devices
+    return max(1, math.ceil(2 * rows_each * row_bytes / max(MEMORY_SHARE * _memory() - working, row_bytes)))
+
+
+def _tree_bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _memory() -> float:
+    """Memory of one device; a CPU's is the machine's, shared by the devices there."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+
+
+def _remembered(experiment: Experiment, mesh: Mesh, options: Options, most_steps: int, rows_each: int) -> Path:
+    """Where the widths of a program on devices like these are kept."""
+    home = platform.node() if jax.default_backend() == "cpu" else ""
+    program = (experiment, mesh.shape, options, most_steps, rows_each, os.environ.get("XLA_FLAGS"), jax.__version__)
+    name = hashlib.sha256(repr((device_names(), home, *program)).encode()).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "gammalab" / "plans" / f"{name}.json"

@@ -1,0 +1,74 @@
+"""The rows of a training on their devices: started or resumed, advanced chunk by chunk, evaluated, fetched."""
+
+import jax
+
+from lab.engine import data, shard, store, sweep
+from lab.engine.shard import Layout
+from lab.engine.step import Experiment, RowState
+from lab.engine.sweep import Options
+from lab.grid import Grid
+
+
+class Rows:
+    """All rows of a grid. Where they are too many for the devices' memory, waves of them wait in the host's.
+
+    Nothing here waits for a device but `fetch`; what `advance` and `evaluate` return is read with `layout.read`.
+    """
+
+    def __init__(self, experiment: Experiment, grid: Grid, layout: Layout, most_steps: int, options: Options):
+        self.layout, self.options = layout, options
+        self.programs = sweep.build(experiment, most_steps, layout.width, layout.mesh, options)
+        self.hparams = layout.place(store.take_rows(grid.arrays(), *layout.needed))
+        train_set = data.train_set(experiment)
+        evaluation_set = data.evaluation_set(experiment, train_set)
+        self.train_set = shard.replicate(train_set, layout.mesh)
+        self.evaluation_set = shard.replicate(evaluation_set, layout.mesh)
+        self.waves: list[RowState] = []
+
+    def start(self) -> None:
+        """The rows before training."""
+        self.waves = [self._park(self.programs.start(hparams)) for hparams in self.hparams]
+
+    def resume(self, rows_R: RowState) -> None:
+        """The rows that `fetch` gave; those that this process needs, see `Layout.needed`."""
+        self.waves = [self._park(wave) for wave in self.layout.place(rows_R, self.options.split_params)]
+
+    def abstract(self) -> RowState:
+        """Shapes and dtypes of all rows' state, without padding."""
+        wave = jax.eval_shape(self.programs.start, self.hparams[0])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.layout.n_rows, *leaf.shape[1:]), leaf.dtype), wave)
+
+    def advance(self, first: int, end: int) -> list:
+        """Trains from step `first` to `end`; the steps' metrics, published, of shape (rows, most_steps)."""
+        recorded = []
+        for i, hparams in enumerate(self.hparams):
+            state, metrics = self.programs.chunk(hparams, self._unpark(i), self.train_set, first, end - first)
+            self.waves[i] = self._park(state)
+            recorded.append(metrics)
+        return self.layout.publish(recorded)
+
+    def wait(self) -> None:
+        """Until the devices are done."""
+        jax.block_until_ready(self.waves)
+
+    def evaluate(self) -> list:
+        """Loss and scores on every split, published."""
+        scores = [self.programs.evaluate(self._unpark(i), self.evaluation_set) for i in range(self.layout.waves)]
+        return self.layout.publish(scores)
+
+    def diverged_at(self) -> list:
+        """The step at which each row went non-finite, published; a copy, since the next chunk consumes the state."""
+        return self.layout.publish([wave.diverged_at.copy() for wave in self.waves])
+
+    def fetch(self) -> RowState:
+        """Host arrays of this process's rows."""
+        return self.layout.fetch(self.waves)
+
+    def _park(self, state: RowState) -> RowState:
+        return self._in_memory(state, "pinned_host") if self.layout.waves > 1 else state
+
+    def _unpark(self, i: int) -> RowState:
+        return self._in_memory(self.waves[i], "device") if self.layout.waves > 1 else self.waves[i]
+
+    def _in_memory(self, state: RowState, kind: str) -> RowState:
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind(kind)), state)

@@ -1,0 +1,33 @@
+"""When something is due: the steps at which training pauses, evaluates, and keeps what it has."""
+
+import itertools
+
+import ml_collections
+
+
+def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], set[int]]:
+    """The steps at which chunks end, those of them that are evaluated, and those at which a snapshot is kept.
+
+    Evaluations at 0, every `eval_every` steps and the end; `snapshots` many snapshots at 0, the end, and the end
+    halved again and again: log-spaced, as learning is.
+    """
+    total = config.steps
+    evaluated = {*range(0, total, config.eval_every), total}
+    kept = {0, total} | {round(total / 2**k) for k in range(config.snapshots - 1)}
+    return sorted(evaluated | kept | {0, *checkpointed(config)}), evaluated, kept
+
+
+def checkpointed(config: ml_collections.ConfigDict) -> list[int]:
+    """The steps at which a checkpoint is due, whether or not anybody asks to stop."""
+    return [*range(config.checkpoint_every, config.steps, config.checkpoint_every), config.steps]
+
+
+def chunks(config: ml_collections.ConfigDict) -> dict[int, range]:
+    """The training steps of every chunk, by the step at which it ends; the first has none."""
+    ends, _, _ = boundaries(config)
+    return {0: range(0)} | {end: range(begin, end) for begin, end in itertools.pairwise(ends)}
+
+
+def longest_chunk(config: ml_collections.ConfigDict) -> int:
+    """The most steps that are asked for at once."""
+    return max(map(len, chunks(config).values()))

@@ -1,0 +1,120 @@
+"""Several processes, joined by jax.distributed on loopback: they train, save, are killed and resume as one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab import tasks
+from lab.engine import config as configs
+from lab.engine import store, table, train
+from lab.engine.workdir import Workdir
+
+STEPS = 120
+CONFIG = Path(__file__).with_name("echo_config.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def echo_is_a_task(echo):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(echo):
+    return configs.variants(echo.config(steps=STEPS, variants={"plain": {}}))["plain"]
+
+
+@pytest.fixture(scope="module")
+def reference(config, tmp_path_factory):
+    """What one process makes of it."""
+    return train.train(config, tmp_path_factory.mktemp("reference") / "w")
+
+
+class Group:
+    """Two processes of two devices each, training together."""
+
+    def __init__(self, workdir):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.workdir, self.log = workdir / "plain", (workdir.parent / "log").open("a+")
+        command = [sys.executable, "-m", "lab", "train", f"--config={CONFIG}", f"--config.steps={STEPS}"]
+        command += [f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+        self.processes = [
+            subprocess.Popen([*command, f"--process={i}"], stdout=self.log, stderr=self.log) for i in range(2)
+        ]
+
+    def said(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait_for_checkpoint(self, after, seconds=180):
+        """Until a checkpoint newer than `after` is on disk."""
+        until = time.monotonic() + seconds
+        while max(store.steps(self.workdir / "checkpoints"), default=-1) <= after:
+            assert all(process.poll() is None for process in self.processes), self.said()
+            assert time.monotonic() < until, self.said()
+            time.sleep(0.005)
+
+    def signal(self, number):
+        for process in self.processes:
+            process.send_signal(number)
+
+    def end(self, seconds=180):
+        try:
+            return [process.wait(seconds) for process in self.processes]
+        finally:
+            self.signal(signal.SIGKILL)
+            self.log.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_processes_continue_together_and_then_one_alone_to_the_same_bytes(
+    echo, config, reference, tmp_path, number
+):
+    """Three rows: the first process holds two of them, the second one and padding. Alone, there are two devices."""
+    workdir = tmp_path / "w"
+    group = Group(workdir)
+    group.wait_for_checkpoint(after=6)
+    group.signal(number)
+    ended = group.end()
+    assert ended == ([-signal.SIGKILL] * 2 if number == signal.SIGKILL else [0, 0])
+    reached = store.steps(workdir / "plain" / "checkpoints")[-1]
+    saved = store.verify(workdir / "plain" / "checkpoints" / str(reached))
+    assert sorted(saved["parts"]) == ["0", "2"]
+
+    group = Group(workdir)
+    group.wait_for_checkpoint(after=reached)
+    group.signal(signal.SIGKILL)
+    assert group.end() == [-signal.SIGKILL] * 2
+
+    train.train(config, workdir / "plain")
+    assert echo.digests(workdir / "plain") == echo.digests(reference)
+    dataset = table.load(workdir)
+    assert dataset.sizes["train_step"] == STEPS and dataset.sizes["learning_rate"] == 3
+
+
+def test_processes_train_to_the_end_and_save_each_its_own_rows(echo, reference, tmp_path):
+    group = Group(tmp_path / "w")
+    assert group.end() == [0, 0]
+    assert echo.digests(tmp_path / "w" / "plain") == echo.digests(reference)
+    assert len(Workdir(tmp_path / "w" / "plain").read_json("config.json")["devices"]) == 4
+
+
+@pytest.mark.long  # JAX notices after 100 seconds
+def test_process_whose_partner_died_does_not_train_on_alone(tmp_path):
+    group = Group(tmp_path / "w")
+    group.wait_for_checkpoint(after=6)
+    os.kill(group.processes[1].pid, signal.SIGKILL)
+    first, second = group.end()
+    assert second == -signal.SIGKILL and first != 0
+    reached = store.steps(tmp_path / "w" / "plain" / "checkpoints")[-1]
+    store.verify(tmp_path / "w" / "plain" / "checkpoints" / str(reached))
+    assert reached < STEPS

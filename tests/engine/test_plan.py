@@ -1,0 +1,134 @@
+"""The width is chosen by measurement, and never one that does not fit."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import tree
+from lab.engine import plan, shard, step, sweep
+from lab.engine.sweep import Options
+
+
+@pytest.fixture(autouse=True)
+def remembers_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The widths measured, with rates that fall from 8 on and nothing wider than 20 fitting."""
+    asked = []
+
+    def rate(experiment, grid, mesh, options, most_steps, width):
+        asked.append(width)
+        return (None if width > 20 else 100.0 * width if width <= 8 else 10.0), width * 1000
+
+    monkeypatch.setattr(plan, "_rate", rate)
+    return asked
+
+
+def choose(echo, n_rows, width=0, **more):
+    columns = dict(gamma=(0.5,) * n_rows, weight_decay=(0.1,) * n_rows, learning_rate=(0.01,) * n_rows)
+    grid = echo.grid.zipped(columns | {"seed": tuple(range(n_rows))})
+    return plan.choose(echo.experiment(), grid, shard.run_mesh(n_rows), Options(), 12, width, **more)
+
+
+@given(peak=st.integers(0, 10), widest=st.integers(1, 2000), fits=st.integers(1, 2000))
+def test_of_rates_with_one_peak_the_chosen_width_is_the_best_power_of_two_that_fits(peak, widest, fits):
+    """Doubling the width doubles the rate up to the peak and halves it after."""
+
+    def measure(width):
+        rate = float(2 ** (peak - abs(peak - np.log2(width))))
+        return (rate if width <= fits else None), width
+
+    rates, memory = plan.explore(measure, widest)
+    assert all(width <= min(widest, fits) for width in rates) and all(width <= widest for width in memory)
+    powers = [2**k for k in range(12) if 2**k <= min(widest, fits)]
+    assert max(rates.values()) >= max(measure(width)[0] for width in powers)
+    assert len(memory) <= 9
+
+
+def test_widest_is_tried_where_it_is_no_power_of_two():
+    rates, _ = plan.explore(lambda width: (float(width), 0), 6)
+    assert max(rates, key=rates.get) == 6
+
+
+def test_fastest_width_is_taken_and_remembered(echo, counted):
+    chosen = choose(echo, 64)
+    assert chosen.width == 8 and chosen.waves == 1
+    assert "8 rows at once on each of" in chosen.sentence() and "800 row-steps/s" in chosen.sentence()
+    measured = list(counted)
+    assert choose(echo, 64) == chosen and counted == measured
+    assert choose(echo, 64, fresh=True) == chosen and counted == measured * 2
+
+
+def test_damaged_memory_is_measured_again(echo, counted, tmp_path):
+    chosen = choose(echo, 64)
+    (remembered,) = (tmp_path / "cache").rglob("*.json")
+    remembered.write_text("{")
+    assert choose(echo, 64) == chosen and len(counted) == 2 * len(chosen.memory)
+
+
+def test_width_of_the_user_is_taken_unmeasured(echo, counted):
+    chosen = choose(echo, 64, width=5)
+    assert chosen.width == 5 and counted == [] and "as the config says" in chosen.sentence()
+
+
+def test_what_fits_nowhere_is_refused_with_its_size(echo, monkeypatch):
+    monkeypatch.setattr(plan, "_rate", lambda *args: (None, 3_000_000_000))
+    monkeypatch.setattr(plan, "_memory", lambda: 2e9)
+    with pytest.raises(ValueError, match=r"one row needs 3.0 GB on a device that has 2.0 GB.*data_devices"):
+        choose(echo, 4)
+
+
+def test_rows_that_do_not_fit_together_take_turns(echo, monkeypatch, counted):
+    state = jax.eval_shape(functools.partial(step.start, echo.experiment()), echo.four_rows().row(0))
+    row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    n_devices = jax.device_count()
+    # room for two rows and their copies on each device, beside a block at work
+    monkeypatch.setattr(plan, "_memory", lambda: 4 * row_bytes / plan.MEMORY_SHARE)
+    assert choose(echo, 6 * n_devices, width=1).waves == 3
+    assert choose(echo, 2 * n_devices, width=1).waves == 1
+
+
+def test_plan_comes_back_from_a_folder_as_it_was_recorded(echo, counted, tmp_path):
+    assert plan.recall(tmp_path) is None
+    chosen = dataclasses.replace(choose(echo, 64), determinism=1.25)
+    plan.record(tmp_path, chosen)
+    assert plan.recall(tmp_path) == chosen
+    (tmp_path / "plan.json").write_bytes(b"{}")
+    assert plan.recall(tmp_path) is None
+
+
+def test_real_step_is_measured_and_its_memory_holds_the_state(echo):
+    experiment, grid = echo.experiment(), echo.four_rows()
+    rate, needed = plan._rate(experiment, grid, shard.run_mesh(4), Options(), 12, 2)
+    state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
+    assert rate > 0 and needed >= 2 * 4 * tree.size(state)
+
+
+def test_flops_are_those_of_the_products(echo):
+    """Forward, input gradient and weight gradient of two matrices, 3 x 2 x B x (D F + F V), and little beside."""
+    experiment = echo.experiment(batch_size=1000)
+    products = 3 * 2 * 1000 * (8 * 8 + 8 * 8)
+    assert products < plan.flops(experiment, echo.four_rows()) < 2 * products
+
+
+def test_parameters_split_over_devices_need_less_memory_on_each(echo):
+    experiment = echo.experiment(model=echo.EmbMLP(8, 512, 512, "tanh"))
+    mesh = shard.run_mesh(1, 2)
+    layout = shard.layout(mesh, 1, 1)
+
+    def held(split):
+        options = Options(split_params=split)
+        programs = sweep.build(experiment, 1, 1, mesh, options)
+        return plan.compile_chunk(experiment, echo.four_rows().take([0]), layout, programs, options)
+
+    whole, split = (held(split).memory_analysis().argument_size_in_bytes for split in (False, True))
+    large = 3 * 4 * 512 * 512  # the square matrix and its two moments; everything else is smaller than SMALLEST_SPLIT
+    assert whole - split == large // 2
