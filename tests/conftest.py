@@ -1,9 +1,11 @@
 """Strict numerics, two host devices, and a float64 fixture; set before any test imports JAX's backend."""
 
+import os
+
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("LAB_TEST_DEVICES", "2")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -137,10 +137,10 @@ def recall(workdir: Path) -> Plan | None:
     """The plan that a training was begun with; None if there is none, or it is damaged."""
     try:
         held = files.read_json(workdir / "plan.json")
-    except DamagedError:
+        counts = {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
+        return Plan(**{**held, **counts})
+    except (DamagedError, KeyError, TypeError):  # the latter two: signed, but by somebody else
         return None
-    counts = {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
-    return Plan(**{**held, **counts})
 
 
 def flops(experiment: Experiment, grid: Grid) -> float:
