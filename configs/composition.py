@@ -109,7 +109,7 @@ def smoke() -> ConfigDict:
     del config.variants.wrong.model
     config.optim.warmup_steps = 5
     config.grid.update(gamma=(0.45, 0.65), seed=(0, 1))
-    config.update(steps=40, batch_size=32, eval_every=20, eval_size=64, snapshots=3, checkpoint_every=20)
+    config.update(steps=40, batch_size=32, eval_every=20, eval_size=64, snapshots=3, checkpoint_every=20, block_width=1)
     return config
 
 

@@ -34,15 +34,25 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=name, takes_config=config, options=known)
 
     only = {"_variants": {"help": "only these variants, comma-separated (default: all of the config)"}}
-    devices = {
+    exact = {
         "_deterministic": {"action": "store_true", "help": "the same bits every time on a GPU too; says what it costs"},
+    }
+    processes = {
         "_distributed": {"action": "store_true", "help": "join the processes that SLURM or a TPU pod started"},
         "_coordinator": {"metavar": "HOST:PORT", "help": "join processes started by hand: where the first one listens"},
         "_processes": {"type": positive(int), "help": "how many there are"},
         "_process": {"type": int, "help": "which one this is, from 0"},
     }
     command("list", "studies, presets with their cost, and claims", workdir=False)
-    command("train", "train the grid of --config=FILE[:PRESET]", workdir="required", config=True, **only, **devices)
+    command(
+        "train",
+        "train the grid of --config=FILE[:PRESET]",
+        workdir="required",
+        config=True,
+        **only,
+        **exact,
+        **processes,
+    )
     command(
         "plan",
         "say what the grid of --config=FILE[:PRESET] needs: memory, rows at once, rate",
@@ -90,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         study={"help": "see `list`"},
         _preset={"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
         **only,
-        **devices,
+        **exact,
     )
     command(
         "claims",
@@ -133,6 +143,8 @@ def config_file(config_args: list[str]) -> str:
 
 def chosen_variants(config: ConfigDict, names: str | None) -> ConfigDict:
     """The config with only the named variants."""
+    if names and not config.variants:
+        raise ValueError(f"--variants={names}: this config has no variants, leave the option out")
     chosen = names.split(",") if names else list(config.variants)
     for name in chosen:
         if name not in config.variants:

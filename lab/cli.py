@@ -115,10 +115,7 @@ def _reproduce(args, config_args) -> None:
         raise ValueError(f"unknown preset {args.preset!r} of {study.name}; one of {', '.join(study.presets)}")
     workdir = args.workdir or Path("runs") / f"{study.name}-{args.preset}"
     config = _config([f"--config={study.config_path}:{args.preset}", *config_args], args)
-    speaks = _join_processes(args)
     train.train_variants(config, workdir)
-    if not speaks:
-        return
     measured = _measure(workdir)
     if measured or not outcome.reported(workdir):
         _write_report(workdir)
@@ -133,7 +130,8 @@ def _verify(args, config_args) -> None:
     found = []
     for work in variants_in(args.workdir).values():
         found += damages(work)
-        print(*remarks(work), sep="\n", end="\n" if remarks(work) else "")
+        for line in remarks(work):
+            print(line)
     print("\n".join(found) or f"{args.workdir}: everything is as it was written")
     sys.exit(1 if found else 0)
 
@@ -214,11 +212,15 @@ def _join_processes(args) -> bool:
 
     by_hand = (args.coordinator, args.processes, args.process)
     if any(part is not None for part in by_hand):
-        if None in by_hand or not 0 <= args.process < args.processes:
-            raise ValueError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together")
+        complete = None not in by_hand and 0 <= args.process < args.processes and not args.distributed
+        if not complete or not args.coordinator.rpartition(":")[2].isdigit():
+            raise ValueError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together, and alone")
         jax.distributed.initialize(*by_hand)
     elif args.distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError("--distributed finds no SLURM and no TPU pod; use --coordinator, see --help") from error
     return jax.process_index() == 0
 
 

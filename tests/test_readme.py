@@ -63,9 +63,20 @@ def test_every_command_the_readme_shows_is_known():
     from lab.arguments import parser
 
     (choices,) = (action.choices for action in parser()._actions if action.choices)
-    commands = re.findall(r"python -m lab (\w+)", README.read_text())
+    commands = re.findall(r"python -m lab ([\w-]+)", README.read_text())
     assert len(commands) >= 4
     assert set(commands) <= set(choices)
+
+
+@pytest.mark.parametrize("page", sorted((README.parent / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_test_and_file_that_a_page_names_exists(page):
+    text, file = page.read_text(), None
+    for named, test in re.findall(r"`(test_\w+\.py)?(?:::)?(test_\w+)?`", text):
+        file = README.parent / "tests/engine" / named if named else file
+        if named or test:
+            assert f"def {test}" in file.read_text(), f"{named}::{test}"
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
 
 
 def test_the_readmes_claims_table_is_that_of_the_kept_run():

@@ -10,6 +10,7 @@ from lab.engine.step import Experiment
 from lab.tasks import Batch
 
 DRAWN_AHEAD = 2**23  # bytes of one row's batches
+EPOCHS_AHEAD = 2**28  # bytes of one row's permutations
 
 
 def train_set(experiment: Experiment) -> Batch | None:
@@ -54,11 +55,13 @@ def batches(
     def shuffled(epoch):
         return jax.random.permutation(rng.key(seed, "epoch", epoch), experiment.train_size)
 
-    order_ExN = jax.vmap(shuffled)(epochs)
+    few = 4 * epochs.size * experiment.train_size <= EPOCHS_AHEAD
+    order_ExN = jax.vmap(shuffled)(epochs) if few else None
 
     def batch(step):
-        epoch, place = step // steps_per_epoch - first_epoch, step % steps_per_epoch
-        index_B = jax.lax.dynamic_slice(order_ExN, (epoch, place * n), (1, n))[0]
+        epoch, place = step // steps_per_epoch, step % steps_per_epoch
+        order_N = order_ExN[epoch - first_epoch] if few else shuffled(epoch)
+        index_B = jax.lax.dynamic_slice(order_N, (place * n,), (n,))
         return jax.tree.map(lambda leaf: leaf[index_B], train_set)
 
     return batch

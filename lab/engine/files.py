@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+PLAN = "plan.json"  # how the rows are computed; not there before training, and not needed after it
 IDENTITY = ("config.json", "grid.json")  # the files that say which training a folder holds
 SEAL = 64  # bytes at the end of an npz: which training it belongs to, and the sha256 of everything before
 ZIP_END = b"PK\5\6"  # 22 bytes before the end of a zip file without a comment

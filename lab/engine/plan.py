@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import lab
 from lab import tree
 from lab.engine import config as configs
 from lab.engine import data, files, schedule, shard, step, sweep
@@ -80,7 +80,7 @@ def choose(
     width: int = 0,
     fresh: bool = False,
 ) -> Plan:
-    """The plan for a grid on a mesh; the same one in every process.
+    """The plan for a grid on a mesh. Of several processes only one shall ask, and tell the others.
 
     Args:
       most_steps: longest chunk that will be asked for.
@@ -89,12 +89,10 @@ def choose(
     """
     first = Plan(device_names(), width or 1, 1, flops(experiment, grid), {}, {})
     rows_each = math.ceil(len(grid) / mesh.shape["run"])
-    if not width and jax.process_index() == 0:
+    if not width:
         first = _measured(first, experiment, grid, mesh, options, most_steps, rows_each, fresh)
-    if jax.process_count() > 1:
-        first = dataclasses.replace(first, width=int(multihost_utils.broadcast_one_to_all(np.int32(first.width))))
-    working = first.memory.get(first.width, 0) if jax.process_count() == 1 else 0
-    return dataclasses.replace(first, waves=_waves(experiment, grid, rows_each, mesh.shape["data"], working))
+    working = first.memory.get(first.width, 0)
+    return dataclasses.replace(first, waves=_waves(experiment, grid, rows_each, mesh, options, working))
 
 
 def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh: bool = False) -> list[str]:
@@ -130,13 +128,13 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
 
 def record(workdir: Path, plan: Plan) -> None:
     """`plan.json` of a training: it continues with the same width, which its last bits depend on."""
-    files.write_json(workdir / "plan.json", dataclasses.asdict(plan))
+    files.write_json(workdir / files.PLAN, dataclasses.asdict(plan))
 
 
 def recall(workdir: Path) -> Plan | None:
     """The plan that a training was begun with; None if there is none, or it is damaged."""
     try:
-        held = files.read_json(workdir / "plan.json")
+        held = files.read_json(workdir / files.PLAN)
         counts = {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
         return Plan(**{**held, **counts})
     except (DamagedError, KeyError, TypeError):  # the latter two: signed, but by somebody else
@@ -171,7 +169,8 @@ def _measured(plan: Plan, experiment, grid, mesh, options: Options, most_steps, 
             f"one row needs {memory[1] / 1e9:.1f} GB on a device that has {_memory() / 1e9:.1f} GB: "
             "set data_devices and split_params to spread it over several, or make batch_size smaller"
         )
-    width = max(rates, key=rates.get)
+    # a last block that is not full computes its padding too
+    width = max(rates, key=lambda width: rates[width] / (math.ceil(rows_each / width) * width))
     cost = None
     if options.deterministic and jax.default_backend() == "gpu":
         free, _ = _rate(experiment, grid, mesh, dataclasses.replace(options, deterministic=False), most_steps, width)
@@ -253,11 +252,15 @@ def device_bytes(compiled) -> int:
     return held + size.temp_size_in_bytes + size.generated_code_size_in_bytes
 
 
-def _waves(experiment, grid: Grid, rows_each: int, data_devices: int, working: int) -> int:
+def _waves(experiment, grid: Grid, rows_each: int, mesh: Mesh, options: Options, working: int) -> int:
     """How many parts the rows of a device fall into, so that one part and its copy fit beside a block at work."""
     hparams = {name: column[0] for name, column in grid.arrays().items()}
     state = jax.eval_shape(functools.partial(step.start, experiment), hparams)
-    row_bytes = _tree_bytes(state) / data_devices
+    leaves = jax.tree.leaves(state)
+    parts = [
+        mesh.shape["data"] if options.split_params and shard.split_spec(leaf.shape, mesh) else 1 for leaf in leaves
+    ]
+    row_bytes = sum(leaf.size * leaf.dtype.itemsize / n for leaf, n in zip(leaves, parts, strict=True))
     return max(1, math.ceil(2 * rows_each * row_bytes / max(MEMORY_SHARE * _memory() - working, row_bytes)))
 
 
@@ -276,7 +279,16 @@ def _memory() -> float:
 def _remembered(experiment: Experiment, mesh: Mesh, options: Options, most_steps: int, rows_each: int) -> Path:
     """Where the widths of a program on devices like these are kept."""
     home = platform.node() if jax.default_backend() == "cpu" else ""
-    program = (experiment, mesh.shape, options, most_steps, rows_each, os.environ.get("XLA_FLAGS"), jax.__version__)
+    program = (
+        experiment,
+        mesh.shape,
+        options,
+        most_steps,
+        rows_each,
+        os.environ.get("XLA_FLAGS"),
+        jax.__version__,
+        lab.__version__,
+    )
     name = hashlib.sha256(repr((device_names(), home, *program)).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache"
     return Path(cache) / "gammalab" / "plans" / f"{name}.json"

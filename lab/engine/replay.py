@@ -55,7 +55,7 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
     alone = Rows(work.experiment, grid.take([row]), layout, schedule.longest_chunk(config), configs.options(config))
     alone.start()
 
-    losses, params, done = [np.zeros((0, 2))], {}, 0
+    losses, params, done, in_grid = [np.zeros((0, 2))], {}, 0, -1
     for end, chunk in zip(
         tqdm(ends[: len(chunks)], unit="chunk", desc=f"row {row}", leave=False), chunks, strict=False
     ):
@@ -64,10 +64,10 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
         if end > done:
             metrics = layout.read(alone.advance(done, end))
             losses.append(np.stack([chunk["train_loss"][:, row], metrics["train_loss"][0, : end - done]], axis=1))
-        if end in kept:
+        if end in kept and end in work.snapshot_steps():
             params[end] = _distance(work.params(end, row), store.take_row(alone.fetch().params, 0))
-        done = end
-    diverged = int(chunk["diverged_at"][row]), int(alone.fetch().diverged_at[0])
+        done, in_grid = end, int(chunk["diverged_at"][row])
+    diverged = in_grid, int(alone.fetch().diverged_at[0])
     return _difference(np.concatenate(losses), params, done, diverged)
 
 

@@ -24,6 +24,8 @@ class Rows:
         self.train_set = shard.replicate(train_set, layout.mesh)
         self.evaluation_set = shard.replicate(evaluation_set, layout.mesh)
         self.waves: list[RowState] = []
+        wave = jax.eval_shape(self.programs.start, self.hparams[0])
+        self.shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.abstract(wave, options.split_params))
 
     def start(self) -> None:
         """The rows before training."""
@@ -65,6 +67,10 @@ class Rows:
         return self.layout.fetch(self.waves)
 
     def _park(self, state: RowState) -> RowState:
+        if (
+            self.options.split_params
+        ):  # XLA chose where small leaves lie; the next chunk shall find them where a resumed one does
+            state = jax.device_put(state, self.shardings)
         return self._in_memory(state, "pinned_host") if self.layout.waves > 1 else state
 
     def _unpark(self, i: int) -> RowState:

@@ -26,7 +26,8 @@ def run_mesh(n_rows: int, data_devices: int = 1) -> Mesh:
     """
     if jax.local_device_count() % data_devices:
         raise ValueError(f"data_devices={data_devices}: must divide this process's {jax.local_device_count()} devices")
-    groups = np.array(jax.devices()).reshape(-1, data_devices)
+    by_process = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    groups = np.array(by_process).reshape(-1, data_devices)
     if jax.process_count() == 1:
         rows_each = math.ceil(n_rows / len(groups))
         groups = groups[: math.ceil(n_rows / rows_each)]
@@ -109,8 +110,7 @@ class Layout:
         """Device arrays that every process can `read`; for one process these. Starts a transfer, does not wait."""
         if jax.process_count() == 1:
             return waves
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        return [jax.jit(lambda wave: wave, out_shardings=replicated)(wave) for wave in waves]
+        return [_everywhere(self.mesh)(wave) for wave in waves]
 
     def read(self, waves: list):
         """Published device arrays -> host arrays of all rows, padding dropped."""
@@ -131,10 +131,16 @@ class Layout:
 
 
 def layout(mesh: Mesh, n_rows: int, width: int, waves: int = 1) -> Layout:
-    """The layout with the least padding."""
-    shares = mesh.shape["run"] * waves
-    width = min(width, math.ceil(n_rows / shares))
-    return Layout(mesh, n_rows, width, math.ceil(n_rows / (shares * width)) * width, waves)
+    """The layout with the least padding; blocks are made narrower where that saves some."""
+    rows_each = math.ceil(n_rows / (mesh.shape["run"] * waves))
+    blocks = math.ceil(rows_each / width)
+    width = math.ceil(rows_each / blocks)
+    return Layout(mesh, n_rows, width, blocks * width, waves)
+
+
+@functools.cache
+def _everywhere(mesh: Mesh) -> Callable:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def replicate(tree, mesh: Mesh):

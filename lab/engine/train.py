@@ -77,20 +77,27 @@ def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid |
 
 def _run(config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
     """`train`, once its config and grid are checked."""
+    shard.run_mesh(len(grid), config.data_devices)  # refuses what these devices cannot be split into
     with process.only_writer(work.path), process.polite_stop() as stop_asked:
         done = config.steps
-        shard.run_mesh(len(grid), config.data_devices)  # refuses what these devices cannot be split into
-        if process.is_first():
-            verify.set_aside_identity(work, _say)
-            _refuse_other(work, config, grid)  # again: another process may have begun here since
-            _write_identity(work, config, grid)
-        if process.agreed(verify.whole(work) if process.is_first() else 0):
+        if process.by_first(lambda: _begin(work, config, grid)):
             _say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
             done = _loop(Workdir(work.path), grid, stop_asked)
         if process.agreed(stop_asked()):
             raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues")
     return work.path
+
+
+def _begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool:
+    """Writes what is to be trained, unless it is there; returns whether it is trained and whole."""
+    verify.set_aside_identity(work, _say)
+    _refuse_other(work, config, grid)  # again: another process may have begun here since
+    if not (work.path / "grid.json").is_file():
+        files.write_json(work.path / "grid.json", grid.to_json())
+    if not (work.path / "config.json").is_file():
+        files.write_json(work.path / "config.json", {"config": configs.to_json(config), **provenance()})
+    return verify.whole(work)
 
 
 def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool:
@@ -127,6 +134,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
             begun, first = time.monotonic(), max(done, 0)
             metrics = rows.advance(first, end) if end > first else None
             rows.wait()
+            process.end_together(writer.failure())
             stopping = process.agreed(stop_asked())  # whoever asks from here on is heard at the end of the next chunk
             chunk = Chunk(first, end, metrics, rows.evaluate() if end in evaluated else None, rows.diverged_at())
             state = rows.fetch() if end in kept or end in saved or stopping else None
@@ -155,28 +163,35 @@ def _layout(work: Workdir, grid: Grid) -> Layout:
     """Where the rows are computed: as before, if this training was begun on devices like these; else as planned now."""
     config, options = work.config, configs.options(work.config)
     mesh = shard.run_mesh(len(grid), config.data_devices)
-    before = plan.recall(work.path)
-    if before is None or before.devices != plan.device_names():
-        now = plan.choose(work.experiment, grid, mesh, options, schedule.longest_chunk(config), config.block_width)
-        if before is not None:
-            _say(f"{work.path}: planned for {before.devices}; on other devices results agree up to rounding")
-        if process.is_first():
-            plan.record(work.path, now)
-        before = now
-    _say(f"{work.path}: {before.sentence()}")
-    return shard.layout(mesh, len(grid), before.width, before.waves)
+    chosen = None
+
+    def choose() -> int:
+        nonlocal chosen
+        chosen = plan.recall(work.path)
+        if chosen is None or chosen.devices != plan.device_names():
+            if chosen is not None or store.steps(work.checkpoints):
+                before = "lost plan.json" if chosen is None else chosen.devices
+                _say(f"{work.path}: planned anew after {before}; from here on results agree up to rounding")
+            longest = schedule.longest_chunk(config)
+            chosen = plan.choose(work.experiment, grid, mesh, options, longest, config.block_width)
+            plan.record(work.path, chosen)
+        _say(f"{work.path}: {chosen.sentence()}")
+        return chosen.width
+
+    width, waves = process.by_first(choose), process.by_first(lambda: chosen.waves)
+    return shard.layout(mesh, len(grid), width, waves)
 
 
 def _resume(work: Workdir, rows: Rows) -> int:
     """Starts the rows, or puts them where the newest sound checkpoint left them; returns the last step on disk."""
     abstract = rows.abstract()
-    step = -1
-    if process.is_first():
-        sound = verify.sound_until(work, _say)
-        saved = store.newest_whole(work.checkpoints, abstract, _say, sound)
-        step = -1 if saved is None else saved
-        table.forget_after(work.metrics, step)
-    step = process.agreed(step)
+
+    def newest() -> int:
+        saved = store.newest_whole(work.checkpoints, abstract, _say, verify.sound_until(work, _say))
+        table.forget_after(work.metrics, -1 if saved is None else saved)
+        return -1 if saved is None else saved
+
+    step = process.by_first(newest)
     if step < 0:
         rows.start()
     else:
@@ -204,13 +219,6 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
         store.save(work.checkpoints, chunk.end, state, first, parts)
         if process.is_first():
             store.keep_newest(work.checkpoints, KEPT_CHECKPOINTS)
-
-
-def _write_identity(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> None:
-    if not (work.path / "grid.json").is_file():
-        files.write_json(work.path / "grid.json", grid.to_json())
-    if not (work.path / "config.json").is_file():
-        files.write_json(work.path / "config.json", {"config": configs.to_json(config), **provenance()})
 
 
 def _say(line: str) -> None:

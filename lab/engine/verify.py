@@ -8,8 +8,6 @@ from lab.engine import files, schedule, store, table
 from lab.engine.files import DamagedError
 from lab.engine.workdir import Workdir
 
-PLAN = "plan.json"  # how the rows are computed; not there before training, and not needed after it
-
 
 def damages(work: Workdir) -> list[str]:
     """One line for every file or folder that is damaged or missing; empty if all is whole.
@@ -96,8 +94,8 @@ def set_aside_identity(work: Workdir, report: Callable[[str], None]) -> None:
 def _identity_damages(work: Workdir) -> dict[str, str]:
     """What is wrong with the files that say what is trained here and how, by name."""
     checks = {"config.json": lambda: work.config, "grid.json": lambda: work.grid}
-    if (work.path / PLAN).exists():
-        checks[PLAN] = lambda: work.read_json(PLAN)
+    if (work.path / files.PLAN).exists():
+        checks[files.PLAN] = lambda: work.read_json(files.PLAN)
     found = {name: _damage(lambda check: check(), check) for name, check in checks.items()}
     return {name: line for name, line in found.items() if line is not None}
 

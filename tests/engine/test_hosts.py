@@ -1,5 +1,6 @@
 """Several processes, joined by jax.distributed on loopback: they train, save, are killed and resume as one."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -106,6 +107,19 @@ def test_processes_train_to_the_end_and_save_each_its_own_rows(echo, reference, 
     assert group.end() == [0, 0]
     assert echo.digests(tmp_path / "w" / "plain") == echo.digests(reference)
     assert len(Workdir(tmp_path / "w" / "plain").read_json("config.json")["devices"]) == 4
+
+
+def test_what_stops_the_first_process_stops_all_in_a_line(tmp_path):
+    """Here the folder belongs to another training's process, which only the first one sees."""
+    (tmp_path / "w" / "plain").mkdir(parents=True)
+    with (tmp_path / "w" / "plain" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        group = Group(tmp_path / "w")
+        ended = [process.wait(90) for process in group.processes]
+    said = group.said()
+    assert ended == [2, 2], said
+    assert said.count("another process is training here") == said.count("another process of this training stopped") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.long  # JAX notices after 100 seconds

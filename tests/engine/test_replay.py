@@ -57,5 +57,5 @@ def test_row_that_is_not_what_its_hparams_make_is_found_with_the_step(trained, t
 
 
 def test_row_that_is_not_there_is_refused(trained):
-    with pytest.raises(ValueError, match="row 4: .* has rows 0 to 3"):
+    with pytest.raises(ValueError, match=r"row 4: .* has rows 0 to 3"):
         replay.replay(trained, 4)

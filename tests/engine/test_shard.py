@@ -21,9 +21,10 @@ def test_padding_is_the_least_that_keeps_devices_and_blocks_full(n_rows, width):
     # the fewest devices on which the busiest has as few rows as on all of them
     busiest = lambda devices: -(-n_rows // devices)  # noqa: E731
     assert n_devices == min(d for d in range(1, jax.device_count() + 1) if busiest(d) == busiest(jax.device_count()))
-    assert layout.width == min(width, busiest(n_devices))  # no block is wider than what a device has
-    enough = [n for n in range(n_rows, 100) if n % (n_devices * layout.width) == 0]
-    assert layout.n_padded == enough[0]
+    # as few blocks as that width allows, each as narrow as they allow
+    blocks = -(-busiest(n_devices) // width)
+    assert layout.width == -(-busiest(n_devices) // blocks) <= width
+    assert layout.n_padded == n_devices * blocks * layout.width < n_rows + n_devices * blocks + n_devices
 
 
 @pytest.mark.parametrize("waves", [1, 2, 3])

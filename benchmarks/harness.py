@@ -1,0 +1,166 @@
+"""Ways of training timed against each other: each in its own process, all in one run, turn by turn.
+
+Machines drift and other programs interfere, so no two ways are compared by numbers taken at different times: every
+round times every way once, a ratio is taken within a round, and what is reported is its median and quartiles over the
+rounds. A process which is not being timed waits on its pipe and takes no CPU.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from workload import MOST_STEPS, Workload
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+class Failed(Exception):
+    """A way cannot run here; the message says why."""
+
+
+class Worker:
+    """A process that trains one workload; see `worker.py`."""
+
+    def __init__(self, workload: Workload):
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # it shares the GPU with the others
+        if workload.accelerator == "cpu" or workload.way not in ("grid", "lone"):
+            environment["JAX_PLATFORMS"] = "cpu"  # PyTorch's ways draw their data with JAX
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env=environment,
+        )  # fmt: skip
+        self.send(dataclasses.asdict(workload))
+
+    def send(self, message: Mapping) -> None:
+        with contextlib.suppress(BrokenPipeError):  # its end is heard when the answer is missing
+            print(json.dumps(message), file=self.process.stdin, flush=True)
+
+    def receive(self) -> dict:
+        """Raises Failed if it gave up or is gone."""
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            last = (self.errors.read().strip() or "it wrote nothing").splitlines()[-1]
+            raise Failed(f"the process ended with code {self.process.wait()}: {last}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+
+class Team:
+    """Processes that train the same workload side by side, usually one.
+
+    Attributes:
+      facts, loss: of the first process, see `worker.py`; the loss after the last timing.
+      steps: of one timing.
+      disturbance: of every timing, the share of the machine's cores that other programs took meanwhile.
+    """
+
+    def __init__(self, workloads: Sequence[Workload]):
+        self.workers = [Worker(workload) for workload in workloads]
+        self.steps = 1
+        self.disturbance = []
+
+    def wait(self) -> None:
+        """Until all are ready."""
+        self.facts, *_ = [worker.receive() for worker in self.workers]
+
+    def ask(self, message: Mapping) -> list[dict]:
+        for worker in self.workers:
+            worker.send(message)
+        return [worker.receive() for worker in self.workers]
+
+    def rate(self) -> float:
+        """Row-steps a second, timed once."""
+        busy_before = busy_seconds()
+        answers = self.ask({"steps": self.steps})
+        others = busy_seconds() - busy_before - sum(answer["cpu_seconds"] for answer in answers)
+        seconds = max(answer["seconds"] for answer in answers)
+        self.disturbance.append(max(0.0, others) / (seconds * os.cpu_count()))
+        self.loss = answers[0]["loss"]
+        return self.steps * self.facts["n_rows"] * len(self.workers) / seconds
+
+    def settle(self, seconds: float) -> None:
+        """Warms up, and finds the number of steps that takes about so long."""
+        self.steps = chunk = self.facts["chunk"]
+        took = max(answer["seconds"] for answer in self.ask({"steps": chunk}))
+        while took < seconds / 3 and self.steps < MOST_STEPS:
+            self.steps = min(
+                MOST_STEPS, chunk * max(2 * self.steps // chunk, int(self.steps / chunk * seconds / took / 2))
+            )
+            took = max(answer["seconds"] for answer in self.ask({"steps": self.steps}))
+        self.steps = min(MOST_STEPS, chunk * max(1, round(self.steps / chunk * seconds / took)))
+
+
+def busy_seconds() -> float:
+    """Time that all cores together have not been idle since the machine started; 0 where Linux does not say."""
+    try:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except OSError:
+        return 0.0
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def started(workloads: Mapping[str, Sequence[Workload]]) -> Iterator[tuple[dict[str, Team], dict[str, str]]]:
+    """Starts a team for each name, all at once: those that are ready, and why the others are not. Ends them all."""
+    everyone = {name: Team(workloads[name]) for name in workloads}
+    ready, failures = {}, {}
+    try:
+        for name, team in everyone.items():
+            try:
+                team.wait()
+                ready[name] = team
+            except Failed as error:
+                failures[name] = str(error)
+        yield ready, failures
+    finally:
+        for team in everyone.values():
+            for worker in team.workers:
+                worker.close()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def rounds(teams: Mapping[str, Team], repeats: int, seconds: float) -> dict[str, list[float]]:
+    """Row-steps a second of every team in every round, `seconds` each; every round begins with another team."""
+    for team in teams.values():
+        team.settle(seconds)
+    names = list(teams)
+    rates = {name: [] for name in names}
+    for i in range(repeats):
+        shift = i % len(names)
+        for name in names[shift:] + names[:shift]:
+            rates[name].append(teams[name].rate())
+    return rates
+
+
+def quartiles(values) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    return tuple(float(value) for value in np.quantile(np.asarray(values), (0.25, 0.5, 0.75)))

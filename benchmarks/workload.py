@@ -1,0 +1,60 @@
+"""What is trained and how, as plain values that travel to a worker process, and what the worker makes of them."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+MOST_STEPS = 1000  # of one call
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One model of `configs/composition.py`, and one way of training it.
+
+    Attributes:
+      way: a name in `worker.WAYS`.
+      accelerator: `cpu` or `gpu`.
+      preset, variant: of the config; `changes` are made to its model.
+      batch_size: sequences a step, from an endless stream whatever the config says.
+      rows, width: of way `grid`: rows on each device, and how many of them a vmap holds at once.
+      chunk: steps that one call of a compiled program of ours trains; batches are drawn for a chunk at once.
+      n_devices: of way `grid`, on a CPU one a core; 0 for all there are.
+      threads: of a PyTorch process; 0 for PyTorch's default.
+    """
+
+    way: str
+    accelerator: str
+    preset: str
+    variant: str
+    changes: Mapping
+    batch_size: int
+    rows: int = 1
+    width: int = 1
+    chunk: int = 1
+    n_devices: int = 0
+    threads: int = 0
+
+
+class Way(NamedTuple):
+    """A workload, ready to be timed.
+
+    Attributes:
+      n_rows: models that one step trains.
+      run: trains `n` more steps, at most `MOST_STEPS`, waits for the device and returns the last loss.
+      peak: floating-point operations a second of one large matrix product, in the same process and precision.
+      chunk: `n` is rounded up to a multiple of it.
+      device, n_devices: the name of its kind, and how many compute.
+    """
+
+    n_rows: int
+    run: Callable[[int], float]
+    peak: Callable[[], float]
+    device: str
+    n_devices: int
+    chunk: int = 1
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
