@@ -20,6 +20,7 @@ import numpy as np
 from workload import MOST_STEPS, Workload
 
 WORKER = Path(__file__).with_name("worker.py")
+QUIET = 0.05  # share of the machine that other programs may take, if its times are to mean anything
 
 
 class Failed(Exception):

@@ -15,6 +15,7 @@ from pathlib import Path
 import harness
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 from workload import Workload, cores
 
 from lab.report import style
@@ -88,7 +89,8 @@ def panels(preset: Preset) -> dict[str, dict[tuple[str, int], Workload]]:
 
 
 def measure(preset: Preset) -> list[dict]:
-    """Every point: panel, line, value, quartiles of row-steps a second, and the rate of the products computed.
+    """Every point: panel, line, value, quartiles of row-steps a second, the rate of the products computed, and the
+    share of the machine that other programs took.
 
     Raises:
       harness.Failed: no point of a panel runs.
@@ -105,18 +107,19 @@ def measure(preset: Preset) -> list[dict]:
         for (line, value), team in teams.items():
             quartiles = harness.quartiles(rates[line, value])
             flops = quartiles[1] * team.facts["computed"]
-            points.append({"panel": panel, "line": line, "value": value, "row_steps": quartiles, "flops": flops})
+            point = {"panel": panel, "line": line, "value": value, "row_steps": quartiles, "flops": flops}
+            points.append(point | {"disturbance": float(np.median(team.disturbance))})
     return points
 
 
 def show(points: list[dict]) -> None:
     """Prints a table."""
-    print(f"{'':12}{'':>6}  {'':26}{'row-steps/s':>12}{'[quartiles]':>20}{'GFLOP/s':>10}")
+    print(f"{'':12}{'':>6}  {'':26}{'row-steps/s':>12}{'[quartiles]':>20}{'GFLOP/s':>10}{'others':>9}")
     for point in points:
         low, rate, high = point["row_steps"]
         print(
             f"{point['panel']:12}{point['value']:>6}  {point['line']:26}{rate:12.4g}{f'[{low:.4g}, {high:.4g}]':>20}"
-            f"{point['flops'] / 1e9:10.3g}"
+            f"{point['flops'] / 1e9:10.3g}{point['disturbance']:9.0%}"
         )
 
 
@@ -128,6 +131,9 @@ def draw(points: list[dict], preset: Preset):
         f"model of the composition demo, batch {preset.batch_size}; medians of {preset.repeats} rounds, bars are "
         "quartiles; grey: in proportion to the devices"
     ]
+    worst = max(point["disturbance"] for point in points)
+    if worst >= harness.QUIET:
+        notes.append(f"disturbed: other programs took up to {worst:.0%} of the machine meanwhile")
     names = list(dict.fromkeys(point["panel"] for point in points))
     figure, axes = style.panels(len(names), 4.8, 2.9, title, notes)
     lines = list(dict.fromkeys(point["line"] for point in points))
@@ -144,8 +150,9 @@ def draw(points: list[dict], preset: Preset):
         ax.set_xticks(values, [style.short(value) for value in values])
         ax.minorticks_off()
         style.fit_scale(ax, np.array([point["row_steps"] for point in here]))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         if ax.get_yscale() == "linear":
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         ax.set(xlabel=LABELS[name], ylabel="row-steps/s")
     style.legend_below(figure, [Line2D([], [], label=line, marker="o", ms=4, **strokes[line]) for line in lines])
     return figure

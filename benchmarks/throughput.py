@@ -35,7 +35,6 @@ for a GPU, else the rate of one large product in the same process. `full model` 
 answers at every position, which (c) and (d) really compute, whether or not the way computes them.""".strip()
 PACKAGES = ("jax", "torch")
 MOST_PROCESSES = 8  # of way c"; with more cores each takes several
-QUIET = 0.05  # share of the machine that other programs may take, if ratios are to be judged
 # dense, of one chip, FLOP/s; what float32 products run at by default on it
 GPU_PEAKS = {"H100": 495e12, "H200": 495e12, "A100": 156e12}
 
@@ -187,7 +186,7 @@ def show_ratios(measured: Mapping, ratios: list[dict]) -> None:
     rounds = len(next(iter(measured.values()))["rates"])
     print(f"row-steps/s of {best_grid(measured)} over each other way's, median and quartiles of {rounds} rounds:")
     disturbance = np.median([facts["disturbance"] for facts in measured.values()])
-    quiet = disturbance < QUIET
+    quiet = disturbance < harness.QUIET
     if not quiet:
         print(f"  disturbed: other programs took {disturbance:.0%} of the machine meanwhile; no target is judged")
     for entry in ratios:

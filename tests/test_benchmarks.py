@@ -164,7 +164,8 @@ def test_scaling_varies_one_thing_at_a_time_and_draws_every_point():
             assert set(workload.changes) <= {"d_model": {"d_model", "d_head", "d_ff"}}.get(panel, {panel})
             assert workload.rows % workload.width == 0
             rate = 100.0 + value
-            points.append({"panel": panel, "line": line, "value": value, "row_steps": (rate - 2, rate, rate + 1)})
+            point = {"panel": panel, "line": line, "value": value, "row_steps": (rate - 2, rate, rate + 1)}
+            points.append(point | {"disturbance": 0.5 if line.startswith("all") else 0.01})
     figure = scaling.draw(points, preset)
     drawn = {
         (ax.get_xlabel(), x, y)
@@ -172,6 +173,7 @@ def test_scaling_varies_one_thing_at_a_time_and_draws_every_point():
         for container in ax.containers
         for x, y in zip(*container.lines[0].get_data(), strict=True)
     }
+    assert any("up to 50% of the machine" in text.get_text() for text in figure.texts)
     assert drawn == {(scaling.LABELS[point["panel"]], point["value"], point["row_steps"][1]) for point in points}
 
 
