@@ -22,8 +22,9 @@ TARGET = 0.03
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="of each way (default: 7)")
-    parser.add_argument("--steps", type=int, default=1000, help="of a round (default: 1000)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each way (default: 3)")
+    parser.add_argument("--rows", type=int, default=18, help="trained together (default: 18, as the demo's)")
+    parser.add_argument("--steps", type=int, default=500, help="of a round (default: 500)")
     args = parser.parse_args()
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
@@ -36,7 +37,7 @@ def main() -> None:
 
     config = configs.variants(composition.cpu())["unseen"]
     config.update(steps=args.steps)
-    config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(jax.device_count())))
+    config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(args.rows)))
     grid = configs.grid(config)
     layout = shard.layout(shard.run_mesh(len(grid)), len(grid), 1)
     rows = Rows(configs.experiment(config), grid, layout, schedule.longest_chunk(config), sweep.Options())
