@@ -9,8 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from lab import tasks
 from lab.engine import data, shard, sweep
 
 
@@ -97,3 +99,30 @@ def same_bits():
             assert leaf.tobytes() == twin.tobytes(), path
 
     return check
+
+
+@pytest.fixture(scope="module")
+def echo_is_a_task(echo):
+    """So that configs may name it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Every training compiles anew; the cache on disk gives this process and those it starts the same program again."""
+    changes = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -8,17 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from lab import models, tasks
+from lab import models
 from lab.configs import composition
 from lab.engine import config as configs
 from lab.optim import Optim
 
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 
 @pytest.mark.parametrize("preset", composition.PRESETS)

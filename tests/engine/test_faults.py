@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from lab import tasks
 from lab.analysis.measure import Measure, measure, missing
 from lab.engine import files, step, store, table, train, verify
 from lab.engine.workdir import Workdir, WorkdirError
 from lab.tree import named_leaves
+
+pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
 
 ROOT = pathlib.Path(__file__).parents[2]
 TARGETS = {  # of a folder's files: the first part of their paths
@@ -43,32 +43,6 @@ def largest(model, params, batch, key):
 MEASURES = [
     Measure("norms", norms, {"all": "weight^2"}), Measure("largest", largest, {"all": "weight"}, snapshots="last")
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """In this process, and not again in those it starts."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in changes.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

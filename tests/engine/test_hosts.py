@@ -11,20 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from lab import tasks
 from lab.engine import config as configs
 from lab.engine import store, table, train
 from lab.engine.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
+
 STEPS = 120
 CONFIG = Path(__file__).with_name("echo_config.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import tasks
 from lab.engine import table
 from lab.engine.verify import damages
 from lab.engine.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
+
 ROOT = Path(__file__).parents[2]
 KILLS = (30, pytest.param(100, marks=pytest.mark.long))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
 
 
 @pytest.fixture(scope="module", params=KILLS, ids="{} kills".format)

@@ -1,6 +1,5 @@
 """Jobs train every variant to the bytes of a direct training, whatever happens to them; real processes throughout."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -8,29 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from lab import tasks
 from lab.cli import main
 from lab.engine import config as configs
-from lab.engine import launch, status, store, table, train
+from lab.engine import launch, status, train
 from lab.engine.workdir import Workdir
-from lab.tree import named_leaves
+
+pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("echo_config.py")
 CONTINUING = re.compile("continuing at step (8|12)\n")  # the signal came while step 6 was written, in the background
 VARIANTS = "wide+done+killed+preempted+warned+broken"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    """Config files register it too; here it is forgotten again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,25 +32,6 @@ def no_wait_for_a_network_disk():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """In this process, and not again in a job's."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in changes.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
 def variants(echo):
     """The two different trainings of the config file."""
@@ -69,10 +39,10 @@ def variants(echo):
 
 
 @pytest.fixture(scope="module")
-def direct(variants, tmp_path_factory):
+def direct(echo, variants, tmp_path_factory):
     """Digests of both, trained without any job."""
     root = tmp_path_factory.mktemp("direct")
-    return {name: digests(train.train(config, root / name)) for name, config in variants.items()}
+    return {name: echo.digests(train.train(config, root / name)) for name, config in variants.items()}
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +68,6 @@ def run(*argv):
     return 0, "\n".join(lines)
 
 
-def digests(workdir):
-    """A hash of every array that training left, by where it lies."""
-    work = Workdir(workdir)
-    trees = {f"metrics/{path.name}": table.read_npz(path) for path in table.metric_files(work.metrics)}
-    trees |= {f"snapshots/{step}": store.restore(work.snapshots, step) for step in work.snapshot_steps()}
-    trees["checkpoint"] = store.restore(work.checkpoints, work.config.steps)
-    return {
-        f"{place}/{name}": hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()).hexdigest()
-        for place, tree in trees.items()
-        for name, leaf in named_leaves(tree).items()
-    }
-
-
 def written(root):
     return {str(path): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
@@ -131,10 +88,10 @@ def log_of(root, variant):
 
 
 @pytest.mark.parametrize("variant", ["wide", "done", "preempted", "warned"])
-def test_variants_are_trained_to_the_bytes_of_a_direct_training(launched, direct, variant):
+def test_variants_are_trained_to_the_bytes_of_a_direct_training(echo, launched, direct, variant):
     root, _, said, _ = launched
     assert last_table(said)[0][variant] == ["trained", "24/24", "3", "1"]
-    assert digests(root / variant) == direct["wide" if variant == "wide" else "plain"]
+    assert echo.digests(root / variant) == direct["wide" if variant == "wide" else "plain"]
 
 
 def test_trained_variant_is_not_trained_again(launched):
@@ -180,11 +137,11 @@ def test_folders_say_how_far_they_are_and_what_was_typed(launched):
     assert command.startswith("python -m lab launch --config=") and command.endswith("--cluster=local")
 
 
-def test_killed_job_launched_again_continues_to_the_same_bytes(launched, direct):
+def test_killed_job_launched_again_continues_to_the_same_bytes(echo, launched, direct):
     root, *_ = launched
     code, said = run("launch", f"--config={CONFIG}:killed", f"--workdir={root}", "--cluster=local")
     assert (code, last_table(said)[0]) == (0, {"killed": ["trained", "24/24", "3", "1"]})
-    assert digests(root / "killed") == direct["plain"]
+    assert echo.digests(root / "killed") == direct["plain"]
     assert "continuing at step 6" in log_of(root, "killed")
 
 
@@ -238,12 +195,12 @@ def slurm(tmp_path, monkeypatch):
     return folder
 
 
-def test_slurms_job_saves_when_preempted_and_is_requeued_and_continues(slurm, direct, tmp_path, monkeypatch):
+def test_slurms_job_saves_when_preempted_and_is_requeued_and_continues(echo, slurm, direct, tmp_path, monkeypatch):
     monkeypatch.setitem(launch.SECONDS_BETWEEN_LOOKS, "slurm", 0.5)
     root = tmp_path / "w"
     code, said = run("launch", f"--config={CONFIG}:preempted", f"--workdir={root}", "--cluster=slurm", "--time=60")
     assert (code, last_table(said)[0]) == (0, {"preempted": ["trained", "24/24", "3", "1"]})
-    assert digests(root / "preempted") == direct["plain"]
+    assert echo.digests(root / "preempted") == direct["plain"]
     log = log_of(root, "preempted")
     assert log.count("Loading pickle") == 2 and "Requeued job" in log and CONTINUING.search(log)
 

@@ -5,18 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
-from lab import tasks
 from lab.engine import files, replay, train
 from lab.engine.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
+
 EPS = 2.0**-23  # float32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,11 @@ import shutil
 
 import pytest
 
-from lab import tasks
 from lab.engine import files, status, train
 from lab.engine.status import Progress
 from lab.engine.workdir import WorkdirError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,16 @@ import pytest
 
 import lab
 from lab import grid as grids
-from lab import models, tasks
+from lab import models
 from lab.engine import config as configs
 from lab.engine import store, table
 from lab.engine.workdir import Workdir, WorkdirError
 
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
+
 AXES = {"gamma": (0.3, 0.5), "weight_decay": (0.0, 0.1, 1.0), "learning_rate": (1e-3,), "seed": (0, 7)}
 ROWS = list(itertools.product(*AXES.values()))
 CHUNKS = {0: [0], 4: [4], 6: [], 8: [8], 12: [12], 16: [16]}  # last step -> evaluation; "16" sorts before "4"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
 
 
 @pytest.fixture

@@ -6,38 +6,16 @@ import signal
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from lab import grid, rng, tasks
+from lab import grid, rng
 from lab.engine import schedule, store, table, train
 from lab.engine.rows import Rows
 from lab.engine.workdir import Workdir, WorkdirError
 from lab.tree import named_leaves
 
+pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+
 EPS = 2.0**-23  # float32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def echo_is_a_task(echo):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every training compiles anew; the cache on disk gives this process the same program again."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    for settings in (changes, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is changes:
-            yield
 
 
 @pytest.fixture(scope="module")
