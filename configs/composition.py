@@ -2,8 +2,9 @@
 
     python -m lab reproduce composition --preset=cpu        # 5 minutes on two CPU cores
 
-Expect claims C1 to C5 to hold: reasoning on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01 in `34_unseen`; in
-`34_wrong` symmetric at gamma 0.45, reasoning at 0.65. C6 to C8 miss their thresholds (docs/composition.md says why).
+Expect claims C1, C2, C3 and C5 to hold: reasoning on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01 in
+`34_unseen`; in `34_wrong` symmetric at gamma 0.45, reasoning at 0.65. C4 lies at its threshold; C6 to C8 miss theirs
+(docs/composition.md says why).
 
 Papers: "Initialization is Critical to Whether Transformers Fit Composite Functions by Reasoning or Memorizing"
 (arXiv 2405.05409) and "Complexity Control Facilitates Reasoning-Based Compositional Generalization" (arXiv 2501.08537).
