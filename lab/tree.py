@@ -29,3 +29,8 @@ def select(condition, on_true, on_false):
 def size(tree) -> int:
     """Number of scalars in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def n_bytes(tree) -> int:
+    """Memory of the tree's arrays; shapes and dtypes are enough."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

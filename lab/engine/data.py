@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from lab import rng
+from lab import rng, tree
 from lab.engine.step import Experiment
 from lab.tasks import Batch
 
@@ -43,7 +43,7 @@ def batches(
         def draw(step):
             return experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams)
 
-        if most_steps * _bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
+        if most_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
             return draw
         ahead = jax.vmap(draw)(first_step + jnp.arange(most_steps))
         return lambda step: jax.tree.map(lambda leaf: leaf[step - first_step], ahead)
@@ -65,7 +65,3 @@ def batches(
         return jax.tree.map(lambda leaf: leaf[index_B], train_set)
 
     return batch
-
-
-def _bytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

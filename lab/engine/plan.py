@@ -107,7 +107,7 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
     size = tree.size(state.params)
     lines = [
-        f"{len(grid)} rows of {size:,} parameters, {_tree_bytes(state) / 1e6:,.1f} MB each with the moments of the "
+        f"{len(grid)} rows of {size:,} parameters, {tree.n_bytes(state) / 1e6:,.1f} MB each with the moments of the "
         f"optimizer, {flops(experiment, grid) / 1e9:,.2f} GFLOP a step; on {mesh.shape['run']} x {mesh.shape['data']} "
         "devices (run x data)"
     ]
@@ -135,10 +135,14 @@ def recall(workdir: Path) -> Plan | None:
     """The plan that a training was begun with; None if there is none, or it is damaged."""
     try:
         held = files.read_json(workdir / files.PLAN)
-        counts = {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
-        return Plan(**{**held, **counts})
+        return Plan(**held | _by_width(held))
     except (DamagedError, KeyError, TypeError):  # the latter two: signed, but by somebody else
         return None
+
+
+def _by_width(held: dict) -> dict[str, dict[int, float]]:
+    """JSON made strings of the widths."""
+    return {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
 
 
 def flops(experiment: Experiment, grid: Grid) -> float:
@@ -158,10 +162,9 @@ def _measured(plan: Plan, experiment, grid, mesh, options: Options, most_steps, 
     """The plan with its width measured, or remembered from an earlier training with the same shapes."""
     place = _remembered(experiment, mesh, options, most_steps, rows_each)
     if not fresh:
-        with contextlib.suppress(DamagedError, KeyError):
+        with contextlib.suppress(DamagedError, KeyError, TypeError):
             known = files.read_json(place)
-            counts = {name: {int(width): x for width, x in known[name].items()} for name in ("rates", "memory")}
-            return dataclasses.replace(plan, width=known["width"], determinism=known["determinism"], **counts)
+            return dataclasses.replace(plan, **known | _by_width(known))
 
     rates, memory = explore(functools.partial(_rate, experiment, grid, mesh, options, most_steps), rows_each)
     if not rates:
@@ -262,10 +265,6 @@ def _waves(experiment, grid: Grid, rows_each: int, mesh: Mesh, options: Options,
     ]
     row_bytes = sum(leaf.size * leaf.dtype.itemsize / n for leaf, n in zip(leaves, parts, strict=True))
     return max(1, math.ceil(2 * rows_each * row_bytes / max(MEMORY_SHARE * _memory() - working, row_bytes)))
-
-
-def _tree_bytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _memory() -> float:

@@ -24,8 +24,7 @@ class Rows:
         self.train_set = shard.replicate(train_set, layout.mesh)
         self.evaluation_set = shard.replicate(evaluation_set, layout.mesh)
         self.waves: list[RowState] = []
-        wave = jax.eval_shape(self.programs.start, self.hparams[0])
-        self.shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.abstract(wave, options.split_params))
+        self.wave = layout.abstract(jax.eval_shape(self.programs.start, self.hparams[0]), options.split_params)
 
     def start(self) -> None:
         """The rows before training."""
@@ -37,8 +36,8 @@ class Rows:
 
     def abstract(self) -> RowState:
         """Shapes and dtypes of all rows' state, without padding."""
-        wave = jax.eval_shape(self.programs.start, self.hparams[0])
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.layout.n_rows, *leaf.shape[1:]), leaf.dtype), wave)
+        n_rows = self.layout.n_rows
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n_rows, *leaf.shape[1:]), leaf.dtype), self.wave)
 
     def advance(self, first: int, end: int) -> list:
         """Trains from step `first` to `end`; the steps' metrics, published, of shape (rows, most_steps)."""
@@ -67,10 +66,9 @@ class Rows:
         return self.layout.fetch(self.waves)
 
     def _park(self, state: RowState) -> RowState:
-        if (
-            self.options.split_params
-        ):  # XLA chose where small leaves lie; the next chunk shall find them where a resumed one does
-            state = jax.device_put(state, self.shardings)
+        if self.options.split_params:
+            # XLA chose where small leaves lie; the next chunk shall find them where a resumed training has them
+            state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.wave))
         return self._in_memory(state, "pinned_host") if self.layout.waves > 1 else state
 
     def _unpark(self, i: int) -> RowState:
