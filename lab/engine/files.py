@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ PLAN = "plan.json"  # how the rows are computed; not there before training, and 
 IDENTITY = ("config.json", "grid.json")  # the files that say which training a folder holds
 SEAL = 64  # bytes at the end of an npz: which training it belongs to, and the sha256 of everything before
 ZIP_END = b"PK\5\6"  # 22 bytes before the end of a zip file without a comment
+REMOVE_TRIES = 5
 UNSEALED = "no sha256: damaged, or written by an older gammalab"
 
 
@@ -148,7 +150,11 @@ def set_aside(path: Path) -> Path:
 def remove(path: Path) -> None:
     """Deletes a file or folder, as far as that is possible."""
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        for _ in range(REMOVE_TRIES):  # threads of a save that failed may still be writing into it
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                return
+            time.sleep(0.1)
     else:
         try:
             path.unlink(missing_ok=True)
