@@ -12,14 +12,15 @@ def last(values_BxL, n_positions: int):
 def cross_entropy(logits_BxQxV, targets_BxL, weights_BxL):
     """Weighted next-token cross-entropy in nats.
 
-    Logits stand for the last Q of the L positions. Computed in float32.
+    Logits stand for the last Q of the L positions. Computed in float32, or in float64 where the logits are.
 
     Returns:
       `(sum_nll, sum_weights)`: divide them for the mean, after adding up whatever else belongs to it.
     """
     n_positions = logits_BxQxV.shape[1]
     targets_BxQ, weights_BxQ = last(targets_BxL, n_positions), last(weights_BxL, n_positions)
-    log_probs_BxQxV = jax.nn.log_softmax(logits_BxQxV.astype(jnp.float32))
+    dtype = jnp.float64 if logits_BxQxV.dtype == jnp.float64 else jnp.float32
+    log_probs_BxQxV = jax.nn.log_softmax(logits_BxQxV.astype(dtype))
     nll_BxQ = -jnp.take_along_axis(log_probs_BxQxV, targets_BxQ[..., None], axis=-1)[..., 0]
     return jnp.sum(nll_BxQ * weights_BxQ), jnp.sum(weights_BxQ)
 
