@@ -1,12 +1,16 @@
-"""How many directions a weight matrix uses: three soft ranks, from the singular values s_1 >= s_2 >= ...
+"""How many directions a weight matrix uses: soft ranks, from the singular values s_1 >= s_2 >= ...
 
-They are ordered: stable <= effective (squared) <= effective <= rank. A zero matrix has rank 0 in all of them.
+They are ordered: stable <= participation <= effective (squared) <= effective <= rank, and
+nuclear^2 <= effective. A zero matrix has rank 0 in all of them. All are exact up to rounding: no error bars.
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
+from lab.analysis.condensation import split_heads, split_output_heads, unit_rows
 from lab.tree import named_leaves
 
 
@@ -30,18 +34,107 @@ def effective_rank_squared(matrix):
     return _effective(jnp.square(_relative(singular_values(matrix))))
 
 
+def participation_ratio(matrix):
+    """(sum_i s_i^2)^2 / sum_i s_i^4, of the eigenvalues of W^T W. A Gaussian (I, O) matrix has about I O / (I + O)."""
+    return _participation(singular_values(matrix))
+
+
+def nuclear_ratio(matrix):
+    """|W|_* / |W|_F = sum_i s_i / sqrt(sum_i s_i^2), between 1 and sqrt(rank): its square compares to a rank."""
+    return _nuclear(singular_values(matrix))
+
+
+def soft_ranks(s_K):
+    """All of them from the singular values, largest first: `stable`, `effective`, `effective_squared`,
+    `participation` and `nuclear`, the last a ratio of norms as in `nuclear_ratio`."""
+    return {
+        "stable": _stable(s_K),
+        "effective": _effective(_relative(s_K)),
+        "effective_squared": _effective(jnp.square(_relative(s_K))),
+        "participation": _participation(s_K),
+        "nuclear": _nuclear(s_K),
+    }
+
+
 def matrix_names(params) -> list[str]:
     """The M weight matrices of a parameter tree: paths of its 2-D kernels and embeddings, in tree order."""
     return list(_matrices(params))
 
 
 def ranks(params):
-    """`stable` (M) and `effective` (M) rank of every weight matrix, in the order of `matrix_names`."""
-    spectra = [singular_values(matrix) for matrix in _matrices(params).values()]
-    return {
-        "stable": jnp.stack([_stable(s_K) for s_K in spectra]),
-        "effective": jnp.stack([_effective(_relative(s_K)) for s_K in spectra]),
-    }
+    """Every one of `soft_ranks` (M) of every weight matrix, in the order of `matrix_names`."""
+    found = [soft_ranks(singular_values(matrix)) for matrix in _matrices(params).values()]
+    return jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+
+def spectra(params):
+    """Singular values (M, K) of every weight matrix, in the order of `matrix_names`; NaN after those a matrix has."""
+    values = [singular_values(matrix) for matrix in _matrices(params).values()]
+    longest = max(s_K.size for s_K in values)
+    return jnp.stack([jnp.pad(s_K, (0, longest - s_K.size), constant_values=jnp.nan) for s_K in values])
+
+
+def product_singular_values(a_IxK, b_KxO):
+    """The min(I, K, O) singular values of A B that need not vanish, without forming the (I, O) product.
+
+    With A = Q_a R_a and B^T = Q_b R_b they are those of R_a R_b^T, at most (K, K): O((I + O) K^2) operations.
+    """
+    r_a_KxK, r_b_KxK = (jnp.linalg.qr(factor, mode="r") for factor in (a_IxK, b_KxO.T))
+    return singular_values(r_a_KxK @ r_b_KxK.T)
+
+
+def circuit_factors(params, n_heads: int):
+    """The factors of every head's QK and OV matrix in a parameter tree of `lab.models.Transformer` with N layers.
+
+    For a row vector x in the residual stream the score of query x and key y is x (A B) y^T / sqrt(K) with the factors
+    of `qk`, and what the head writes of x is x (A B) with those of `ov`. Biases and norms are left out.
+
+    Returns:
+      `qk` = (W_Q, W_K^T) and `ov` = (W_V, W_O): pairs of arrays (N, H, D, K) and (N, H, K, D).
+
+    Raises:
+      ValueError: the tree has no `block_<i>`, or `n_heads` does not divide the width of all heads.
+    """
+    blocks = sorted((name for name in params if re.fullmatch(r"block_\d+", name)), key=lambda name: int(name[6:]))
+    if not blocks:
+        raise ValueError(f"no block_<i> among {', '.join(params)}: circuits are those of a lab transformer")
+
+    def by_head(name, split):
+        return jnp.stack([split(params[block]["attn"][name]["kernel"], n_heads) for block in blocks])
+
+    query, key, value = (by_head(name, split_heads) for name in ("query", "key", "value"))
+    return {"qk": (query, jnp.swapaxes(key, 2, 3)), "ov": (value, by_head("out", split_output_heads))}
+
+
+def circuit_spectra(params, n_heads: int):
+    """Singular values of W_Q W_K^T (`qk`) and W_V W_O (`ov`), each (N, H, min(D, K)) by layer and head.
+
+    Raises:
+      ValueError: as `circuit_factors`.
+    """
+    each_head = jax.vmap(jax.vmap(product_singular_values))
+    return {name: each_head(*factors) for name, factors in circuit_factors(params, n_heads).items()}
+
+
+def leading_alignment(matrix_IxO, vectors_NxI):
+    """|cos(u_1, v_n)| (N) of each vector with the leading left singular vector of W; 0 for a zero vector.
+
+    Which inputs the matrix listens to: the anchors' embeddings against W_V (arXiv 2502.04375). Arbitrary where
+    s_1 = s_2.
+    """
+    u_IxK, _, _ = jnp.linalg.svd(matrix_IxO, full_matrices=False)
+    return jnp.abs(unit_rows(vectors_NxI) @ u_IxK[:, 0])
+
+
+def singular_vector_cosines(before_IxO, after_IxO):
+    """|cos| (K) between the i-th left singular vectors of two matrices, and between the right ones, K = min(I, O).
+
+    1 where a direction stayed. Vectors whose singular values nearly coincide rotate into each other without
+    meaning anything: read it together with the spectrum.
+    """
+    u_IxK, _, v_KxO = jnp.linalg.svd(before_IxO, full_matrices=False)
+    w_IxK, _, z_KxO = jnp.linalg.svd(after_IxO, full_matrices=False)
+    return jnp.abs(jnp.sum(u_IxK * w_IxK, axis=0)), jnp.abs(jnp.sum(v_KxO * z_KxO, axis=1))
 
 
 def _relative(s_K):
@@ -57,6 +150,18 @@ def _effective(weight_K):
     total = jnp.sum(weight_K)
     p_K = weight_K / jnp.where(total == 0, 1, total)
     return jnp.where(total == 0, 0, jnp.exp(jnp.sum(entr(p_K))))
+
+
+def _participation(s_K):
+    square_K = jnp.square(_relative(s_K))
+    fourth = jnp.sum(jnp.square(square_K))
+    return jnp.square(jnp.sum(square_K)) / jnp.where(fourth == 0, 1, fourth)
+
+
+def _nuclear(s_K):
+    relative_K = _relative(s_K)
+    norm = jnp.linalg.norm(relative_K)
+    return jnp.sum(relative_K) / jnp.where(norm == 0, 1, norm)
 
 
 def _matrices(params) -> dict[str, jax.Array]:

@@ -2,12 +2,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import entropy
+from sklearn.cluster import AgglomerativeClustering
 
 from lab.analysis import condensation as module
-from lab.analysis.condensation import cosine_matrix, fraction_above
+from lab.analysis import rank
+from lab.analysis.condensation import cluster_groups, split_heads, split_output_heads
 
 EPS = 2.0**-23  # float32
 condensation, greedy_groups = jax.jit(module.condensation), jax.jit(module.greedy_groups)
+cosine_matrix, mean_absolute_cosine = jax.jit(module.cosine_matrix), jax.jit(module.mean_absolute_cosine)
+fraction_above = jax.jit(module.fraction_above)
+weighted_fraction_above = jax.jit(module.weighted_fraction_above)
+norm_mass, path_mass = jax.jit(module.norm_mass), jax.jit(module.path_mass)
+direction_entropy, effective_directions = jax.jit(module.direction_entropy), jax.jit(module.effective_directions)
+eigenvector_order = jax.jit(module.eigenvector_order)
+condensation_numbers = jax.jit(module.condensation_numbers)
+effective_rank_squared = jax.jit(rank.effective_rank_squared)
 SIZES = (5, 1, 3, 2)  # neurons in each group of `grouped_kernel`
 
 
@@ -112,10 +123,187 @@ def test_fraction_above_ignores_the_diagonal():
 
 def test_vmapped_rows_equal_lone_rows():
     kernels = np.stack([grouped_kernel(seed)[0] for seed in range(4)])
-    together = jax.vmap(condensation, in_axes=(0, None))(kernels, 0.7)
+    together = jax.jit(jax.vmap(module.condensation, in_axes=(0, None)))(kernels, 0.7)
     for row, kernel in enumerate(kernels):
         alone = condensation(kernel, 0.7)
         for name in ("order", "n_groups", "fraction_above"):
             np.testing.assert_array_equal(together[name][row], alone[name])
         # Batched products may sum D = 16 terms in another order.
         np.testing.assert_allclose(together["cosine"][row], alone["cosine"], rtol=0, atol=2 * 16 * EPS)
+
+
+def test_cosines_do_not_change_under_rescaled_neurons_or_rotated_inputs():
+    kernel_DxN = normal(6, 12, 9)
+    rotation_DxD = np.linalg.qr(normal(7, 12, 12))[0]
+    scale_N = np.random.default_rng(8).uniform(1e-3, 1e3, 9).astype(np.float32)
+    before, after = cosine_matrix(kernel_DxN.T), cosine_matrix((rotation_DxD @ kernel_DxN * scale_N).T)
+    # The rotation is orthogonal to, and multiplied in, D eps each; then two cosine matrices' 2 D eps.
+    np.testing.assert_allclose(after, before, rtol=0, atol=6 * 12 * EPS)
+    # ... but they do under a stretch of the inputs.
+    stretch_D = np.logspace(0, 2, 12).astype(np.float32)
+    assert np.abs(cosine_matrix((stretch_D[:, None] * kernel_DxN).T) - before).max() > 0.1
+
+
+def test_heads_are_those_the_attention_layer_makes():
+    kernel_DxE, out_ExD, h_D = normal(9, 6, 12), normal(10, 12, 6), normal(11, 6)
+    value_HxK = (h_D @ kernel_DxE).reshape(3, 4)  # as `lab.models.transformer` splits its projections
+    # Equal products summed in another order: D = 6 terms of some 1, 4 standard deviations.
+    by_head_HxK = np.einsum("d,hdk->hk", h_D, split_heads(kernel_DxE, 3))
+    np.testing.assert_allclose(by_head_HxK, value_HxK, rtol=0, atol=6 * 16 * EPS)
+    written_D = np.einsum("hk,hkd->d", value_HxK, split_output_heads(out_ExD, 3))
+    np.testing.assert_allclose(written_D, value_HxK.reshape(12) @ out_ExD, rtol=0, atol=12 * 40 * EPS)
+
+
+@pytest.mark.parametrize("n_heads", [0, 5])
+def test_heads_that_do_not_divide_the_width_are_refused(n_heads):
+    with pytest.raises(ValueError, match=f"n_heads={n_heads} does not divide 12"):
+        split_heads(np.ones((4, 12)), n_heads)
+    with pytest.raises(ValueError, match=f"n_heads={n_heads} does not divide 12"):
+        split_output_heads(np.ones((12, 4)), n_heads)
+
+
+def test_masses_are_the_float64_formulas_even_where_squares_underflow():
+    kernel_DxN, next_NxO = normal(12, 5, 7), normal(13, 7, 3)
+    square_N = np.sum(kernel_DxN.astype(np.float64) ** 2, axis=0)
+    amplitude_N = np.sqrt(square_N) * np.linalg.norm(next_NxO.astype(np.float64), axis=1)
+    tiny = np.float32(2.0**-90)
+    # Sums of 5 and 7 terms, two roots and four quotients round less than 20 times.
+    np.testing.assert_allclose(norm_mass(kernel_DxN.T * tiny), square_N / square_N.sum(), rtol=20 * EPS)
+    expected_N = amplitude_N / amplitude_N.sum()
+    np.testing.assert_allclose(path_mass(kernel_DxN * tiny, next_NxO * tiny), expected_N, rtol=20 * EPS)
+    np.testing.assert_array_equal(norm_mass(np.zeros((3, 2), np.float32)), np.zeros(3))
+
+
+def test_path_mass_does_not_change_when_a_relu_network_is_rescaled_but_norm_mass_does():
+    kernel_DxN, next_NxO = normal(14, 5, 7), normal(15, 7, 3)
+    scale_N = np.float32(2.0) ** np.arange(-3, 4, dtype=np.float32)
+    rescaled_N = path_mass(kernel_DxN * scale_N, next_NxO / scale_N[:, None])
+    np.testing.assert_allclose(rescaled_N, path_mass(kernel_DxN, next_NxO), rtol=2 * 20 * EPS)  # as above, twice
+    assert np.abs(norm_mass((kernel_DxN * scale_N).T) - norm_mass(kernel_DxN.T)).max() > 0.1
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.4, 0.7])
+def test_clusters_are_those_of_sklearns_average_linkage(threshold):
+    similarity_NxN = np.array(cosine_matrix(normal(16, 40, 4)))
+    sklearns = AgglomerativeClustering(
+        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - threshold
+    ).fit_predict(1 - similarity_NxN)
+    group_N, order_N, n_groups = cluster_groups(similarity_NxN, threshold)
+    assert n_groups == len(set(sklearns)) > 1
+    np.testing.assert_array_equal(group_N[:, None] == group_N, sklearns[:, None] == sklearns)
+    # Groups are numbered along the order, which therefore makes them contiguous.
+    np.testing.assert_array_equal(np.sort(order_N), np.arange(40))
+    assert set(np.diff(group_N[order_N])) <= {0, 1}
+
+
+def test_clusters_do_not_depend_on_the_order_of_neurons():
+    similarity_NxN = np.array(cosine_matrix(normal(17, 30, 4)))
+    permutation_N = np.random.default_rng(18).permutation(30)
+    group_N, _, _ = cluster_groups(similarity_NxN, 0.5)
+    permuted_N, _, _ = cluster_groups(similarity_NxN[np.ix_(permutation_N, permutation_N)], 0.5)
+    moved_N = group_N[permutation_N]
+    np.testing.assert_array_equal(permuted_N[:, None] == permuted_N, moved_N[:, None] == moved_N)
+
+
+def test_antiparallel_neurons_share_a_cluster_under_absolute_cosine():
+    kernel_DxN, group_N = grouped_kernel(4)
+    similarity_NxN = np.array(cosine_matrix(kernel_DxN.T * np.where(np.arange(group_N.size) % 2, 1, -1)[:, None]))
+    clusters_N, _, _ = cluster_groups(np.abs(similarity_NxN), 0.7)
+    np.testing.assert_array_equal(clusters_N[:, None] == clusters_N, group_N[:, None] == group_N)
+    assert cluster_groups(similarity_NxN, 0.7)[2] > len(SIZES)
+
+
+def test_clusters_of_nan_are_refused():
+    with pytest.raises(ValueError, match="finite"):
+        cluster_groups(np.full((3, 3), np.nan), 0.7)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_leading_eigenvector_puts_the_larger_of_two_opposed_groups_last(sign):
+    direction_D = normal(19, 10)
+    side_N = sign * np.array([1, -1, 1, 1, -1, 1, -1, 1], np.float32)  # five against three
+    vectors_NxD = side_N[:, None] * direction_D + 0.1 * normal(20, 8, 10)
+    order_N = eigenvector_order(cosine_matrix(vectors_NxD))
+    np.testing.assert_array_equal(side_N[order_N], sign * np.repeat([-1, 1], [3, 5]))
+
+
+def test_eigenvector_order_is_that_of_power_iteration():
+    cosine_NxN = np.array(cosine_matrix(normal(21, 9, 4) + 1), np.float64)
+    leading_N = np.ones(9)
+    for _ in range(200):
+        leading_N = cosine_NxN @ leading_N / np.linalg.norm(leading_N)
+    assert np.diff(np.sort(leading_N)).min() > 1e-3  # so that float32 does not swap neighbours
+    np.testing.assert_array_equal(eigenvector_order(cosine_NxN.astype(np.float32)), np.argsort(leading_N))
+
+
+def test_mean_absolute_cosine_of_gaussian_vectors_is_that_of_random_directions():
+    n, d = 60, 400
+    # sqrt(2 / (pi D)) to O(1/D). Pairs are uncorrelated, so the mean errs by 0.6 / sqrt(D n^2 / 2) = 0.0007,
+    # |normal| having standard deviation 0.6: 5 of them.
+    value = mean_absolute_cosine(cosine_matrix(normal(22, n, d)))
+    assert value == pytest.approx(np.sqrt(2 / (np.pi * d)), abs=5 * 0.6 / np.sqrt(d * n**2 / 2))
+
+
+def test_weighted_fraction_is_the_double_sum_and_the_fraction_for_equal_mass():
+    cosine_NxN, mass_N = np.array(cosine_matrix(normal(23, 12, 3))), np.abs(normal(24, 12))
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
+    total = sum(float(mass_N[i]) * mass_N[j] for i, j in pairs)
+    above = sum(float(mass_N[i]) * mass_N[j] for i, j in pairs if abs(cosine_NxN[i, j]) > 0.6)
+    # Positive terms: 2 x 132 roundings at most.
+    assert weighted_fraction_above(cosine_NxN, 0.6, mass_N) == pytest.approx(above / total, rel=264 * EPS)
+    equal = weighted_fraction_above(cosine_NxN, 0.6, np.ones(12, np.float32))
+    assert equal == pytest.approx(float(fraction_above(cosine_NxN, 0.6)), rel=4 * EPS)  # whole numbers, two quotients
+
+
+def test_dead_neurons_count_but_weigh_nothing():
+    kernel_DxN, _ = grouped_kernel(5)
+    dead_DxM = 1e-9 * normal(25, 16, 30)
+    alive, both = (condensation_numbers(k.T, 0.7) for k in (kernel_DxN, np.hstack([kernel_DxN, dead_DxM])))
+    # 1e-18 of the norm is nothing in float32; sums of 11 or 41 terms, and the SVD's 41 eps, squared, 11 of them.
+    for name in ("fraction_above", "direction_entropy", "effective_directions"):
+        weighted = f"weighted_{name}"
+        assert both[weighted] == pytest.approx(float(alive[weighted]), abs=2 * 41 * 11 * EPS)
+        assert abs(both[name] - alive[name]) > 0.1
+    assert both["n_groups"] > alive["n_groups"] + 10
+
+
+def test_direction_entropy_is_scipys_over_the_groups():
+    group_N, mass_N = np.array([0, 1, 0, 2, 1, 0], np.int32), np.abs(normal(26, 6))
+    shares = [mass_N[group_N == g].sum() for g in range(3)]
+    # p log p errs by 3 eps for each of three groups, after sums of six.
+    assert direction_entropy(group_N, mass_N) == pytest.approx(entropy(shares), abs=18 * EPS)
+    assert direction_entropy(group_N, np.zeros(6, np.float32)) == 0
+
+
+def test_effective_directions_of_orthogonal_groups_is_the_exponential_of_their_entropy():
+    kernel_DxN, _ = grouped_kernel(6)
+    shares = np.array(SIZES) / sum(SIZES)
+    found = condensation_numbers(kernel_DxN.T, 0.7)
+    # The SVD errs by 16 eps of s_1, squares by twice that; exp(H) < 4 of 11 values of p log p with slope below 3, and
+    # those that should vanish have p < (16 eps)^2 and add nothing.
+    assert found["effective_directions"] == pytest.approx(np.exp(entropy(shares)), abs=4 * 11 * 3 * 32 * EPS)
+    assert found["direction_entropy"] == pytest.approx(entropy(shares), abs=18 * EPS)  # as above
+
+
+def test_effective_directions_are_eigenvalues_of_the_cosine_matrix(float64):
+    vectors_NxD = np.random.default_rng(27).standard_normal((9, 5))
+    eigenvalues_N = np.maximum(np.linalg.eigvalsh(np.corrcoef(np.hstack([vectors_NxD, -vectors_NxD]))), 0)
+    # np.corrcoef of (w, -w), whose mean is 0, is the matrix of cosines. Errors of float64, N^2 eps and to spare.
+    found = effective_directions(jnp.asarray(vectors_NxD), jnp.ones(9))
+    assert found == pytest.approx(np.exp(entropy(eigenvalues_N)), abs=1e-12)
+
+
+def test_norm_weighted_directions_are_the_effective_rank_of_the_weights():
+    vectors_NxD = normal(28, 9, 6) * np.logspace(-2, 1, 9, dtype=np.float32)[:, None]
+    found = effective_directions(vectors_NxD, norm_mass(vectors_NxD))
+    # Two SVDs of 9 x 6, as bounded above: exp(H) < 6, six values, 2 x 9 eps.
+    assert found == pytest.approx(float(effective_rank_squared(vectors_NxD)), abs=2 * 6 * 6 * 3 * 18 * EPS)
+
+
+def test_flipped_neurons_are_the_same_direction_and_no_neurons_have_none():
+    vectors_NxD = normal(29, 7, 4)
+    flip_Nx1 = np.array([[1], [-1], [1], [-1], [-1], [1], [1]], np.float32)
+    one_N = np.ones(7, np.float32)
+    found, flipped = effective_directions(vectors_NxD, one_N), effective_directions(flip_Nx1 * vectors_NxD, one_N)
+    assert flipped == pytest.approx(float(found), abs=2 * 4 * 4 * 3 * 14 * EPS)  # two SVDs, as above
+    assert effective_directions(np.zeros((3, 2), np.float32), np.ones(3, np.float32)) == 0
