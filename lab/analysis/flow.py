@@ -1,21 +1,80 @@
-"""Information flow: which position reads which, and the two circuits of arXiv 2405.05409.
+"""Information flow: which position reads which, how to cut it, and the two circuits of arXiv 2405.05409.
 
-Layout: the key at position k, the first anchor at k+1, the second at k+2, noise elsewhere, the answer read at
-the last position. The *symmetric* circuit brings both anchors to the last position in block 0 and the key in
+An edge is (layer, query, key, head): in that block and head, position `query` reads position `key` <= `query`.
+
+Layout of the circuits: the key at position k, the first anchor at k+1, the second at k+2, noise elsewhere, the answer
+read at the last position. The *symmetric* circuit brings both anchors to the last position in block 0 and the key in
 block 1. The *reasoning* circuit copies the key to each anchor position in block 0 and gathers the two anchor
 positions at the last one in block 1.
 """
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lab.models.transformer import MASKED
+
+
+class Edge(NamedTuple):
+    """In block `layer`, position `query` reads position `key`, in `head` (None: in all of them)."""
+
+    layer: int
+    query: int
+    key: int
+    head: int | None
 
 
 def attention_edges(acts: Mapping, n_layers: int):
     """pattern_NxBxQxL: the attention of every layer, averaged over heads; needs `readout='all'`."""
     return jnp.stack([_pattern(acts, layer) for layer in range(n_layers)])
+
+
+def head_edges(acts: Mapping, n_layers: int):
+    """pattern_NxBxHxQxL: the attention of every layer and head; needs `readout='all'`."""
+    return jnp.stack([acts[f"block_{layer}/attn/pattern"] for layer in range(n_layers)])
+
+
+def reaching(mass_NxHxLxL, threshold, answer_position):
+    """kept_NxHxLxL: edges of mass >= `threshold` on a path that ends at the answer position; of one sequence.
+
+    A path climbs from block to block through edges of at least that mass, or stays where it is (the residual). Exact.
+    """
+    reached_L = jnp.arange(mass_NxHxLxL.shape[-1]) == answer_position
+    kept = []
+    for mass_HxLxL in mass_NxHxLxL[::-1]:
+        kept.append((mass_HxLxL >= threshold) & reached_L[None, :, None])
+        reached_L = reached_L | jnp.any(kept[-1], axis=(0, 1))
+    return jnp.stack(kept[::-1])
+
+
+def flow_graph(mass, threshold: float, answer_position: int) -> dict[Edge, float]:
+    """The information-flow graph of one sequence: edge -> mass, only what reaches the answer (see `reaching`).
+
+    The picture of arXiv 2405.05409: token j of layer l joined to token k of layer l+1 with width Attn[k, j].
+    It is drawn of attention alone, with no rollout: a wide edge may carry nothing that the answer uses. On the host.
+
+    Args:
+      mass: (N, L, L), averaged over heads, `attention_edges(acts, n)[:, item]`: edges have head None; or (N, H, L, L),
+        `head_edges(acts, n)[:, item]`.
+
+    Raises:
+      ValueError: `mass` has another number of axes, queries are missing (`readout='last'`), or there is no such
+        answer position.
+    """
+    by_head = np.ndim(mass) == 4
+    if np.ndim(mass) not in (3, 4) or mass.shape[-2] != mass.shape[-1]:
+        raise ValueError(f"mass of shape {np.shape(mass)}: (layers, L, L) or (layers, heads, L, L) with readout='all'")
+    refuse_outside("answer_position", indices("answer_position", answer_position), 0, mass.shape[-1])
+    mass_NxHxLxL = np.asarray(mass if by_head else mass[:, None])
+    kept_NxHxLxL = np.asarray(reaching(jnp.asarray(mass_NxHxLxL), threshold, answer_position))
+    return {
+        Edge(int(n), int(q), int(k), int(h) if by_head else None): float(mass_NxHxLxL[n, h, q, k])
+        for n, h, q, k in np.argwhere(kept_NxHxLxL)
+    }
 
 
 def circuit(acts: Mapping, key_position_B):
@@ -63,29 +122,115 @@ def circuit(acts: Mapping, key_position_B):
     return {name: jnp.mean(mass_B, where=counts_B) for name, mass_B in of_each_item.items()}
 
 
-def mask_edges(layer: int, query_positions, key_positions) -> dict[str, Callable]:
-    """An edit that cuts attention edges of one layer, in every head: -1e9 in place of the pre-softmax score.
+def mask_edges(layers, query_positions, key_positions, heads=None) -> dict[str, Callable]:
+    """Edits that cut a set of attention edges before the softmax: -1e9 in place of their score.
 
-    The softmax shares a cut edge's mass among the edges its query keeps; every query must keep one.
+    The softmax shares a cut edge's mass among the edges its query keeps. A query must keep one: with every visible
+    score at -1e9 its softmax would be uniform over all L keys, the later ones included. This is refused where the
+    positions are known while tracing; with traced positions it is the caller's to exclude (or see `zero_edges`).
 
     Args:
-      query_positions, key_positions: positions in the sequence of E edges, broadcast together: a scalar, (E,)
+      layers: a block, or E of them, one an edge; integers known while tracing.
+      query_positions, key_positions: positions in the sequence of the E edges, broadcast together: a scalar, (E,)
         for the same edges in every item, or (B, E); `key_position_B[:, None]` is one edge an item.
+      heads: likewise the head of each edge; None cuts it in every head. Edges as `Edge` tuples are
+        `mask_edges(*zip(*edges))`.
 
     Returns:
-      `edits` for `lab.models.forward`; those of different layers join with `|`.
+      `edits` for `lab.models.forward`. Join two with `|` only where they share no layer: the later one wins there.
+
+    Raises:
+      ValueError: what is given are no integers; known positions are outside the sequence, or read ahead; a known
+        head does not exist (those two when the edits are used); a query loses every edge it has.
     """
-    query_BxE, key_BxE = jnp.broadcast_arrays(jnp.array(query_positions, ndmin=2), jnp.array(key_positions, ndmin=2))
+    sets = _by_layer(layers, query_positions, key_positions, heads)
+    for layer, edges in sets.items():
+        _refuse_blind(layer, *edges)
+    return {
+        f"block_{layer}/attn/score": functools.partial(_overwrite, edges=edges, value=MASKED)
+        for layer, edges in sets.items()
+    }
 
-    def cut(score_BxHxQxL):
-        n_queries, length = score_BxHxQxL.shape[-2:]
-        query_1x1xQ = jnp.arange(length - n_queries, length)[None, None]
-        key_1x1xL = jnp.arange(length)[None, None]
-        reads_BxExQ, read_BxExL = query_BxE[..., None] == query_1x1xQ, key_BxE[..., None] == key_1x1xL
-        cut_BxQxL = jnp.any(reads_BxExQ[..., None] & read_BxExL[:, :, None], axis=1)
-        return jnp.where(cut_BxQxL[:, None], MASKED, score_BxHxQxL)
 
-    return {f"block_{layer}/attn/score": cut}
+def zero_edges(layers, query_positions, key_positions, heads=None) -> dict[str, Callable]:
+    """Edits that cut a set of attention edges after the softmax: their mass is lost, not shared.
+
+    Edges left over carry exactly what they did, and a query may lose every edge: its heads then write nothing (but
+    the output bias). Arguments, result and errors as of `mask_edges`.
+    """
+    return {
+        f"block_{layer}/attn/pattern": functools.partial(_overwrite, edges=edges, value=0)
+        for layer, edges in _by_layer(layers, query_positions, key_positions, heads).items()
+    }
+
+
+def indices(name: str, values):
+    """`values` as an integer array of at least two axes; NumPy's where they are known while tracing, to be checked.
+
+    Raises:
+      ValueError: they are no integers.
+    """
+    try:
+        values = np.array(values, ndmin=2)
+    except jax.errors.TracerArrayConversionError:
+        values = jnp.array(values, ndmin=2)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ValueError(f"{name}={values.tolist() if isinstance(values, np.ndarray) else values}: integers")
+    return values
+
+
+def refuse_outside(name: str, values, start: int, stop: int):
+    """Raises ValueError where values known while tracing are outside [start, stop)."""
+    if isinstance(values, np.ndarray) and not ((values >= start) & (values < stop)).all():
+        wrong = values[(values < start) | (values >= stop)]
+        raise ValueError(f"{name}={wrong[0]}: {start} to {stop - 1}")
+
+
+def _by_layer(layers, query_positions, key_positions, heads) -> dict[int, tuple]:
+    """Block -> (query_BxE, key_BxE, head_BxE or None) of its edges."""
+    layer_1xE = indices("layers", layers)
+    columns = [indices("query_positions", query_positions), indices("key_positions", key_positions)]
+    columns += [] if heads is None else [indices("heads", heads)]
+    shape = np.broadcast_shapes(layer_1xE.shape, *(column.shape for column in columns))
+    layer_E = np.broadcast_to(layer_1xE, (1, shape[1]))[0]
+    columns = [(np if isinstance(c, np.ndarray) else jnp).broadcast_to(c, shape) for c in columns]
+    query_BxE, key_BxE = columns[:2]
+    if isinstance(query_BxE, np.ndarray) and isinstance(key_BxE, np.ndarray) and (key_BxE > query_BxE).any():
+        ahead = key_BxE > query_BxE
+        raise ValueError(f"query {query_BxE[ahead][0]} does not see key {key_BxE[ahead][0]}: 0 to itself")
+    sets = {}
+    for layer in np.unique(layer_E):
+        chosen = [column[:, layer_E == layer] for column in columns]
+        sets[int(layer)] = (*chosen, None) if heads is None else tuple(chosen)
+    return sets
+
+
+def _refuse_blind(layer: int, query_BxE, key_BxE, head_BxE):
+    head_BxE = np.zeros(query_BxE.shape, int) if head_BxE is None else head_BxE
+    if not all(isinstance(column, np.ndarray) for column in (query_BxE, key_BxE, head_BxE)):
+        return
+    for query_E, key_E, head_E in zip(query_BxE, key_BxE, head_BxE, strict=True):
+        readers, n_cut = np.unique(np.unique([head_E, query_E, key_E], axis=1)[:2], axis=1, return_counts=True)
+        for query in readers[1][n_cut == readers[1] + 1]:
+            raise ValueError(
+                f"query {query} of block {layer} loses all of its keys 0 to {query}: "
+                "its softmax would spread over every key, later ones too; keep one, or use zero_edges"
+            )
+
+
+def _overwrite(edge_BxHxQxL, edges, value):
+    """`value` at the edges of a score or pattern, whose Q queries are the last of the sequence."""
+    n_heads, n_queries, length = edge_BxHxQxL.shape[1:]
+    for name, values, stop in zip(("query", "key", "head"), edges, (length, length, n_heads), strict=True):
+        refuse_outside(name, values, 0, stop)
+    query_BxE, key_BxE, head_BxE = (None if values is None else jnp.asarray(values) for values in edges)
+    reads_BxExQ = query_BxE[..., None] == jnp.arange(length - n_queries, length, dtype=query_BxE.dtype)[None, None]
+    read_BxExL = key_BxE[..., None] == jnp.arange(length, dtype=key_BxE.dtype)[None, None]
+    cut_BxExHxQxL = (reads_BxExQ[..., None] & read_BxExL[:, :, None])[:, :, None]
+    if head_BxE is not None:
+        in_head_BxExH = head_BxE[..., None] == jnp.arange(n_heads, dtype=head_BxE.dtype)[None, None]
+        cut_BxExHxQxL = cut_BxExHxQxL & in_head_BxExH[..., None, None]
+    return jnp.where(jnp.any(cut_BxExHxQxL, axis=1), value, edge_BxHxQxL)
 
 
 def _pattern(acts: Mapping, layer: int):

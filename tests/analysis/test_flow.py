@@ -1,3 +1,7 @@
+import runpy
+import types
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +9,9 @@ import pytest
 
 from lab import models
 from lab.analysis import flow
-from lab.analysis.flow import attention_edges, mask_edges
+from lab.analysis.flow import Edge, attention_edges, flow_graph, head_edges, mask_edges, reaching, zero_edges
 
+induction = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("induction.py"))))
 EPS = 2.0**-23  # float32
 LENGTH = 9
 circuit, forward = jax.jit(flow.circuit), jax.jit(models.forward, static_argnums=0)
@@ -51,7 +56,7 @@ def transformer(readout="all"):
 @pytest.fixture(scope="module")
 def model_row():
     tokens_BxL = jax.random.randint(jax.random.key(1), (3, LENGTH), 0, 30)
-    return jax.jit(models.init, static_argnums=0)(transformer(), jax.random.key(0), tokens_BxL), tokens_BxL
+    return induction.random_parameters(transformer(), LENGTH, 0), tokens_BxL
 
 
 def test_reasoning_circuit_scores_one_and_zero():
@@ -170,6 +175,141 @@ def test_query_positions_are_positions_in_the_sequence_with_either_readout(model
     # Logits below 10, after some ten matrix products that may each sum their 8 terms in another order.
     np.testing.assert_allclose(logits_last[:, -1], logits_all[:, -1], rtol=0, atol=10 * 10 * 8 * EPS)
     assert np.abs(logits_last - uncut).max() > 1e-2  # the cut is felt, far above rounding
+
+
+def softmax_where(kept_BxHxQxL, acts, layer):
+    """The attention over the kept keys, from the block's queries and keys, in float64."""
+    q_BxLxHxK, k_BxLxHxK = (np.asarray(acts[f"block_{layer}/attn/{name}"], np.float64) for name in "qk")
+    score_BxHxQxL = np.einsum("bqhk,blhk->bhql", q_BxLxHxK, k_BxLxHxK) / np.sqrt(q_BxLxHxK.shape[-1])
+    weight_BxHxQxL = np.where(kept_BxHxQxL, np.exp(score_BxHxQxL), 0)
+    return weight_BxHxQxL / weight_BxHxQxL.sum(axis=-1, keepdims=True)
+
+
+EDGES = (Edge(0, 4, 1, 1), Edge(0, 4, 3, 1), Edge(0, 4, 3, 0), Edge(1, 8, 8, 0), Edge(1, 5, 2, 1))
+
+
+@pytest.mark.parametrize("cut", [mask_edges, zero_edges])
+def test_a_set_of_edges_of_layers_and_heads_is_cut_as_numpy_does_it(model_row, cut):
+    params, tokens_BxL = model_row
+    _, acts = models.forward(transformer(), params, tokens_BxL, cut(*zip(*EDGES, strict=True)))
+    for layer in range(2):
+        causal_BxHxQxL = np.tile(np.tri(LENGTH, dtype=bool), (3, 2, 1, 1))
+        kept_BxHxQxL = causal_BxHxQxL.copy()
+        for edge in EDGES:
+            if edge.layer == layer:
+                kept_BxHxQxL[:, edge.head, edge.query, edge.key] = False
+        shared = softmax_where(kept_BxHxQxL, acts, layer)
+        lost = np.where(kept_BxHxQxL, softmax_where(causal_BxHxQxL, acts, layer), 0)
+        # A score of four terms and a division, at most 10: 6 * 10 eps; exp, a sum of nine, a division: 30 eps.
+        expected = shared if cut is mask_edges else lost
+        np.testing.assert_allclose(acts[f"block_{layer}/attn/pattern"], expected, rtol=2 * 90 * EPS)
+
+
+def test_a_query_without_edges_adds_nothing_when_zeroed_and_reads_every_key_alike_when_masked(model_row):
+    params, tokens_BxL = model_row
+    _, acts = models.forward(transformer(), params, tokens_BxL, zero_edges(0, 3, np.arange(4), 1))
+    np.testing.assert_array_equal(acts["block_0/attn/z"][:, 3, 1], 0)
+
+    def masked_pattern(query):  # traced, so that it cannot be refused
+        (edit,) = mask_edges(0, query, np.arange(4), 1).values()
+        return jax.nn.softmax(edit(acts["block_0/attn/score"]))
+
+    # exp(0) / 9, which no rounding but the division's touches
+    np.testing.assert_allclose(jax.jit(masked_pattern)(3)[:, 1, 3], 1 / LENGTH, rtol=EPS)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_only_the_two_edges_of_an_induction_head_matter(layer):
+    k = 3
+    tokens_BxL, answer_B = induction.sequences(0, [k] * 4)
+    edges = [  # query 0 has one edge, which no mask can cut
+        (query, key, head)
+        for query in range(1, induction.LENGTH) for key in range(query + 1) for head in range(induction.N_HEADS)
+    ]  # fmt: skip
+
+    def answer_logits(edge):
+        edits = mask_edges(layer, *edge)
+        return models.forward(induction.transformer(), induction.parameters(), tokens_BxL, edits)[0][:, -1]
+
+    logits_ExBxV = jax.jit(jax.vmap(answer_logits))(jnp.array(edges))
+    expected_BxV = induction.GAIN * np.eye(induction.VOCAB)[answer_B]
+    for edge, logits_BxV in zip(edges, np.asarray(logits_ExBxV), strict=True):
+        if (layer, *edge) in induction.circuit(k):
+            assert (logits_BxV[np.arange(4), answer_B] == 0).all()
+        else:
+            np.testing.assert_array_equal(logits_BxV, expected_BxV)  # every number is 0, 1 or GAIN
+
+
+def test_one_masked_edge_an_item_kills_every_answer():
+    key_position_B = np.array([2, 3, 4, 5])
+    tokens_BxL, _ = induction.sequences(1, key_position_B)
+    edits = mask_edges(0, key_position_B[:, None] + 1, key_position_B[:, None], 0)
+    logits_BxQxV = jax.jit(
+        lambda params: models.forward(induction.transformer(), params, tokens_BxL, edits)[0],
+    )(induction.parameters())
+    expected_BxV = np.tile(induction.GAIN * np.eye(induction.VOCAB)[induction.BOS], (4, 1))  # the sink is all it finds
+    np.testing.assert_array_equal(logits_BxQxV[:, -1], expected_BxV)
+
+
+@pytest.mark.parametrize("answer_position", [LENGTH - 1, 4])
+def test_edges_that_reach_the_answer_are_those_of_a_nonzero_product_of_adjacency_matrices(answer_position):
+    mass_NxHxLxL = np.concatenate([np.asarray(head_edges(random_acts(seed, 1), 2)[:, 0]) for seed in range(2)])
+    threshold = 0.25
+    kept_NxHxLxL = jax.jit(reaching)(mass_NxHxLxL, threshold, answer_position)
+    above_NxHxLxL = mass_NxHxLxL >= threshold
+    paths_LxL = np.eye(LENGTH, dtype=int)  # from a position after this block to one at the end
+    for n in reversed(range(len(mass_NxHxLxL))):
+        expected_HxLxL = above_NxHxLxL[n] & (paths_LxL[answer_position] > 0)[None, :, None]
+        np.testing.assert_array_equal(kept_NxHxLxL[n], expected_HxLxL)
+        paths_LxL = paths_LxL @ (above_NxHxLxL[n].sum(axis=0) + np.eye(LENGTH, dtype=int))
+    assert 0 < kept_NxHxLxL.sum() < above_NxHxLxL.sum()
+
+
+def test_flow_graph_of_hand_made_circuits_is_their_edges():
+    last = LENGTH - 1
+    expected = {  # key at 2, anchors at 3 and 4; every position reads itself otherwise
+        "reasoning": {(0, 3, 2): 1.0, (0, 4, 2): 1.0, (0, last, last): 1.0, (1, last, 3): 0.5, (1, last, 4): 0.5},
+        "symmetric": {(0, last, 3): 0.5, (0, last, 4): 0.5, (0, 2, 2): 1.0, (1, last, 2): 1.0},
+    }
+    for name, edges in (("reasoning", REASONING), ("symmetric", SYMMETRIC)):
+        acts = hand_made(edges)
+        of_mean = flow_graph(attention_edges(acts, 2)[:, 1], 0.3, last)
+        of_heads = flow_graph(head_edges(acts, 2)[:, 1], 0.3, last)
+        assert of_mean == {Edge(*edge, None): mass for edge, mass in expected[name].items()}
+        assert of_heads == {Edge(*edge, 0): mass for edge, mass in expected[name].items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 2, [0, 1, 2]), "query 2 of block 0 loses all"),
+        ((0, 2, [0, 1, 2], [1, 1, 1]), "query 2 of block 0 loses all"),
+        ((1, 2, 5), "query 2 does not see key 5"),
+        ((0, 2.5, 1), "query_positions=.*integers"),
+        ((0, 2, 1, (None,)), "heads=.*integers"),
+    ],
+)
+def test_edges_that_cannot_be_cut_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mask_edges(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [(0, LENGTH, 1), (0, 2, -1), (0, 2, 1, 2)])
+def test_edges_outside_the_pattern_are_refused_where_it_is_known(arguments):
+    (edit,) = mask_edges(*arguments).values()
+    with pytest.raises(ValueError, match=r"(query|key|head)=-?\d+: 0 to \d"):
+        edit(jnp.zeros((1, 2, LENGTH, LENGTH)))
+
+
+def test_cutting_all_keys_of_a_query_in_different_heads_is_no_blind_query():
+    assert set(mask_edges([0, 0, 2], 1, [0, 1, 0], [0, 1, 0])) == {"block_0/attn/score", "block_2/attn/score"}
+
+
+def test_flow_graph_needs_every_query():
+    with pytest.raises(ValueError, match="readout='all'"):
+        flow_graph(jnp.zeros((2, 1, LENGTH)), 0.1, 0)
+    with pytest.raises(ValueError, match="answer_position=9"):
+        flow_graph(jnp.zeros((2, LENGTH, LENGTH)), 0.1, LENGTH)
 
 
 def test_vmapped_rows_equal_lone_rows():

@@ -1,0 +1,208 @@
+"""Activation patching: what of one run, put in its place in another, carries the answer.
+
+The source may be the same model on another input or another row's parameters on the same input. A patch is an edit
+(`lab.models.forward`); names are those of `lab.models.acts`. The answer is read at the last position.
+
+Activations differ by where and how well each run stored the fact, so a large effect says that the state *suffices* to
+carry the answer over, a small one not that it is unused: another place may hold the same.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lab import models
+from lab.analysis import estimate
+from lab.analysis.flow import indices, refuse_outside
+
+HEAD_AXIS = {"attn/q": 2, "attn/k": 2, "attn/v": 2, "attn/z": 2, "attn/score": 1, "attn/pattern": 1}
+POSITION_AXIS = {"attn/score": 2, "attn/pattern": 2}  # 1 everywhere else
+
+
+class Answer(NamedTuple):
+    """What a run says at its last position, (B,) each: is the answer its top-1 (1 or 0), its logit, its probability.
+
+    Averages and differences of these have the same fields, as `Estimate` over the batch.
+    """
+
+    correct: jax.Array
+    logit: jax.Array
+    probability: jax.Array
+
+
+class Trace(NamedTuple):
+    """Restored by each site, (N, L) estimates, and what the clean and the corrupted run say, scalar estimates."""
+
+    restored: Answer
+    clean: Answer
+    corrupted: Answer
+
+
+def read_answer(logits_BxQxV, answer_B) -> Answer:
+    """Reads the token `answer_B` (integers) at the last position; of equal logits the first token is top-1.
+
+    Exact up to rounding.
+    """
+    logits_BxV, answer_B = logits_BxQxV[:, -1], jnp.asarray(answer_B)
+    correct_B = jnp.argmax(logits_BxV, axis=-1).astype(answer_B.dtype) == answer_B
+    logit_B, probability_B = (
+        jnp.take_along_axis(values_BxV, answer_B[:, None], axis=-1)[:, 0]
+        for values_BxV in (logits_BxV, jax.nn.softmax(logits_BxV))
+    )
+    return Answer(correct_B.astype(logits_BxV.dtype), logit_B, probability_B)
+
+
+def over_batch(answer: Answer) -> Answer:
+    """Means over the last axis, the batch, as estimates: sequences are the independent draws."""
+    return Answer(*(estimate.mean(values, axis=-1) for values in answer))
+
+
+def stream_names(n_layers: int) -> list[str]:
+    """N+1 names of the residual stream: entry l is the state after l blocks."""
+    return [f"block_{i}/resid_pre" for i in range(n_layers)] + [f"block_{n_layers - 1}/resid_post"]
+
+
+def patch(source_acts: Mapping, names: str | Sequence[str], positions=None, heads=None) -> dict[str, Callable]:
+    """Edits that put the activations of another run in the place of this one's; elsewhere nothing changes, bitwise.
+
+    Args:
+      source_acts: `acts` of the other run, of the same shapes.
+      names: one name or several of `lab.models.acts`.
+      positions: in the sequence, where to patch: a scalar, (P,) or (B, P) integers; None for all. Of a score or
+        pattern these are queries. The length of the sequence is read off `source_acts["embed"]`. Traced positions
+        that the activation does not have patch nothing.
+      heads: likewise, a scalar or (n,) integers; None for all.
+
+    Raises:
+      ValueError: no such activation (the nearest is named); it has no heads or positions to choose from; known
+        positions or heads that it does not have; or, when the edits are used, another shape or dtype.
+    """
+    names = [names] if isinstance(names, str) else names
+    return {name: _substitution(source_acts, name, positions, heads) for name in names}
+
+
+def substitute(model, params, source_params, inputs, names, positions=None, heads=None):
+    """`(logits, acts)` of `params` with the activations that `source_params` has on the same inputs (see `patch`).
+
+    Two rows of a grid share no basis: what is carried over is whatever they agree on, as two rows of one seed may.
+    """
+    _, source_acts = models.forward(model, source_params, inputs)
+    return models.forward(model, params, inputs, patch(source_acts, names, positions, heads))
+
+
+def causal_trace(model, params, clean_BxL, corrupted_BxL, answer_B, names: Sequence[str]) -> Trace:
+    """Denoising (Meng et al. 2022, arXiv 2202.05262, section 2.1): which clean state restores the clean answer?
+
+    One run on `corrupted_BxL` for each site (name, position), with the clean run's state there; `restored` is what
+    the answer gains over the unpatched corrupted run. N L + 2 forwards, one at a time, of one program.
+
+    Args:
+      clean_BxL, corrupted_BxL: tokens, item by item of one layout.
+      answer_B: the clean answers.
+      names: N activations with a position axis: `stream_names(n_layers)` is the map over layers.
+
+    Returns:
+      Trace of (N, L) estimates, the standard error that of the paired gain.
+
+    Raises:
+      ValueError: as `patch`.
+    """
+    clean_BxQxV, clean_acts = models.forward(model, params, clean_BxL)
+    corrupted_BxQxV, _ = models.forward(model, params, corrupted_BxL)
+    clean, corrupted = read_answer(clean_BxQxV, answer_B), read_answer(corrupted_BxQxV, answer_B)
+
+    def gain(logits_BxQxV):
+        return jax.tree.map(jnp.subtract, read_answer(logits_BxQxV, answer_B), corrupted)
+
+    gain_NxLxB = _at_every_site(model, params, corrupted_BxL, clean_acts, names, gain)
+    return Trace(over_batch(gain_NxLxB), over_batch(clean), over_batch(corrupted))
+
+
+def causal_strength(model, params, clean_BxL, counterfactual_BxL, names: Sequence[str]) -> estimate.Estimate:
+    """Noising: fraction of items whose top-1 changes when the state of the counterfactual run at (name, position) is
+    copied into the clean run: the causal strength of arXiv 2502.04667.
+
+    Counterfactuals must change the answer of the whole run, or nothing can be carried over: check that first.
+
+    Returns:
+      (N, L) estimate of fractions in [0, 1]. N L + 2 forwards. Arguments and errors as of `causal_trace`.
+    """
+    clean_BxQxV, _ = models.forward(model, params, clean_BxL)
+    _, source_acts = models.forward(model, params, counterfactual_BxL)
+
+    def top_1(logits_BxQxV):
+        return jnp.argmax(logits_BxQxV[:, -1], axis=-1)
+
+    top_1_NxLxB = _at_every_site(model, params, clean_BxL, source_acts, names, top_1)
+    changed_NxLxB = top_1_NxLxB != top_1(clean_BxQxV)[None, None]
+    return estimate.mean(changed_NxLxB.astype(clean_BxQxV.dtype), axis=-1)
+
+
+def _at_every_site(model, params, tokens_BxL, source_acts, names, read):
+    """`read(logits)` with the source's state at one (name, position), for all of them: leaves (N, L, ...)."""
+    n_names, length = len(names), tokens_BxL.shape[1]
+
+    def run(site):
+        chosen, position = site
+        edits = {}
+        for i, name in enumerate(names):
+            # every name is edited in one program; position -1 is nowhere
+            edits |= patch(source_acts, name, jnp.where(chosen == i, position, -1))
+        return read(models.forward(model, params, tokens_BxL, edits)[0])
+
+    name_S, position_S = (jnp.asarray(axis.ravel()) for axis in np.indices((n_names, length), np.int32))
+    found = jax.lax.map(run, (name_S, position_S))
+    return jax.tree.map(lambda leaf: leaf.reshape(n_names, length, *leaf.shape[1:]), found)
+
+
+def _substitution(source_acts: Mapping, name: str, positions, heads) -> Callable:
+    if name not in source_acts:
+        near = difflib.get_close_matches(name, source_acts, 1) or sorted(source_acts)[:1]
+        raise ValueError(f"patch of {name!r}: no such activation; did you mean {near[0]!r}?")
+    source = source_acts[name]
+    chosen = _chosen(source_acts, name, positions, heads)
+
+    def edit(value):
+        if (value.shape, value.dtype) != (source.shape, source.dtype):
+            raise ValueError(
+                f"patch of {name!r}: the source is {source.dtype}{source.shape}, here {value.dtype}{value.shape}"
+            )
+        return jnp.where(chosen, source, value)
+
+    return edit
+
+
+def _chosen(source_acts: Mapping, name: str, positions, heads):
+    """Where to patch, with the activation's number of axes, to be broadcast."""
+    shape, short_name = source_acts[name].shape, name.partition("/")[2]
+    chosen = jnp.ones((1,) * len(shape), bool)
+    if positions is not None:
+        if len(shape) < 3:
+            raise ValueError(f"patch of {name!r} at positions={positions}: it has no positions")
+        if "embed" not in source_acts:
+            raise ValueError("source_acts has no 'embed', from which the length of the sequence is read")
+        axis, stop = POSITION_AXIS.get(short_name, 1), source_acts["embed"].shape[1]
+        position_BxP, start = indices("positions", positions), stop - shape[axis]
+        refuse_outside(f"patch of {name!r}: position", position_BxP, start, stop)
+        at_BxQ = _any_equal(position_BxP, start, stop)
+        chosen = chosen & at_BxQ.reshape(
+            [at_BxQ.shape[0] if i == 0 else -1 if i == axis else 1 for i in range(len(shape))]
+        )
+    if heads is not None:
+        if short_name not in HEAD_AXIS:
+            raise ValueError(f"patch of {name!r} in heads={heads}: only {', '.join(HEAD_AXIS)} have heads")
+        axis, head_1xn = HEAD_AXIS[short_name], indices("heads", heads)
+        refuse_outside(f"patch of {name!r}: head", head_1xn, 0, shape[axis])
+        at_1xH = _any_equal(head_1xn, 0, shape[axis])
+        chosen = chosen & at_1xH.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return chosen
+
+
+def _any_equal(values_BxP, start: int, stop: int):
+    """(B, stop - start): is each of start ... stop - 1 among the values?"""
+    values_BxP = jnp.asarray(values_BxP)
+    return jnp.any(values_BxP[..., None] == jnp.arange(start, stop, dtype=values_BxP.dtype)[None, None], axis=1)
