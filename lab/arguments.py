@@ -25,13 +25,17 @@ def parser() -> argparse.ArgumentParser:
     def command(name, text, workdir=True, config=False, **options):
         text += "; any option of the config can be set: --config.grid.gamma='(0.3,0.5)'" * config
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        first = workdir == "required" and not config  # else `--config.name value` would be taken for it
+        if first:
+            sub.add_argument("folder", nargs="?", type=Path, metavar="WORKDIR", help="or --workdir=WORKDIR")
         if workdir:
-            sub.add_argument("--workdir", required=workdir == "required", type=Path, help="folder of the results")
+            required = workdir == "required" and not first
+            sub.add_argument("--workdir", required=required, type=Path, help="folder of the results")
         for option, settings in options.items():
             words = option.replace("_", "--", 1).replace("_", "-") if option.startswith("_") else option
             sub.add_argument(words, **settings)
         known = [word for action in sub._actions for word in action.option_strings] + ["--config"] * config
-        sub.set_defaults(command=name, takes_config=config, options=known)
+        sub.set_defaults(command=name, takes_config=config, options=known, needs_folder=first)
 
     only = {"_variants": {"help": "only these variants, comma-separated (default: all of the config)"}}
     exact = {
@@ -82,7 +86,16 @@ def parser() -> argparse.ArgumentParser:
         _detach={"action": "store_true", "help": "submit and return; the jobs are not followed"},
     )
     command("status", "how far the trainings of a workdir are", workdir="required")
-    command("analyze", "take the study's measurements in a workdir", workdir="required")
+    command(
+        "analyze",
+        "take measurements in a workdir: the study's, or those named",
+        workdir="required",
+        **only,
+        _measure={"metavar": "NAMES", "help": "comma-separated, or `all`; an unknown name lists them"},
+        _snapshots={"choices": ("all", "last", "log"), "help": "which snapshots (default: as each measurement says)"},
+        _rows={"type": row_numbers, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of grid.json"},
+        _precision={"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
+    )
     command("report", "evaluate the claims of a workdir and write its report", workdir="required")
     command("verify", "check every file of a workdir and say what is damaged", workdir="required")
     command(
@@ -185,6 +198,29 @@ def _one_line(error: BaseException) -> str:
     if bare.isidentifier():
         text = f"{bare!r} is not an option of this part of the config (a variant has only the options it changes)"
     return " ".join(text.split())
+
+
+def one_folder(first: Path | None, named: Path | None) -> Path:
+    """
+    Raises:
+      ValueError: the folder of the results is not given, or given twice.
+    """
+    if first and named:
+        raise ValueError(f"two folders of results, {first} and {named}: one at a time")
+    if not first and not named:
+        raise ValueError("which folder of results? --workdir=WORKDIR is missing")
+    return first or named
+
+
+def row_numbers(text: str) -> tuple[int, ...]:
+    """For argparse: `0,3,8-11` as the numbers it names, each once and in order."""
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if not all(len(pair) in (1, 2) and pair[0] <= pair[-1] for pair in ends):
+        raise ValueError
+    return tuple(sorted({row for pair in ends for row in range(pair[0], pair[-1] + 1)}))
+
+
+row_numbers.__name__ = "list of rows, e.g. 0,3,8-11,"
 
 
 def positive(kind: type):

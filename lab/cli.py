@@ -17,6 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if not args.takes_config:
             arguments.refuse(config_args, args.options)
+        if args.needs_folder:
+            args.workdir = arguments.one_folder(args.folder, args.workdir)
         _use_cores(getattr(args, "simulate", None))
         COMMANDS[args.command](args, config_args)
     except KeyboardInterrupt:
@@ -98,7 +100,10 @@ def _status(args, config_args) -> None:
 
 
 def _analyze(args, config_args) -> None:
-    _measure(args.workdir)
+    names = args.measure and args.measure.split(",")
+    variants = args.variants and args.variants.split(",")
+    scope = {"snapshots": args.snapshots, "rows": args.rows, "precision": args.precision}
+    _measure(args.workdir, names, variants, **scope)
 
 
 def _report(args, config_args) -> None:
@@ -171,10 +176,10 @@ def _claims(args, config_args) -> None:
     print(json.dumps(rows, indent=1) if args.json else text)
 
 
-def _measure(workdir: Path) -> list[str]:
+def _measure(workdir: Path, *chosen, **scope) -> list[str]:
     from lab.studies import outcome
 
-    taken = outcome.analyze(workdir)
+    taken = outcome.analyze(workdir, *chosen, **scope)
     print(f"analyzed: {', '.join(taken) if taken else 'nothing new'}")
     return taken
 

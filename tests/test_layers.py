@@ -10,7 +10,8 @@ import lab
 
 LAB = Path(lab.__file__).parent
 VALUES = {"grid", "init", "optim", "losses", "rng", "tree"}
-READING = {"store", "table", "workdir", "step", "config"}  # what analysis may use of the engine
+# what analysis may use of the engine: what reads, the lock, and how rows are spread over devices; never what trains
+READING = {"store", "table", "workdir", "step", "config", "files", "process", "shard", "sweep"}
 
 # layer -> the layers its modules may import, beside themselves
 ALLOWED = {

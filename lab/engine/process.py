@@ -99,7 +99,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return 0
         time.sleep(LOCK_SECONDS)
-    raise WorkdirError(f"{folder}: another process is training here")
+    raise WorkdirError(f"{folder}: another process is at work here")
 
 
 @contextlib.contextmanager

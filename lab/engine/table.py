@@ -128,20 +128,12 @@ def write_measure(work: Workdir, name: str, arrays: dict[str, np.ndarray], heade
 
     Args:
       arrays: of shape (R, ...), or (snapshots, R, ...) where `header["every_snapshot"]`.
-      header: `snapshots`, `every_snapshot`, `dims` (array -> names of its further axes), `coords`, `units`.
+      header: `snapshots`, `rows` (for snapshots of which not all rows were measured: which were), `every_snapshot`,
+        `dims` (array -> names of its further axes), `coords`, `units`.
     """
     path = work.analysis / f"{name}.json"
     path.unlink(missing_ok=True)
     write_json(path, header | {"npz": write_npz(path.with_suffix(".npz"), arrays)})
-
-
-def read_header(work: Workdir, name: str) -> dict | None:
-    """What `write_measure` noted; None if the measurement is not there, not complete or damaged: to be taken again."""
-    try:
-        header, _ = read_measure(work, name)
-    except DamagedError:
-        return None
-    return header
 
 
 def read_measure(work: Workdir, name: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -163,14 +155,25 @@ def _measurement(work: Workdir, name: str) -> xr.Dataset:
     except DamagedError as error:
         raise DamagedError(f"{error}; the analyze command takes it again") from error
     before = ("snapshot",) if header["every_snapshot"] else ()
+    has_SxR = np.ones((len(header["snapshots"]), len(work.grid)), bool)
+    for i, step in enumerate(header["snapshots"]):
+        if str(step) in header["rows"]:
+            has_SxR[i] = np.isin(np.arange(len(work.grid)), header["rows"][str(step)])
+    has = has_SxR if header["every_snapshot"] else has_SxR[0]
     variables = {
-        f"{name}.{output}": (before, values, tuple(header["dims"].get(output, ()))) for output, values in arrays.items()
+        f"{name}.{output}": (before, _with_gaps(values, has), tuple(header["dims"].get(output, ())))
+        for output, values in arrays.items()
     }
     coords = {"snapshot": np.array(header["snapshots"])} | {d: np.array(v) for d, v in header["coords"].items()}
     dataset = _dataset(variables, coords, work.grid)
     for output, unit in header["units"].items():
         dataset[f"{name}.{output}"].attrs["units"] = unit
     return dataset
+
+
+def _with_gaps(values, has):
+    """Values, (S, R, ...) or (R, ...), with NaN for the rows that were not measured."""
+    return values if has.all() else np.where(has.reshape(*has.shape, *(1,) * (values.ndim - has.ndim)), values, np.nan)
 
 
 def _text(steps: range) -> str:

@@ -16,7 +16,8 @@ class Study:
 
     Attributes:
       presets: preset -> what it costs.
-      measures: experiment -> the measurements to take.
+      measures: experiment -> the measurements that claims and report stand on.
+      target: the metric of generalization out of distribution, against which complexity measures are held.
       sections: datasets of the variants -> sections of the report.
     """
 
@@ -27,6 +28,7 @@ class Study:
     presets: Mapping[str, str]
     measures: Callable
     claims: tuple[Claim, ...]
+    target: str
     sections: Callable
 
     @property

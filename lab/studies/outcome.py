@@ -1,32 +1,47 @@
 """From a trained workdir to its measurements, claims and report."""
 
+import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab import grid as grids
 from lab import studies
-from lab.analysis import measure
+from lab.analysis import catalogue, measure
+from lab.analysis.measure import Measure, Scope
 from lab.engine import table
 from lab.engine.store import write_json
 from lab.engine.workdir import Workdir, WorkdirError, variants_in
 from lab.report.page import Page, write_page
-from lab.studies import claims
+from lab.studies import claims, measured
 
 PAGE = Path("report") / "index.html"
 CLAIMS = "claims.json"
 
 
-def analyze(root: Path) -> list[str]:
-    """Takes the study's measurements in every variant; returns those that were not there yet, as `variant/measure`.
+def analyze(
+    root: Path, names: Sequence[str] | None = None, variants: Sequence[str] | None = None, **scope
+) -> list[str]:
+    """Takes measurements; returns those of which something was not there yet, as `variant/measure`.
+
+    Args:
+      names: of measurements, or `["all"]`; None: those the study's claims and report stand on.
+      variants: None: all.
+      scope: which snapshots and rows, and how exactly: see `Scope`.
 
     Raises:
+      ValueError: no such measurement, or no such variant.
       WorkdirError: nothing trained, or not to the end.
     """
+    of = Scope(**scope)
     trained = _trained(root)
     study = _study(trained)
-    return [
-        f"{v}/{name}" for v, work in trained.items() for name in measure.measure(work, study.measures(work.experiment))
-    ]
+    for variant in variants or ():
+        if variant not in trained:
+            raise ValueError(f"variant {variant!r}: {root} has {', '.join(trained)}")
+    chosen = {name: work for name, work in trained.items() if name in (variants or trained)}
+    due = {name: _measures(study, work, names) for name, work in chosen.items()}
+    return [f"{variant}/{name}" for variant, work in chosen.items() for name in measure.measure(work, due[variant], of)]
 
 
 def report(root: Path) -> tuple[Path, list[dict]]:
@@ -43,6 +58,7 @@ def report(root: Path) -> tuple[Path, list[dict]]:
     datasets = {name: table.load(work.path).sortby([*grids.CORE]) for name, work in trained.items()}
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
     rows, sections = claims.evaluate(study.claims, datasets, command), study.sections(datasets)
+    sections += measured.sections(datasets, study.target)
     commands = [command, f"python -m lab claims --workdir={root}"]
     page = Page(study.title, study.lead, _facts(trained), rows, sections, commands)
     write_json(root / CLAIMS, rows)
@@ -89,6 +105,19 @@ def _trained(root: Path) -> dict[str, Workdir]:
 
 def _study(trained: dict[str, Workdir]) -> studies.Study:
     return studies.get(next(iter(trained.values())).config.study)
+
+
+def _measures(study: studies.Study, work: Workdir, names: Sequence[str] | None) -> list[Measure]:
+    own = {one.name: one for one in study.measures(work.experiment)}
+    if names is None:
+        return [*own.values()]
+    there = {one.name: one for one in catalogue.measures(work.experiment)} | own
+    for name in names:
+        if name not in {*there, "all"}:
+            near = difflib.get_close_matches(name, there, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no measurement {name!r}{hint} There are {', '.join(sorted(there))}, or all")
+    return [one for name, one in there.items() if name in names or "all" in names]
 
 
 def _preset(trained: dict[str, Workdir]) -> str:

@@ -32,12 +32,12 @@ TARGETS = {  # of a folder's files: the first part of their paths
 }  # fmt: skip
 
 
-def norms(model, params, batch, key):
-    return {"all": sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))}
+def norms(row):
+    return {"all": sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(row.params))}
 
 
-def largest(model, params, batch, key):
-    return {"all": jnp.max(jnp.abs(params["in"]["kernel"]))}
+def largest(row):
+    return {"all": jnp.max(jnp.abs(row.params["in"]["kernel"]))}
 
 
 MEASURES = [
@@ -78,8 +78,8 @@ def ledger():
 
 
 def files_of(folder, target):
-    """Paths of all files of a target, below the folder."""
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    """Paths of all files of a target, below the folder; a lock holds nothing."""
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
     return [path for path in found if path.parts[0] in TARGETS[target]]
 
 

@@ -112,7 +112,7 @@ def test_what_stops_the_first_process_stops_all_in_a_line(tmp_path):
         ended = [process.wait(90) for process in group.processes]
     said = group.said()
     assert ended == [2, 2], said
-    assert said.count("another process is training here") == said.count("another process of this training stopped") == 1
+    assert said.count("another process is at work here") == said.count("another process of this training stopped") == 1
     assert "Traceback" not in said
 
 

@@ -68,4 +68,4 @@ def test_training_asked_to_stop_at_any_moment_ends_with_all_it_has_done_in_a_che
 
 def test_second_process_is_refused_while_one_trains(lives):
     """`kill.py` starts it beside the last life, which it does not disturb."""
-    assert lives.said.count("killed: another process is training here") == 1
+    assert lives.said.count("killed: another process is at work here") == 1

@@ -257,9 +257,15 @@ def test_measurements_stand_beside_the_metrics(trained):
     path, raw = trained
     work = Workdir(path)
     size, cosine = random(50, 2, 12, 3), random(51, 12, 3, 2)
-    header = {"snapshots": [0, 16], "every_snapshot": True, "coords": {"matrix": [*"qkv"]}, "units": {"size": "m"}}
+    header = {
+        "snapshots": [0, 16],
+        "rows": {},
+        "every_snapshot": True,
+        "coords": {"matrix": [*"qkv"]},
+        "units": {"size": "m"},
+    }
     table.write_measure(work, "norm", {"size": size}, header | {"dims": {"size": ["matrix"]}})
-    header = {"snapshots": [16], "every_snapshot": False, "coords": {}, "units": {"cosine": "cosine"}}
+    header = {"snapshots": [16], "rows": {}, "every_snapshot": False, "coords": {}, "units": {"cosine": "cosine"}}
     table.write_measure(work, "last", {"cosine": cosine}, header | {"dims": {"cosine": ["i", "j"]}})
     dataset = lab.load(path)
     assert dataset["norm.size"].attrs["units"] == "m" and dataset["last.cosine"].attrs["units"] == "cosine"
@@ -274,14 +280,11 @@ def test_measurements_stand_beside_the_metrics(trained):
 
 def test_measurement_without_its_header_does_not_count(trained):
     work = Workdir(trained[0])
-    header = {"snapshots": [16], "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
+    header = {"snapshots": [16], "rows": {}, "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
     table.write_measure(work, "m", {"x": random(0, 12)}, header)
-    assert table.read_header(work, "m") == header and "m.x" in lab.load(work.path)
+    assert table.read_measure(work, "m")[0] == header and "m.x" in lab.load(work.path)
     (work.analysis / "m.json").unlink()
-    assert table.read_header(work, "m") is None and "m.x" not in lab.load(work.path)
-    table.write_measure(work, "m", {"x": random(0, 12)}, header)
-    (work.analysis / "m.npz").unlink()
-    assert table.read_header(work, "m") is None
+    assert "m.x" not in lab.load(work.path)
 
 
 @pytest.mark.parametrize(
@@ -297,13 +300,13 @@ def test_measurement_without_its_header_does_not_count(trained):
 )
 def test_damaged_measurement_is_refused_and_counts_as_not_taken(trained, spoil, message):
     work = Workdir(trained[0])
-    header = {"snapshots": [16], "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
+    header = {"snapshots": [16], "rows": {}, "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
     for seed, name in enumerate("mn"):
         table.write_measure(work, name, {"x": random(seed, 12)}, header)
     spoil(work.analysis)
     with pytest.raises(WorkdirError, match=rf"analysis/{message}.*; the analyze command takes it again"):
         lab.load(work.path)
-    assert table.read_header(work, "m") is None and table.read_header(work, "n") == header
+    assert table.read_measure(work, "n")[0] == header
     table.write_measure(work, "m", {"x": random(0, 12)}, header)
     np.testing.assert_array_equal(lab.load(work.path)["m.x"].values.ravel(), random(0, 12))
 
@@ -334,3 +337,21 @@ def test_model_of_a_dataset_answers_at_every_position(config, tmp_path):
     # 8-wide dots in another order: 64 roundings on logits below 4
     np.testing.assert_allclose(everywhere[:, -1:], last, rtol=0, atol=64 * 4 * 2.0**-23)
     assert everywhere.shape[1] == 3 and dataset.lab.task == experiment.task
+
+
+def test_rows_that_were_not_measured_are_nan_whole_numbers_too(trained):
+    work = Workdir(trained[0])
+    header = {
+        "snapshots": [0, 16], "rows": {"16": [2, 5]}, "every_snapshot": True, "coords": {}, "dims": {},
+        "units": {"x": "1", "n": "1"},
+    }  # fmt: skip
+    x_SxR, n_SxR = random(0, 2, 12), np.arange(24, dtype=np.int32).reshape(2, 12)
+    table.write_measure(work, "m", {"x": x_SxR, "n": n_SxR}, header)
+    dataset = lab.load(work.path)
+    for row, values in enumerate(ROWS):
+        here = dataset.sel(dict(zip(AXES, values, strict=True)))
+        for at, step in enumerate((0, 16)):
+            held = step == 0 or row in (2, 5)
+            for name, raw in (("m.x", x_SxR), ("m.n", n_SxR)):
+                expected = raw[at, row] if held else np.nan
+                np.testing.assert_array_equal(here[name].sel(snapshot=step), expected)

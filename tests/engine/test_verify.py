@@ -11,7 +11,14 @@ from lab.engine import files, schedule, store, table, verify
 from lab.engine.workdir import Workdir, variants_in
 
 ENDS = [0, 4, 6, 8, 12, 16, 18, 20, 24]  # of `echo.config()`; snapshots at 0, 12 and 24, checkpoints at 6, 12, 18, 24
-HEADER = {"snapshots": [0, 12, 24], "every_snapshot": True, "dims": {}, "coords": {}, "units": {"size": "1"}}
+HEADER = {
+    "snapshots": [0, 12, 24],
+    "rows": {},
+    "every_snapshot": True,
+    "dims": {},
+    "coords": {},
+    "units": {"size": "1"},
+}
 
 
 def write_training(path, config, last=24, after=None):

@@ -18,5 +18,6 @@ STUDY = Study(
     },
     measures=measures,
     claims=CLAIMS,
+    target="ood_43.reasoning",
     sections=sections,
 )

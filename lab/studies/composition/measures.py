@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from lab import models, rng
-from lab.analysis import condensation, embedding, flow, fused, rank
+from lab import models
+from lab.analysis import condensation, embedding, flow, fused
+from lab.analysis.catalogue import weights
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
 
@@ -24,13 +25,13 @@ def measures(experiment: Experiment) -> list[Measure]:
     """
     if not isinstance(experiment.model, models.Transformer):
         raise ValueError(f"the composition study measures transformers, not {type(experiment.model).__name__}")
-    parts = [condensed(), neurons(), ranks(experiment), embeddings()]
+    parts = [condensed(), neurons(), weights.ranks(experiment), embeddings()]
     return [*parts, attention(experiment), fused_vectors(experiment)] if experiment.model.n_layers >= 2 else parts
 
 
 def condensed() -> Measure:
-    def function(model, params, batch, key):
-        found = condensation.condensation(_query(params), THRESHOLD)
+    def function(row):
+        found = condensation.condensation(_query(row.params), THRESHOLD)
         return {name: found[name] for name in ("n_groups", "fraction_above")}
 
     return Measure("condensation", function, {"n_groups": "groups", "fraction_above": "share of neuron pairs"})
@@ -39,29 +40,17 @@ def condensed() -> Measure:
 def neurons() -> Measure:
     """The whole cosine matrix, of trained rows only: it is what fills a disk."""
 
-    def function(model, params, batch, key):
-        found = condensation.condensation(_query(params), THRESHOLD)
+    def function(row):
+        found = condensation.condensation(_query(row.params), THRESHOLD)
         return {name: found[name] for name in ("cosine", "order")}
 
     dims = {"cosine": ("neuron", "neuron_"), "order": ("neuron",)}
     return Measure("neurons", function, {"cosine": "cosine", "order": "neuron index"}, dims, snapshots="last")
 
 
-def ranks(experiment: Experiment) -> Measure:
-    example = jnp.zeros((1, experiment.task.length), jnp.int32)
-    shapes = jax.eval_shape(lambda: models.init(experiment.model, rng.key(0, "init"), example))
-    return Measure(
-        "rank",
-        lambda model, params, batch, key: rank.ranks(params),
-        units={"stable": "rank", "effective": "rank"},
-        dims={"stable": ("matrix",), "effective": ("matrix",)},
-        coords={"matrix": tuple(rank.matrix_names(shapes))},
-    )
-
-
 def embeddings() -> Measure:
-    def function(model, params, batch, key):
-        return embedding.embedding(params["embed"]["token"]["embedding"], jnp.array(VALUES), COMPONENTS)
+    def function(row):
+        return embedding.embedding(row.params["embed"]["token"]["embedding"], jnp.array(VALUES), COMPONENTS)
 
     return Measure(
         "embedding",
@@ -75,13 +64,13 @@ def embeddings() -> Measure:
 def attention(experiment: Experiment) -> Measure:
     """Circuit masses averaged over sequences with (4,3), and the pattern of one of them."""
 
-    def function(model, params, batch, key):
-        _, acts = models.forward(model, params, batch.tokens_BxL)
-        position_B = batch.info["key_position_B"]
+    def function(row):
+        _, acts = models.forward(row.model, row.params, row.batch.tokens_BxL)
+        position_B = row.batch.info["key_position_B"]
         # the example: a key near position 1, so that key, anchors and last position are all apart
         example = jnp.argmin(jnp.abs(position_B - 1))
-        pattern_NxQxL = flow.attention_edges(acts, model.n_layers)[:, example]
-        return flow.circuit(acts, position_B) | {"pattern": pattern_NxQxL, "tokens": batch.tokens_BxL[example]}
+        pattern_NxQxL = flow.attention_edges(acts, row.model.n_layers)[:, example]
+        return flow.circuit(acts, position_B) | {"pattern": pattern_NxQxL, "tokens": row.batch.tokens_BxL[example]}
 
     masses = (
         "first_to_key", "second_to_key", "anchor_to_key", "second_to_first", "last_to_anchors_first_layer",
@@ -103,9 +92,9 @@ def fused_vectors(experiment: Experiment) -> Measure:
     shifts = {anchor: shift for anchor, shift in enumerate(task.shifts, start=1)}
     taught = tuple(p for p in task.pairs if p not in task.unseen and task.trained(*p) == task.inferential(*p))
 
-    def function(model, params, batch, key):
-        noise_L = jax.random.randint(key, (task.length,), task.low, task.high + 1, jnp.int32)
-        found = fused.fused(model, params, shifts, KEYS, taught, noise_L, 1, "block_1/resid_mid")
+    def function(row):
+        noise_L = jax.random.randint(row.key, (task.length,), task.low, task.high + 1, jnp.int32)
+        found = fused.fused(row.model, row.params, shifts, KEYS, taught, noise_L, 1, "block_1/resid_mid")
         return {name: found[name] for name in ("equal", "other", "contrast")}
 
     return Measure("fused", function, {name: "cosine" for name in ("equal", "other", "contrast")}, snapshots="last")

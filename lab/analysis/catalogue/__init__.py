@@ -1,0 +1,31 @@
+"""The measurements that any training can be given, by name, with the settings they are taken at.
+
+Each builder gives a `Measure`: a function of one `Row`, its units and axes. A study adds its own to these.
+"""
+
+from lab import models
+from lab.analysis.catalogue import attention, loss, weights
+from lab.analysis.measure import Measure
+from lab.engine.step import Experiment
+
+MOST_EDGES = 1000  # that are cut one by one
+
+
+def measures(experiment: Experiment) -> list[Measure]:
+    """Every measurement that the experiment's model and task allow."""
+    of_weights = [weights.ranks, weights.spectra, weights.directions, weights.norms, weights.lazy]
+    of_loss = [loss.tangent_kernel, loss.sharp, loss.density, loss.flat, loss.noise, loss.singular, loss.quantized]
+    builders = [*of_weights, *of_loss, loss.subspace, *_of_attention(experiment)]
+    return [build(experiment) for build in builders]
+
+
+def _of_attention(experiment: Experiment) -> list:
+    model, length = experiment.model, experiment.task.length
+    if not isinstance(model, models.Transformer):
+        return []
+    builders = [attention.attention, attention.head_scores, attention.logit_lens, attention.tracing]
+    if model.norm != "post":
+        builders.append(attention.attribution)
+    if model.n_layers * model.n_heads * length * (length + 1) // 2 <= MOST_EDGES:
+        builders.append(attention.edges)
+    return builders

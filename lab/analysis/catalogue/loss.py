@@ -1,0 +1,204 @@
+"""Measurements of the loss around a row's parameters: curvature, flatness, noise, tangent kernel, description length.
+
+All are of the loss that the row was trained on, on `SEQUENCES` sequences of the training distribution, and of the model
+as it was trained: with `readout="last"` nothing is computed that the loss does not read.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lab import optim
+from lab.analysis import (
+    curvature,
+    description_length,
+    flatness,
+    laziness,
+    learning_coefficient,
+    objective,
+    sharpness,
+)
+from lab.analysis.catalogue.weights import shapes
+from lab.analysis.estimate import errors, named
+from lab.analysis.measure import Measure
+from lab.engine.step import Experiment
+
+SEQUENCES = MINIBATCH = 256
+EIGENVALUES, MATVECS, TOLERANCE = 5, 32, 0.01
+TRACE_PROBES, DENSITY_PROBES = 16, 4
+SLOPES = 32  # sequences of a gradient whose square stands for Adam's second moment
+ALPHAS = tuple(round(-0.5 + 0.05 * i, 2) for i in range(21))  # steps along directions as long as the weights
+DIRECTIONS = 8
+RADII = (0.05, 0.1, 0.2)  # of L2 balls, in units of the weights
+RELATIVE_RADII = (0.5, 1.0, 2.0)  # of adaptive balls (Kwon et al. 2021 train with 0.5 to 2)
+ASCENT_STEPS = 10
+SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise, relative to the RMS of what it is added to
+DRAWS = 8
+CHAINS, BURN_IN, SAMPLES, LOCALIZATION = 4, 50, 100, 100.0
+LOST_NATS = 0.01  # that quantization may cost
+SUBSPACES, SUBSPACE_STEPS, SUBSPACE_RATE = (16, 64, 256, 1024, 4096), 300, 0.02
+NTK_SEQUENCES, NTK_PROBES = 32, 8
+
+
+def tangent_kernel(experiment: Experiment) -> Measure:
+    """Alignment of the tangent kernel now with that before training."""
+
+    def function(row):
+        outputs = laziness.answer_logits(experiment.model)
+        found = laziness.projected_alignment(outputs, row.params, row.start, row.batch, row.key, NTK_PROBES)
+        return named("alignment", found)
+
+    return Measure("ntk", function, errors({"alignment": "cosine"}), snapshots="log", n=NTK_SEQUENCES)
+
+
+def sharp(experiment: Experiment) -> Measure:
+    """Extreme eigenvalues of the Hessian, its trace, that of Gauss-Newton, and how near the edge of stability."""
+    factor = optim.schedule(experiment.optim, experiment.steps)
+    adam = experiment.optim.family == "adamw"
+
+    def function(row):
+        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, MINIBATCH)
+        keys = jax.random.split(row.key, 4)
+        matvec, like_P = curvature.hessian(loss, row.params, batches)
+        top, bottom = sharpness.extremes(matvec, like_P, keys[0], EIGENVALUES, MATVECS, TOLERANCE)
+        logits = objective.logits(experiment.model)
+        gauss_newton, _ = curvature.gauss_newton(logits, objective.answer_loss_of, row.params, batches)
+        rate = row.hparams["learning_rate"] * jnp.asarray(factor(row.step), like_P.dtype)
+        found = {
+            "top": top.value_K, "top_residual": top.residual_K, "top_converged": top.converged_K,
+            "bottom": bottom.value_K, "bottom_residual": bottom.residual_K, "bottom_converged": bottom.converged_K,
+            "gauss_newton": sharpness.top(gauss_newton, like_P, keys[1], 1, MATVECS // 2, TOLERANCE).value_K[0],
+            "edge": sharpness.edge_of_stability(rate, top.value_K[0]),
+        }  # fmt: skip
+        if adam:
+            slope_P = jnp.sqrt(curvature.second_moment(loss, row.params, objective.minibatches(row.batch, SLOPES)))
+            scaled = curvature.preconditioned(matvec, slope_P + experiment.optim.eps)
+            largest = sharpness.top(scaled, like_P, keys[2], 1, MATVECS, TOLERANCE).value_K[0]
+            found["adam_edge"] = sharpness.adam_edge_of_stability(rate, largest, experiment.optim.b1)
+        return found | named("trace", sharpness.trace(matvec, like_P, keys[3], TRACE_PROBES))
+
+    units = {f"{end}{of}": "nats per weight^2" for end in ("top", "bottom") for of in ("", "_residual")}
+    units |= {"top_converged": "yes or no", "bottom_converged": "yes or no", "gauss_newton": "nats per weight^2"}
+    units |= {"edge": "of the stable learning rate"} | errors({"trace": "nats per weight^2"})
+    units |= {"adam_edge": "of the stable learning rate"} if adam else {}
+    dims = {name: ("eigenvalue",) for name in units if name.startswith(("top", "bottom"))}
+    return Measure("sharpness", function, units, dims, snapshots="last", n=SEQUENCES)
+
+
+def density(experiment: Experiment) -> Measure:
+    """Nodes and weights of the Hessian's spectral density; `sharpness.smooth` draws it."""
+
+    def function(row):
+        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, MINIBATCH)
+        matvec, like_P = curvature.hessian(loss, row.params, batches)
+        found = sharpness.density(matvec, like_P, row.key, DENSITY_PROBES, MATVECS)
+        return {"node": found.node_SxM, "weight": found.weight_SxM}
+
+    dims = {name: ("probe", "node_index") for name in ("node", "weight")}
+    return Measure(
+        "density", function, {"node": "nats per weight^2", "weight": "share"}, dims, snapshots="last", n=SEQUENCES
+    )
+
+
+def flat(experiment: Experiment) -> Measure:
+    """Rise of the loss along random filter-normalized directions, one step up, and in the worst direction."""
+
+    def function(row):
+        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, MINIBATCH)
+        line_key, ascent_key = jax.random.split(row.key)
+        line = flatness.random_lines(
+            loss, row.params, line_key, flatness.filter_normalized, DIRECTIONS, jnp.array(ALPHAS), batches
+        )
+
+        def worst(ball, radii):
+            return jax.lax.map(lambda r: ball(loss, row.params, ascent_key, batches, r, ASCENT_STEPS), jnp.array(radii))
+
+        sam = jax.lax.map(lambda radius: flatness.sam(loss, row.params, batches, radius), jnp.array(RADII))
+        return named("line", line) | {
+            "sam": sam,
+            "worst": worst(flatness.worst_case, RADII),
+            "worst_adaptive": worst(flatness.worst_case_adaptive, RELATIVE_RADII),
+        }
+
+    dims = {"line": ("alpha",), "line_error": ("alpha",), "sam": ("radius",), "worst": ("radius",)}
+    dims |= {"worst_adaptive": ("relative_radius",)}
+    coords = {"alpha": ALPHAS, "radius": RADII, "relative_radius": RELATIVE_RADII}
+    return Measure("flatness", function, dict.fromkeys(dims, "nats"), dims, coords, snapshots="last", n=SEQUENCES)
+
+
+def noise(experiment: Experiment) -> Measure:
+    """Loss and accuracy under noise in the weights and in the input embeddings."""
+
+    def function(row):
+        batches = objective.minibatches(row.batch, MINIBATCH)
+        weight_key, input_key = jax.random.split(row.key)
+        scores = {"loss": objective.answer_loss_of, "accuracy": objective.answer_accuracy_of}
+        sigmas, found = jnp.array(SIGMAS), {}
+        for name, score_of in scores.items():
+            plain, edited = (
+                objective.score(experiment.model, score_of),
+                flatness.with_embedding_edit(experiment.model, score_of),
+            )
+            in_weights = flatness.weight_noise(plain, row.params, weight_key, sigmas, DRAWS, batches)
+            in_inputs = flatness.embedding_noise(edited, row.params, input_key, sigmas, DRAWS, batches)
+            found |= named(f"weight_{name}", in_weights) | named(f"input_{name}", in_inputs)
+        return found
+
+    units = errors({f"{of}_{name}": unit for of in ("weight", "input") for name, unit in
+                     (("loss", "nats"), ("accuracy", "share"))})  # fmt: skip
+    return Measure("noise", function, units, dict.fromkeys(units, ("sigma",)), {"sigma": SIGMAS}, "last", n=SEQUENCES)
+
+
+def singular(experiment: Experiment) -> Measure:
+    """The local learning coefficient, its step a quarter of what the sharpest direction bears."""
+    n_examples = experiment.train_size or SEQUENCES
+
+    def function(row):
+        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, MINIBATCH // 2)
+        top_key, chain_key = jax.random.split(row.key)
+        matvec, like_P = curvature.hessian(loss, row.params, batches)
+        sharpest = jnp.maximum(sharpness.top(matvec, like_P, top_key, 1, MATVECS // 2, TOLERANCE).value_K[0], 0)
+        stiffness = n_examples / math.log(n_examples) * sharpest + LOCALIZATION
+        found, rise_CxT = learning_coefficient.local_learning_coefficient(
+            loss, row.params, batches, chain_key, n_examples=n_examples, step_size=1 / stiffness,
+            localization=LOCALIZATION, n_chains=CHAINS, n_steps=SAMPLES, n_burn_in=BURN_IN,
+        )  # fmt: skip
+        return named("coefficient", found) | {"rise": jnp.mean(rise_CxT, axis=0)}
+
+    units = errors({"coefficient": "parameters"}) | {"rise": "nats"}
+    return Measure("learning_coefficient", function, units, {"rise": ("draw",)}, snapshots="last", n=SEQUENCES)
+
+
+def quantized(experiment: Experiment) -> Measure:
+    def function(row):
+        batches = objective.minibatches(row.batch, MINIBATCH)
+        found = description_length.by_quantization(
+            objective.answer_loss(experiment.model), row.params, batches, LOST_NATS
+        )
+        return {name: found[name] for name in ("bits", "description_length", "loss_by_bits")}
+
+    units = {"bits": "bits a weight", "description_length": "bits", "loss_by_bits": "nats"}
+    coords = {"bits_tried": description_length.BITS}
+    dims = {"loss_by_bits": ("bits_tried",)}
+    return Measure("quantization", function, units, dims, coords, snapshots="last", n=SEQUENCES)
+
+
+def subspace(experiment: Experiment) -> Measure:
+    """Loss reached from the row's initial weights by training in random subspaces; half the first loss is the goal."""
+    n_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(experiment)))
+    dims_tried = tuple(d for d in SUBSPACES if d <= n_params)
+
+    def function(row):
+        loss = objective.answer_loss(experiment.model)
+        start = objective.mean_loss(loss, row.start, objective.minibatches(row.batch, MINIBATCH))
+        found = description_length.subspace_losses(
+            loss, row.start, lambda key: experiment.task.sample(key, MINIBATCH // 2, "train", row.hparams), row.key,
+            dims_tried, SUBSPACE_STEPS, SUBSPACE_RATE, n_eval=4,
+        )  # fmt: skip
+        dimension = description_length.intrinsic_dimension(found["loss"].value, dims_tried, start / 2)
+        return named("loss", found["loss"]) | {"dimension": dimension}
+
+    units = errors({"loss": "nats"}) | {"dimension": "dimensions"}
+    dims = {"loss": ("subspace",), "loss_error": ("subspace",)}
+    return Measure("subspace", function, units, dims, {"subspace": dims_tried}, snapshots="last", n=SEQUENCES)
