@@ -65,6 +65,7 @@ class Measure:
       units: output -> unit, for every output.
       snapshots: `all`, `last` (the trained rows only) or `log` (log-spaced), where the user does not say.
       split, n: the batch that `function` is given: `n` sequences of a split of the task.
+      stream: measurements that name the same one are given the same sequences; empty: its own.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Measure:
     snapshots: str = "all"
     split: str = "train"
     n: int = 1
+    stream: str = ""
 
     def __post_init__(self):
         if self.snapshots not in SNAPSHOTS:
@@ -182,9 +184,9 @@ def _program(work: Workdir, one: Measure, scope: Scope) -> Callable[[int, list[i
     """`(step, rows) -> outputs (len(rows), ...)`: rows side by side on the devices of this process."""
     experiment, grid = work.experiment, work.grid
     model = experiment.model.clone(readout="all") if hasattr(experiment.model, "readout") else experiment.model
-    stream = f"analysis/{one.name}"
+    stream = f"analysis/{one.stream or one.name}"
     batch = experiment.task.sample(rng.key(experiment.data_seed, stream), one.n, one.split, {})
-    key = rng.key(experiment.data_seed, f"{stream}/noise")
+    key = rng.key(experiment.data_seed, f"analysis/{one.name}/noise")
     start = work.params(work.snapshot_steps()[0])
     width = 1 if jax.default_backend() == "cpu" else BLOCK_ROWS
 
@@ -209,8 +211,11 @@ def _program(work: Workdir, one: Measure, scope: Scope) -> Callable[[int, list[i
 
 
 def _compiler_options() -> dict | None:
-    """On a CPU every core has its own rows. XLA's thread pool would bring nothing, and it can wait for itself forever:
-    seen here with batched singular value decompositions, jax 0.10.2."""
+    """On a CPU every core has its own rows, and XLA's threads inside a row would bring nothing.
+
+    They can wait for each other forever, too: with jaxlib 0.10.2, where two batched LAPACK calls (`ParallelBatchMap`)
+    hold the pool's threads. So rows are not vmapped there, and nothing in this package vmaps a decomposition.
+    """
     return {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
 
 
@@ -261,7 +266,7 @@ def _identity(one: Measure) -> dict:
         "dims": {name: list(dims) for name, dims in one.dims.items()},
         "coords": {name: list(values) for name, values in one.coords.items()},
         "units": dict(one.units),
-        "batch": [one.split, one.n],
+        "batch": [one.split, one.n, one.stream],
         "code": _code(one),
         "version": lab.__version__,
     }

@@ -112,8 +112,15 @@ def circuit_spectra(params, n_heads: int):
     Raises:
       ValueError: as `circuit_factors`.
     """
-    each_head = jax.vmap(jax.vmap(product_singular_values))
-    return {name: each_head(*factors) for name, factors in circuit_factors(params, n_heads).items()}
+
+    def spectrum(factors):
+        # One head after the other: jaxlib's batched LAPACK calls can wait for each other forever (see `measure`).
+        n_layers, n_heads = factors[0].shape[:2]
+        flat = [factor.reshape(-1, *factor.shape[2:]) for factor in factors]
+        values = jax.lax.map(lambda pair: product_singular_values(*pair), flat)
+        return values.reshape(n_layers, n_heads, -1)
+
+    return {name: spectrum(factors) for name, factors in circuit_factors(params, n_heads).items()}
 
 
 def leading_alignment(matrix_IxO, vectors_NxI):

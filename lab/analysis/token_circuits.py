@@ -111,7 +111,7 @@ def copying(of: Heads, token_SxD, unembed_DxS):
         product = jnp.einsum("hks,hsj->hkj", right_HxKxS, left_HxSxK)
     else:
         product = jnp.einsum("hsk,hkt->hst", left_HxSxK, right_HxKxS)
-    eigenvalues = jnp.linalg.eigvals(product)
+    eigenvalues = jax.lax.map(jnp.linalg.eigvals, product)
     size_H = jnp.sum(jnp.abs(eigenvalues), axis=1)
     return {
         "score": jnp.sum(eigenvalues.real, axis=1) / jnp.where(size_H == 0, 1, size_H),

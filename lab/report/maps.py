@@ -7,6 +7,7 @@ from lab.report import style
 
 MOST_PRINTED = 10  # rows and columns of a map whose numbers are printed
 BLANK = "#d1d5db"
+SIGNED = 0.02  # of the largest magnitude: what is less below 0 gets no colours of its own
 
 
 @style.paper()
@@ -46,7 +47,7 @@ def _maps(maps, rows, columns, quantity, title):
             raise ValueError(f"map {label!r} has shape {map_IxJ.shape}; given are {given}")
     everything = np.concatenate([map_IxJ[np.isfinite(map_IxJ)] for map_IxJ in maps.values()])
     top = np.abs(everything).max(initial=0) or 1
-    signed = everything.min(initial=0) < 0
+    signed = everything.min(initial=0) < -SIGNED * top
     cmap = matplotlib.colormaps[style.DIVERGING if signed else style.ORDERED].with_extremes(bad=BLANK)
     printed = max(len(rows), len(columns)) <= MOST_PRINTED and 0.1 <= top < 1000
     cell, (beside, below) = 0.42 if printed else 0.17, (_longest(names) for names in (rows, columns))
@@ -79,4 +80,4 @@ def _print(ax, image, map_IxJ, digits):
         if np.isfinite(value):
             dark = np.dot(image.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5
             ink = "white" if dark else "black"
-            ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+            ax.text(j, i, f"{round(value, digits) + 0.0:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)

@@ -25,19 +25,21 @@ from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
 
 SEQUENCES = MINIBATCH = 256
+STREAM = "loss"  # all see the same sequences: the density is that of the Hessian whose eigenvalues were taken
 EIGENVALUES, MATVECS, TOLERANCE = 5, 32, 0.01
-TRACE_PROBES, DENSITY_PROBES = 16, 4
+TRACE_PROBES, DENSITY_PROBES = 16, 3
 SLOPES = 32  # sequences of a gradient whose square stands for Adam's second moment
-ALPHAS = tuple(round(-0.5 + 0.05 * i, 2) for i in range(21))  # steps along directions as long as the weights
+ALPHAS = tuple(round(-0.5 + 0.1 * i, 1) for i in range(11))  # steps along directions as long as the weights
 DIRECTIONS = 8
 RADII = (0.05, 0.1, 0.2)  # of L2 balls, in units of the weights
 RELATIVE_RADII = (0.5, 1.0, 2.0)  # of adaptive balls (Kwon et al. 2021 train with 0.5 to 2)
-ASCENT_STEPS = 10
+ASCENT_STEPS = 5
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of noise, relative to the RMS of what it is added to
-DRAWS = 8
-CHAINS, BURN_IN, SAMPLES, LOCALIZATION = 4, 50, 100, 100.0
+DRAWS = 5
+CHAINS, BURN_IN, SAMPLES, LOCALIZATION = 3, 30, 70, 100.0
+SMALL = 64  # sequences of a minibatch in chains and subspaces
 LOST_NATS = 0.01  # that quantization may cost
-SUBSPACES, SUBSPACE_STEPS, SUBSPACE_RATE = (16, 64, 256, 1024, 4096), 300, 0.02
+SUBSPACES, SUBSPACE_STEPS, SUBSPACE_RATE = (16, 128, 1024, 4096), 200, 0.02
 NTK_SEQUENCES, NTK_PROBES = 32, 8
 
 
@@ -83,7 +85,7 @@ def sharp(experiment: Experiment) -> Measure:
     units |= {"edge": "of the stable learning rate"} | errors({"trace": "nats per weight^2"})
     units |= {"adam_edge": "of the stable learning rate"} if adam else {}
     dims = {name: ("eigenvalue",) for name in units if name.startswith(("top", "bottom"))}
-    return Measure("sharpness", function, units, dims, snapshots="last", n=SEQUENCES)
+    return Measure("sharpness", function, units, dims, snapshots="last", n=SEQUENCES, stream=STREAM)
 
 
 def density(experiment: Experiment) -> Measure:
@@ -124,7 +126,9 @@ def flat(experiment: Experiment) -> Measure:
     dims = {"line": ("alpha",), "line_error": ("alpha",), "sam": ("radius",), "worst": ("radius",)}
     dims |= {"worst_adaptive": ("relative_radius",)}
     coords = {"alpha": ALPHAS, "radius": RADII, "relative_radius": RELATIVE_RADII}
-    return Measure("flatness", function, dict.fromkeys(dims, "nats"), dims, coords, snapshots="last", n=SEQUENCES)
+    return Measure(
+        "flatness", function, dict.fromkeys(dims, "nats"), dims, coords, snapshots="last", n=SEQUENCES, stream=STREAM
+    )
 
 
 def noise(experiment: Experiment) -> Measure:
@@ -147,7 +151,16 @@ def noise(experiment: Experiment) -> Measure:
 
     units = errors({f"{of}_{name}": unit for of in ("weight", "input") for name, unit in
                      (("loss", "nats"), ("accuracy", "share"))})  # fmt: skip
-    return Measure("noise", function, units, dict.fromkeys(units, ("sigma",)), {"sigma": SIGMAS}, "last", n=SEQUENCES)
+    return Measure(
+        "noise",
+        function,
+        units,
+        dict.fromkeys(units, ("sigma",)),
+        {"sigma": SIGMAS},
+        "last",
+        n=SEQUENCES,
+        stream=STREAM,
+    )
 
 
 def singular(experiment: Experiment) -> Measure:
@@ -155,7 +168,7 @@ def singular(experiment: Experiment) -> Measure:
     n_examples = experiment.train_size or SEQUENCES
 
     def function(row):
-        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, MINIBATCH // 2)
+        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, SMALL)
         top_key, chain_key = jax.random.split(row.key)
         matvec, like_P = curvature.hessian(loss, row.params, batches)
         sharpest = jnp.maximum(sharpness.top(matvec, like_P, top_key, 1, MATVECS // 2, TOLERANCE).value_K[0], 0)
@@ -167,7 +180,9 @@ def singular(experiment: Experiment) -> Measure:
         return named("coefficient", found) | {"rise": jnp.mean(rise_CxT, axis=0)}
 
     units = errors({"coefficient": "parameters"}) | {"rise": "nats"}
-    return Measure("learning_coefficient", function, units, {"rise": ("draw",)}, snapshots="last", n=SEQUENCES)
+    return Measure(
+        "learning_coefficient", function, units, {"rise": ("draw",)}, snapshots="last", n=SEQUENCES, stream=STREAM
+    )
 
 
 def quantized(experiment: Experiment) -> Measure:
@@ -181,7 +196,7 @@ def quantized(experiment: Experiment) -> Measure:
     units = {"bits": "bits a weight", "description_length": "bits", "loss_by_bits": "nats"}
     coords = {"bits_tried": description_length.BITS}
     dims = {"loss_by_bits": ("bits_tried",)}
-    return Measure("quantization", function, units, dims, coords, snapshots="last", n=SEQUENCES)
+    return Measure("quantization", function, units, dims, coords, snapshots="last", n=SEQUENCES, stream=STREAM)
 
 
 def subspace(experiment: Experiment) -> Measure:
@@ -193,7 +208,7 @@ def subspace(experiment: Experiment) -> Measure:
         loss = objective.answer_loss(experiment.model)
         start = objective.mean_loss(loss, row.start, objective.minibatches(row.batch, MINIBATCH))
         found = description_length.subspace_losses(
-            loss, row.start, lambda key: experiment.task.sample(key, MINIBATCH // 2, "train", row.hparams), row.key,
+            loss, row.start, lambda key: experiment.task.sample(key, SMALL, "train", row.hparams), row.key,
             dims_tried, SUBSPACE_STEPS, SUBSPACE_RATE, n_eval=4,
         )  # fmt: skip
         dimension = description_length.intrinsic_dimension(found["loss"].value, dims_tried, start / 2)
@@ -201,4 +216,6 @@ def subspace(experiment: Experiment) -> Measure:
 
     units = errors({"loss": "nats"}) | {"dimension": "dimensions"}
     dims = {"loss": ("subspace",), "loss_error": ("subspace",)}
-    return Measure("subspace", function, units, dims, {"subspace": dims_tried}, snapshots="last", n=SEQUENCES)
+    return Measure(
+        "subspace", function, units, dims, {"subspace": dims_tried}, snapshots="last", n=SEQUENCES, stream=STREAM
+    )
