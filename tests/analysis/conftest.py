@@ -1,4 +1,4 @@
-"""Programs of these tests run for microseconds: they are compiled without optimizations, which is what takes the time."""
+"""These programs run for microseconds: they are compiled without optimizations, which is what takes the time."""
 
 import jax
 import pytest

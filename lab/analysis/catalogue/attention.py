@@ -51,11 +51,8 @@ def head_scores(experiment: Experiment) -> Measure:
         tokens_BxL = heads.repeated_sequences(row.key, seen_S, SEQUENCES, half).astype(jnp.int32)
         _, acts = models.forward(row.model, row.params, tokens_BxL)
         layers = [heads.head_scores(acts[f"block_{i}/attn/pattern"], tokens_BxL) for i in range(row.model.n_layers)]
-        return {
-            key: values
-            for name in heads.EDGES
-            for key, values in named(name, jax.tree.map(lambda *e: jnp.stack(e), *[f[name] for f in layers])).items()
-        }
+        by_kind = jax.tree.map(lambda *each: jnp.stack(each), *layers)
+        return {output: values for kind in by_kind for output, values in named(kind, by_kind[kind]).items()}
 
     units = errors(dict.fromkeys(heads.EDGES, "attention mass"))
     return Measure("heads", function, units, dict.fromkeys(units, ("layer", "head")))

@@ -99,7 +99,13 @@ def density(experiment: Experiment) -> Measure:
 
     dims = {name: ("probe", "node_index") for name in ("node", "weight")}
     return Measure(
-        "density", function, {"node": "nats per weight^2", "weight": "share"}, dims, snapshots="last", n=SEQUENCES
+        "density",
+        function,
+        {"node": "nats per weight^2", "weight": "share"},
+        dims,
+        snapshots="last",
+        n=SEQUENCES,
+        stream=STREAM,
     )
 
 
