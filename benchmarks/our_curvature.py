@@ -54,7 +54,7 @@ class Program(NamedTuple):
     """A function of one row, compiled for all rows as `lab.analysis.measure` maps them: `call() -> outputs (R, ...)`.
 
     Attributes:
-      memory: bytes of one device for arguments, results and what lies between.
+      memory: most bytes of one device, parameters and data left out.
       rows_at_once: rows that a device computes side by side.
     """
 
@@ -156,7 +156,7 @@ def compiled(problem: Problem, function: Callable, precision: str = "float32") -
             return layout.fetch([program(*arguments())])
 
     needs = program.memory_analysis()
-    memory = needs.argument_size_in_bytes + needs.output_size_in_bytes + needs.temp_size_in_bytes
+    memory = needs.output_size_in_bytes + needs.temp_size_in_bytes
     return Program(call, seconds, memory, layout.mesh.size, layout.width)
 
 
