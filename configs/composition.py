@@ -69,6 +69,7 @@ def cpu() -> ConfigDict:
                 b2=0.999,
                 eps=1e-8,
                 momentum=0.0,  # read by sgd only
+                frozen=(),
             ),
             grid=dict(
                 gamma=(0.35, 0.45, 0.78),

@@ -5,12 +5,13 @@ optax's own transforms are used with traced scalars; `inject_hyperparams` is not
 """
 
 import dataclasses
+import functools
 import math
 
 import jax.numpy as jnp
 import optax
 
-from lab import tree
+from lab import init, tree
 
 FAMILIES = ("adamw", "sgd")
 DECAYS = ("scaled", "independent")
@@ -28,10 +29,11 @@ class Optim:
         `end_factor` * peak when the last step is done (the papers: warm-up from lr to m*lr, so start_factor = 1/m).
         `constant`: linear warm-up, then the peak.
       warmup_steps: steps of linear warm-up, fewer than the training's.
-      clip_norm: global gradient norm is clipped to this; `inf` for none.
+      clip_norm: global gradient norm, of what is trained, is clipped to this; `inf` for none.
       decay: `scaled`: theta -= lr_t * wd * theta (PyTorch's and optax's AdamW).
         `independent`: theta -= (lr_t / peak) * wd * theta, so that wd means the same at every learning rate.
       decay_mask: `all` parameters (the papers' choice), or `matrices` only (no biases, no norm parameters).
+      frozen: groups of `lab.init` whose matrices stay as they are drawn.
     """
 
     family: str
@@ -46,6 +48,7 @@ class Optim:
     b2: float
     eps: float
     momentum: float
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         accepted_values = {"family": FAMILIES, "decay": DECAYS, "schedule": SCHEDULES, "decay_mask": MASKS}
@@ -61,6 +64,9 @@ class Optim:
         for name in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r}: must lie in [0, 1)")
+        for group in self.frozen:
+            if group not in init.GROUPS:
+                raise ValueError(f"optim.frozen={self.frozen!r}: {group!r} is none of {', '.join(init.GROUPS)}")
 
 
 def schedule(optim: Optim, n_steps: int):
@@ -78,6 +84,12 @@ def schedule(optim: Optim, n_steps: int):
 def is_matrix(params):
     """True for weight matrices and embeddings, False for biases and norm parameters."""
     return tree.map_named(lambda name, _: name.endswith(("kernel", "embedding")), params)
+
+
+def is_frozen(optim: Optim, params):
+    """True for the matrices of frozen groups."""
+    leaves = init.table(params)
+    return tree.map_named(lambda name, _: name in leaves and leaves[name].group in optim.frozen, params)
 
 
 def build(optim: Optim, n_steps: int, learning_rate, weight_decay) -> optax.GradientTransformation:
@@ -101,4 +113,7 @@ def build(optim: Optim, n_steps: int, learning_rate, weight_decay) -> optax.Grad
         peak, rated = 1.0, [precondition, optax.scale(learning_rate), decay]
     clip = [] if math.isinf(optim.clip_norm) else [optax.clip_by_global_norm(optim.clip_norm)]
     descend = optax.scale_by_schedule(lambda step: -peak * jnp.asarray(factor(step), jnp.float32))
-    return optax.chain(*clip, *rated, descend)
+    if not optim.frozen:
+        return optax.chain(*clip, *rated, descend)
+    still = optax.masked(optax.set_to_zero(), functools.partial(is_frozen, optim))
+    return optax.chain(still, *clip, *rated, descend, still)  # before: no share in the norm; after: no decay

@@ -241,3 +241,29 @@ def test_a_warmup_that_does_not_fit_is_refused(warmup_steps):
 def test_impossible_choices_are_refused_by_name_and_value(name, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(EXACT, **{name: value})
+
+
+def test_frozen_groups_stay_and_the_others_move_as_if_they_were_alone():
+    params, grads = problem()
+    frozen = dataclasses.replace(EXACT, frozen=("embed",))
+    without = lambda tree: {name: entry for name, entry in tree.items() if name != "embed"}  # noqa: E731
+
+    def descend(settings, params, grads):
+        transform = optim.build(settings, T, PEAK, DECAY)
+        state = transform.init(params)
+        for step in range(T):
+            step_grads = jax.tree.map(lambda leaf, step=step: leaf[step], grads)
+            updates, state = transform.update(step_grads, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        return params
+
+    moved = descend(frozen, params, grads)
+    alone = descend(EXACT, without(params), without(grads))  # no share of the embedding in the clipped norm
+    for name, leaf in named_leaves(alone).items():
+        np.testing.assert_array_equal(named_leaves(moved)[name], leaf)
+    np.testing.assert_array_equal(moved["embed"]["token"]["embedding"], params["embed"]["token"]["embedding"])
+
+
+def test_unknown_frozen_group_is_refused():
+    with pytest.raises(ValueError, match=r"optim.frozen=\('mpl',\): 'mpl' is none of embed, qk, vo, mlp, head"):
+        dataclasses.replace(EXACT, frozen=("mpl",))

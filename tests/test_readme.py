@@ -16,7 +16,7 @@ from lab.engine import data, shard, sweep
 from lab.engine.step import Experiment
 from lab.models.acts import Tape
 from lab.optim import Optim
-from lab.tasks import Batch
+from lab.tasks import Batch, Task
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,7 +24,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.fixture(scope="module")
 def shown():
     """The classes defined in the README's Python blocks."""
-    names = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "nn": nn, "Batch": Batch, "Tape": Tape}
+    names = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "nn": nn, "Batch": Batch, "Task": Task, "Tape": Tape}
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
         if "class " in block:
             exec(block, names)
@@ -44,7 +44,7 @@ def test_the_readmes_task_and_model_train_to_the_answer_the_model_can_know(shown
     (hparams,) = layout.place(rows.arrays())
     train_set = data.train_set(experiment)
     state, metrics = programs.chunk(hparams, programs.start(hparams), train_set, 0, 200)
-    scores = programs.evaluate(state, data.evaluation_set(experiment, train_set))
+    scores = programs.evaluate({}, state, data.evaluation_set(experiment, train_set))
 
     # A bigram model sees one of the two tokens: parity stays a coin toss for it, at a loss of log 2. The mean over
     # 100 steps of 64 sequences estimates it with standard error below 0.01; AdamW's wandering costs up to 0.03.

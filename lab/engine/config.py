@@ -6,6 +6,7 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
 
 import ml_collections
@@ -46,8 +47,8 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
     base.lock()
     resolved = {}
     for name, changes in (overrides or {"main": {}}).items():
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"variants: {name!r} cannot name a folder; use letters, digits, - and _")
+        if not re.fullmatch("[a-z0-9_-]+", name):
+            raise ValueError(f"variants: {name!r} cannot name a folder and pictures; use a-z, 0-9, - and _")
         variant = base.copy_and_resolve_references()
         try:
             variant.update(changes)
@@ -77,8 +78,19 @@ def options(config: ml_collections.ConfigDict) -> Options:
 
 
 def grid(config: ml_collections.ConfigDict) -> grids.Grid:
-    """The product of the axes in `config.grid`."""
-    return grids.product(config.grid.to_dict())
+    """The product of the axes in `config.grid`; the task says which there may be beside those of every grid.
+
+    Raises:
+      ValueError: as `grid.product`, or an axis that varies the data of a finite training set.
+    """
+    extra = _family(tasks.FAMILIES, config.task.family, "task").hparams
+    varied = [name for name in extra if name in config.grid]
+    if varied and config.train_size:
+        raise ValueError(
+            f"grid.{varied[0]}: rows with other data cannot share the train_size={config.train_size} training "
+            "sequences; use train_size=0, an endless stream"
+        )
+    return grids.product(config.grid.to_dict(), extra)
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict:
@@ -121,10 +133,13 @@ def _check_names(config) -> None:
 
 
 def _build(families: Mapping, options: dict, section: str):
-    family = options.pop("family", None)
-    if family not in families:
-        raise ValueError(f"{section}.family={family!r}: one of {', '.join(families)}")
-    return _construct(families[family], options, section)
+    return _construct(_family(families, options.pop("family", None), section), options, section)
+
+
+def _family(families: Mapping, name: str | None, section: str):
+    if name not in families:
+        raise ValueError(f"{section}.family={name!r}: one of {', '.join(families)}")
+    return families[name]
 
 
 def _construct(kind: type, options: dict, section: str):

@@ -11,6 +11,7 @@ from lab.tasks import Batch
 
 DRAWN_AHEAD = 2**23  # bytes of one row's batches
 EPOCHS_AHEAD = 2**28  # bytes of one row's permutations
+NONE: Mapping = {}
 
 
 def train_set(experiment: Experiment) -> Batch | None:
@@ -21,10 +22,16 @@ def train_set(experiment: Experiment) -> Batch | None:
     return experiment.task.sample(key, experiment.train_size, "train", {})
 
 
-def evaluation_set(experiment: Experiment, train_set: Batch | None) -> dict[str, Batch]:
+def varied(experiment: Experiment, hparams: Mapping) -> dict:
+    """Those of the hyperparameters that data depend on: rows that have any are not shown the same sequences."""
+    return {name: hparams[name] for name in experiment.task.hparams if name in hparams}
+
+
+def evaluation_set(experiment: Experiment, train_set: Batch | None, hparams: Mapping = NONE) -> dict[str, Batch]:
     """The fixed sequences each split is evaluated on; for `train` the first of a finite training set."""
     n, task = experiment.eval_size, experiment.task
-    drawn = {split: task.sample(rng.key(experiment.data_seed, f"eval/{split}"), n, split, {}) for split in task.splits}
+    keys = {split: rng.key(experiment.data_seed, f"eval/{split}") for split in task.splits}
+    drawn = {split: task.sample(key, n, split, hparams) for split, key in keys.items()}
     return drawn if train_set is None else drawn | {"train": jax.tree.map(lambda leaf: leaf[:n], train_set)}
 
 

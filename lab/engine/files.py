@@ -140,6 +140,11 @@ def read_bytes(path: Path) -> bytes:
         raise DamagedError(f"{path}: cannot be read ({reason(error)})") from error
 
 
+def hashes(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """The sha256 of each."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
 def set_aside(path: Path) -> Path:
     """Renames a file or folder to `damaged-<name>`, which nobody reads; what was set aside before it is deleted."""
     aside = path.with_name(f"damaged-{path.name}")

@@ -16,7 +16,7 @@ class Rows:
     """
 
     def __init__(self, experiment: Experiment, grid: Grid, layout: Layout, most_steps: int, options: Options):
-        self.layout, self.options = layout, options
+        self.experiment, self.layout, self.options = experiment, layout, options
         self.programs = sweep.build(experiment, most_steps, layout.width, layout.mesh, options)
         self.hparams = layout.place(store.take_rows(grid.arrays(), *layout.needed))
         train_set = data.train_set(experiment)
@@ -54,7 +54,10 @@ class Rows:
 
     def evaluate(self) -> list:
         """Loss and scores on every split, published."""
-        scores = [self.programs.evaluate(self._unpark(i), self.evaluation_set) for i in range(self.layout.waves)]
+        scores = [
+            self.programs.evaluate(data.varied(self.experiment, hparams), self._unpark(i), self.evaluation_set)
+            for i, hparams in enumerate(self.hparams)
+        ]
         return self.layout.publish(scores)
 
     def diverged_at(self) -> list:

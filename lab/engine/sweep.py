@@ -40,7 +40,7 @@ class Sweep(NamedTuple):
       start: hparams -> state.
       chunk: (hparams, state, train_set, first_step, n_steps) -> (state, metrics of shape (rows, most_steps), of which
         the first n_steps count). The state given is consumed.
-      evaluate: (state, evaluation_set) -> metrics of shape (rows, ...).
+      evaluate: (hparams that data depend on, state, evaluation_set) -> metrics of shape (rows, ...).
     """
 
     start: Callable[[Mapping], RowState]
@@ -73,14 +73,16 @@ def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, optio
         nothing = {name: jnp.full((most_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
         return jax.lax.fori_loop(0, n_steps, body, (split_state(state), nothing))
 
-    def evaluate(state, evaluation_set):
+    def evaluate(hparams, state, evaluation_set):
+        if hparams:
+            evaluation_set = data.evaluation_set(experiment, None, hparams)
         return step.evaluate(experiment, state, {name: split_batch(batch) for name, batch in evaluation_set.items()})
 
     jit = functools.partial(jax.jit, compiler_options=DETERMINISTIC if options.deterministic else None)
     return Sweep(
         jit(over_rows(start, width, mesh, 1, 0)),
         jit(over_rows(chunk, width, mesh, 2, 3), donate_argnums=1),
-        jit(over_rows(evaluate, width, mesh, 1, 1)),
+        jit(over_rows(evaluate, width, mesh, 2, 1)),
     )
 
 

@@ -95,8 +95,12 @@ def _begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool
     _refuse_other(work, config, grid)  # again: another process may have begun here since
     if not (work.path / "grid.json").is_file():
         files.write_json(work.path / "grid.json", grid.to_json())
+    kept = configs.experiment(config).task.files()
+    for name, content in kept.items():
+        files.write_bytes(work.data / name, content)
     if not (work.path / "config.json").is_file():
-        files.write_json(work.path / "config.json", {"config": configs.to_json(config), **provenance()})
+        said = {"config": configs.to_json(config), "data": files.hashes(kept), **provenance()}
+        files.write_json(work.path / "config.json", said)
     return verify.whole(work)
 
 
@@ -109,6 +113,7 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
     changed = configs.differences(configs.to_json(held_config), configs.to_json(config))
     asked = Grid.from_json(grid.to_json()).to_json()
     changed = changed or configs.differences(held_grid.to_json(), asked, "grid.json ")
+    changed = changed or configs.differences(work.data_hashes, files.hashes(work.experiment.task.files()), "data ")
     if changed:
         raise WorkdirError(f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}")
     return True

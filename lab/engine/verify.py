@@ -20,6 +20,7 @@ def damages(work: Workdir) -> list[str]:
     work = Workdir(work.path)  # nothing is believed that was read before
     identity = _identity_damages(work)
     lines = [*identity.values()]
+    held = {} if "config.json" in identity else work.data_hashes
     if not any(name in identity for name in files.IDENTITY):
         damaged = _damaged(work)
         lines += damaged.values()
@@ -28,6 +29,7 @@ def damages(work: Workdir) -> list[str]:
         lines += [_damage(store.verify, place) for place in _saves(work)]
         lines += [_damage(files.read_npz, path) for path in table.metric_files(work.metrics)]
     lines += [_damage(functools.partial(table.read_measure, work), name) for name in _measured(work)]
+    lines += [_damage(functools.partial(_check_kept, work), name) for name in held]
     return [line for line in lines if line is not None]
 
 
@@ -138,6 +140,13 @@ def _missing(work: Workdir, damaged: Container[Path]) -> list[Path]:
     if due and not any(step >= due[-1] for step in saved):
         missing.append(work.checkpoints / str(due[-1]))
     return missing
+
+
+def _check_kept(work: Workdir, name: str) -> None:
+    """Of the task's own files: the train command writes them again."""
+    content = files.read_bytes(work.data / name)
+    if files.hashes({name: content})[name] != work.data_hashes[name]:
+        raise DamagedError(f"{work.data / name}: damaged (not what was written)")
 
 
 def _saves(work: Workdir) -> list[Path]:

@@ -31,6 +31,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"
         self.analysis = self.path / "analysis"
+        self.data = self.path / "data"
 
     @functools.cached_property
     def config(self) -> ml_collections.ConfigDict:
@@ -43,6 +44,11 @@ class Workdir:
     @functools.cached_property
     def experiment(self) -> Experiment:
         return configs.experiment(self.config)
+
+    @property
+    def data_hashes(self) -> dict[str, str]:
+        """Of the files that the task wanted kept, see `Task.files`; older trainings had none."""
+        return self.read_json("config.json").get("data", {})
 
     def snapshot_steps(self) -> list[int]:
         return store.steps(self.snapshots)

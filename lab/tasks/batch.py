@@ -1,7 +1,7 @@
-"""What every task gives: a `Batch`, and the `Task` protocol."""
+"""What every task gives: a `Batch`, and what a `Task` promises."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
@@ -22,12 +22,14 @@ class Batch(NamedTuple):
     info: dict[str, jax.Array]
 
 
-class Task(Protocol):
-    """What a task promises; a frozen dataclass, so that it is a static argument of jit.
+class Task:
+    """What a task gives; subclasses are frozen dataclasses, so that a task is a static argument of jit.
 
     Attributes:
       vocab_size, length: sizes the model must have.
       splits: `train`, then the splits evaluation reports.
+      hparams: those of its fields that a grid may vary, by name: a row that has one samples with it, others with the
+        field.
       coords: names and values of the extra dimensions of array-valued scores, e.g. `{"pair": ("1,1", ...)}`.
       dims: score name -> its extra dimensions; scores not listed are scalars.
     """
@@ -35,11 +37,18 @@ class Task(Protocol):
     vocab_size: int
     length: int
     splits: tuple[str, ...]
-    coords: Mapping[str, tuple]
-    dims: Mapping[str, tuple[str, ...]]
+    hparams: tuple[str, ...] = ()
+    coords: Mapping[str, tuple] = {}
+    dims: Mapping[str, tuple[str, ...]] = {}
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` sequences of a split; `n` and `split` static."""
+        raise NotImplementedError
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Accuracies by the name of the solution that earns them."""
+        raise NotImplementedError
+
+    def files(self) -> dict[str, bytes]:
+        """What a training keeps of its data, by file name: a training whose data say otherwise is not continued."""
+        return {}

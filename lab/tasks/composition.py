@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.batch import Batch
+from lab.tasks.batch import Batch, Task
 
 SETTINGS = ("34_wrong", "34_unseen", "all_pairs")
 ANCHORS = {4: (5, 1, -2, -8), 9: (-4, -3, -2, -1, 0, 1, 2, 3, 4)}  # number of anchors -> shift of anchor 1, 2, ...
@@ -27,7 +27,7 @@ DEVIATION = 12  # deviations from the inferential label are counted in [-12, 12]
 
 
 @dataclasses.dataclass(frozen=True)
-class Composition:
+class Composition(Task):
     """The task as a value.
 
     Attributes:

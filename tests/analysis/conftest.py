@@ -4,7 +4,7 @@ import jax
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # "package" would last to the end: folders here are no packages
 def compiled_fast():
     """Programs are kept by shape, whatever they were compiled with: none may reach a test that compares bytes."""
     jax.config.update("jax_disable_most_optimizations", True)

@@ -60,7 +60,7 @@ class Bench:
 
     def evaluate(self, state, train_set=None):
         evaluation_set = data.evaluation_set(self.experiment, train_set)
-        return self.fetch(self.programs.evaluate(self.place(state), evaluation_set), len(state.diverged_at))
+        return self.fetch(self.programs.evaluate({}, self.place(state), evaluation_set), len(state.diverged_at))
 
 
 @pytest.fixture(scope="module", autouse=True)

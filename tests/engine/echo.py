@@ -16,7 +16,7 @@ from lab.engine.step import Experiment
 from lab.engine.workdir import Workdir
 from lab.models import EmbMLP
 from lab.optim import Optim
-from lab.tasks import Batch
+from lab.tasks import Batch, Task
 from lab.tree import named_leaves
 
 OPTIM = dict(
@@ -26,7 +26,7 @@ OPTIM = dict(
 
 
 @dataclasses.dataclass(frozen=True)
-class Echo:
+class Echo(Task):
     """Say the first of three tokens again: an even one in split `train`, an odd one in split `odd`."""
 
     vocab_size: int = 8
@@ -49,6 +49,19 @@ class Echo:
         share_V = jnp.mean(predicted_B[None] == jnp.arange(8)[:, None], axis=1, dtype=jnp.float32)
         accuracy = jnp.mean(predicted_B == batch.info["first_B"], dtype=jnp.float32)
         return {"accuracy": accuracy, "share": share_V}
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy(Echo):
+    """Echo, but the first token gives way to 7 with probability `noise`, in every split."""
+
+    noise: float = 0.0
+    hparams = ("noise",)
+
+    def sample(self, key, n, split, hparams):
+        batch = super().sample(key, n, split, hparams)
+        lost_B = jax.random.uniform(key, (n,)) < hparams.get("noise", self.noise)
+        return batch._replace(tokens_BxL=batch.tokens_BxL.at[:, 0].set(jnp.where(lost_B, 7, batch.tokens_BxL[:, 0])))
 
 
 def experiment(**changes) -> Experiment:

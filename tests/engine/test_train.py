@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import grid, rng
-from lab.engine import schedule, store, table, train
+from lab.engine import schedule, store, table, train, verify
 from lab.engine.rows import Rows
 from lab.engine.workdir import Workdir, WorkdirError
 from lab.tree import named_leaves
@@ -161,6 +161,22 @@ def test_folder_of_another_grid_is_refused_with_the_difference(uninterrupted, ec
     with pytest.raises(WorkdirError, match=r"grid.json axes.seed: \(4,\) -> \(5,\)"):
         train.train(echo.config(), uninterrupted, other)
     assert written(uninterrupted) == before
+
+
+def test_training_keeps_its_tasks_files_and_is_not_continued_when_they_say_otherwise(echo, tmp_path, monkeypatch):
+    monkeypatch.setattr(echo.Echo, "files", lambda self: {"words.txt": b"one two"})
+    config, kept = echo.config(steps=6), tmp_path / "w" / "data" / "words.txt"
+    work = Workdir(train.train(config, tmp_path / "w"))
+    assert kept.read_bytes() == b"one two" and verify.damages(work) == []
+    kept.write_bytes(b"one too")
+    (line,) = verify.damages(work)
+    assert line == f"{kept}: damaged (not what was written)"
+    train.train(config, tmp_path / "w")
+    assert verify.damages(work) == []
+    monkeypatch.setattr(echo.Echo, "files", lambda self: {"words.txt": b"three"})
+    with pytest.raises(WorkdirError, match="holds another training.*Changed: data words.txt: "):
+        train.train(config, tmp_path / "w")
+    assert kept.read_bytes() == b"one two"
 
 
 def test_what_only_the_model_can_refuse_is_refused_before_anything_is_written(echo, tmp_path):
