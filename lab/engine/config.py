@@ -83,14 +83,14 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
     Raises:
       ValueError: as `grid.product`, or an axis that varies the data of a finite training set.
     """
-    extra = _family(tasks.FAMILIES, config.task.family, "task").hparams
-    varied = [name for name in extra if name in config.grid]
+    task = _family(tasks.FAMILIES, config.task.family, "task")
+    varied = [name for name in task.hparams if name in config.grid]
     if varied and config.train_size:
         raise ValueError(
             f"grid.{varied[0]}: rows with other data cannot share the train_size={config.train_size} training "
             "sequences; use train_size=0, an endless stream"
         )
-    return grids.product(config.grid.to_dict(), extra)
+    return grids.product(config.grid.to_dict(), (*task.hparams, *task.alterations))
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict:

@@ -1,5 +1,6 @@
 """Which sequences a row sees at which step: a pure function of (seed, step), so a resumed run sees the same ones."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -45,10 +46,11 @@ def batches(
     """
     seed = experiment.data_seed if experiment.data_order == "shared" else hparams["seed"]
     n = experiment.batch_size
+    alter = functools.partial(experiment.task.alter, hparams=hparams)
     if train_set is None:
 
         def draw(step):
-            return experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams)
+            return alter(experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams))
 
         if most_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
             return draw
@@ -69,6 +71,6 @@ def batches(
         epoch, place = step // steps_per_epoch, step % steps_per_epoch
         order_N = order_ExN[epoch - first_epoch] if few else shuffled(epoch)
         index_B = jax.lax.dynamic_slice(order_N, (place * n,), (n,))
-        return jax.tree.map(lambda leaf: leaf[index_B], train_set)
+        return alter(jax.tree.map(lambda leaf: leaf[index_B], train_set))
 
     return batch

@@ -30,6 +30,7 @@ class Task:
       splits: `train`, then the splits evaluation reports.
       hparams: those of its fields that a grid may vary, by name: a row that has one samples with it, others with the
         field.
+      alterations: as `hparams`, of those that `alter` reads.
       coords: names and values of the extra dimensions of array-valued scores, e.g. `{"pair": ("1,1", ...)}`.
       dims: score name -> its extra dimensions; scores not listed are scalars.
     """
@@ -38,12 +39,17 @@ class Task:
     length: int
     splits: tuple[str, ...]
     hparams: tuple[str, ...] = ()
+    alterations: tuple[str, ...] = ()
     coords: Mapping[str, tuple] = {}
     dims: Mapping[str, tuple[str, ...]] = {}
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` sequences of a split; `n` and `split` static."""
         raise NotImplementedError
+
+    def alter(self, batch: Batch, hparams: Mapping) -> Batch:
+        """What a row is trained on in place of a batch drawn for all rows: other weights of positions, noise, ..."""
+        return batch
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Accuracies by the name of the solution that earns them."""

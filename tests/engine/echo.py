@@ -64,6 +64,19 @@ class Noisy(Echo):
         return batch._replace(tokens_BxL=batch.tokens_BxL.at[:, 0].set(jnp.where(lost_B, 7, batch.tokens_BxL[:, 0])))
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrong(Echo):
+    """Echo trained to say the token after the first, modulo 8, where the first is below `wrong` (at most 8)."""
+
+    wrong: float = 0.0
+    alterations = ("wrong",)
+
+    def alter(self, batch, hparams):
+        first_B = batch.info["first_B"]
+        answer_B = jnp.where(first_B < hparams.get("wrong", self.wrong), (first_B + 1) % 8, first_B)
+        return batch._replace(targets_BxL=batch.targets_BxL.at[:, -1].set(answer_B))
+
+
 def experiment(**changes) -> Experiment:
     fields = dict(
         model=EmbMLP(8, 8, 8, "tanh"), task=Echo(), optim=Optim(**OPTIM), init_convention="paper", steps=20,

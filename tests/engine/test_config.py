@@ -100,7 +100,7 @@ def changed(config, path, value):
         ("snapshots", 1, "snapshots=1: must be at least 2"),
         ("checkpoint_every", -1, "checkpoint_every=-1: must be at least 1"),
         ("block_width", -1, "block_width=-1: must be at least 0"),
-        ("task.family", "eco", "task.family='eco': one of composition, echo"),
+        ("task.family", "eco", "task.family='eco': one of composition, .*echo"),
         ("model.family", None, "model.family=None: one of transformer, emb_mlp"),
         ("model.d_model", None, "model.d_model is missing"),
         ("model.d_modell", 8, r"model.d_modell: unknown option; did you mean 'd_model'\?"),
