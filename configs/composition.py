@@ -85,6 +85,7 @@ def cpu() -> ConfigDict:
             eval_every=250,
             eval_size=1024,
             snapshots=5,
+            snapshot_every=0,
             checkpoint_every=1000,
             block_width=0,  # as many rows at once as a measurement on this device says
             data_devices=1,

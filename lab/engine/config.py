@@ -30,13 +30,21 @@ SCALARS = {
     "eval_every": int,
     "eval_size": int,
     "snapshots": int,
+    "snapshot_every": int,
     "checkpoint_every": int,
     "block_width": int,
     "data_devices": int,
     "split_params": bool,
     "deterministic": bool,
 }
-LEAST = {"eval_every": 1, "snapshots": 2, "checkpoint_every": 1, "block_width": 0, "data_devices": 1}
+LEAST = {
+    "eval_every": 1,
+    "snapshots": 2,
+    "snapshot_every": 0,
+    "checkpoint_every": 1,
+    "block_width": 0,
+    "data_devices": 1,
+}
 
 
 def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:

@@ -9,11 +9,12 @@ def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], 
     """The steps at which chunks end, those of them that are evaluated, and those at which a snapshot is kept.
 
     Evaluations at 0, every `eval_every` steps and the end; `snapshots` many snapshots at 0, the end, and the end
-    halved again and again: log-spaced, as learning is.
+    halved again and again: log-spaced, as learning is. And one every `snapshot_every` steps, if that is not 0.
     """
     total = config.steps
     evaluated = {*range(0, total, config.eval_every), total}
     kept = {0, total} | {round(total / 2**k) for k in range(config.snapshots - 1)}
+    kept |= {*range(0, total, config.snapshot_every)} if config.snapshot_every else set()
     return sorted(evaluated | kept | {0, *checkpointed(config)}), evaluated, kept
 
 
