@@ -174,7 +174,7 @@ def test_training_keeps_its_tasks_files_and_is_not_continued_when_they_say_other
     train.train(config, tmp_path / "w")
     assert verify.damages(work) == []
     monkeypatch.setattr(echo.Echo, "files", lambda self: {"words.txt": b"three"})
-    with pytest.raises(WorkdirError, match="holds another training.*Changed: data words.txt: "):
+    with pytest.raises(WorkdirError, match=r"holds another training.*Changed: data words.txt: "):
         train.train(config, tmp_path / "w")
     assert kept.read_bytes() == b"one two"
 
