@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -16,19 +17,20 @@ class Lacking(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One number per seed, what they must exceed, and what else a reader should know.
+    """One number per seed, what they must reach, and what else a reader should know.
 
     Attributes:
       per_seed: the claim's number, one per seed (or per pair of seeds); NaN where it could not be had.
-      at_least: the threshold, from the paper.
+      at_least, at_most: the thresholds, from the paper.
       note: one or two sentences.
-      strictly: the threshold itself is not enough.
+      strictly: a threshold itself is not enough.
     """
 
     per_seed: tuple[float, ...]
-    at_least: float
+    at_least: float = -math.inf
     note: str = ""
     strictly: bool = False
+    at_most: float = math.inf
 
     @property
     def median(self) -> float:
@@ -44,10 +46,11 @@ class Measured:
 
     @property
     def verdict(self) -> str:
-        """`holds`: the whole range over at least three seeds reaches the threshold."""
+        """`holds`: the whole range over at least three seeds lies where the thresholds say."""
         if len(self.per_seed) < FEWEST_SEEDS or math.isnan(self.low):
             return "not measured"
-        reached = self.low > self.at_least if self.strictly else self.low >= self.at_least
+        within = operator.lt if self.strictly else operator.le
+        reached = within(self.at_least, self.low) and within(self.high, self.at_most)
         return "holds" if reached else "does not hold"
 
 

@@ -31,6 +31,15 @@ def test_verdict_by_hand(per_seed, verdict):
     assert Measured(per_seed, 0.5).verdict == verdict
 
 
+@pytest.mark.parametrize("threshold", [0.3, -0.5])
+def test_upper_threshold_is_the_lower_one_of_the_negated_numbers(threshold):
+    for per_seed in ((0.1, 0.2, 0.3), (0.1, 0.3, 0.31), (-0.5, -0.5, -0.6), (math.inf, 0.0, 0.0)):
+        for strictly in (False, True):
+            upper = Measured(per_seed, at_most=threshold, strictly=strictly)
+            lower = Measured(tuple(-value for value in per_seed), -threshold, strictly=strictly)
+            assert upper.verdict == lower.verdict
+
+
 def test_interval_is_the_whole_range_around_the_median():
     measured = Measured((0.9, 0.1, 0.4, 0.6), 0.0)
     assert (measured.low, measured.median, measured.high) == (0.1, 0.5, 0.9)
