@@ -11,13 +11,13 @@ SIGNED = 0.02  # of the largest magnitude: what is less below 0 gets no colours 
 
 
 @style.paper()
-def token_attention(maps, queries, keys, title="Attention between tokens"):
+def token_attention(maps, queries, keys, title="Attention between tokens", top=None):
     """Heatmaps of A_IxJ, how much query token i attends to key token j, a panel per label (a row, or a time).
 
-    `queries` and `keys` name the I rows and J columns, the first row on top; all panels share the scale from 0. Raises
-    ValueError for a map of another shape.
+    `queries` and `keys` name the I rows and J columns, the first row on top; all panels share the scale from 0
+    to `top` (None: the largest value). Raises ValueError for a map of another shape.
     """
-    figure, axes = _maps(maps, queries, keys, "attention", title)
+    figure, axes = _maps(maps, queries, keys, "attention", title, top)
     for ax in axes:
         ax.set_xlabel("key token, attended to")
         ax.invert_yaxis()
@@ -39,14 +39,14 @@ def heatmap(maps, layers, positions, quantity, title="", ylabel="layer", xlabel=
     return figure
 
 
-def _maps(maps, rows, columns, quantity, title):
+def _maps(maps, rows, columns, quantity, title, top=None):
     maps = {label: np.asarray(map_IxJ) for label, map_IxJ in maps.items()}
     for label, map_IxJ in maps.items():
         if map_IxJ.shape != (len(rows), len(columns)):
             given = f"{len(rows)} and {len(columns)} names"
             raise ValueError(f"map {label!r} has shape {map_IxJ.shape}; given are {given}")
     everything = np.concatenate([map_IxJ[np.isfinite(map_IxJ)] for map_IxJ in maps.values()])
-    top = np.abs(everything).max(initial=0) or 1
+    top = top or np.abs(everything).max(initial=0) or 1
     signed = everything.min(initial=0) < -SIGNED * top
     cmap = matplotlib.colormaps[style.DIVERGING if signed else style.ORDERED].with_extremes(bad=BLANK)
     printed = max(len(rows), len(columns)) <= MOST_PRINTED and 0.1 <= top < 1000

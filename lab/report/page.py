@@ -22,12 +22,16 @@ VERDICTS = ("holds", "does not hold", "not measured")
 
 @dataclass(frozen=True)
 class Picture:
-    """`name` (of a-z, 0-9, - and _) becomes the file name; `figure` is drawn as PNG and as SVG."""
+    """`name` (of a-z, 0-9, - and _) becomes the file name; `figure` is drawn as PNG and as SVG.
+
+    `film`, a GIF, is shown in place of `figure`, which stands for it where nothing moves.
+    """
 
     name: str
     title: str
     caption: str
     figure: Figure
+    film: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ def write_page(folder, page):
         svg = _draw(picture.figure, "svg", metadata={"Date": None})
         _replace(folder / "figures" / f"{picture.name}.png", png)
         _replace(folder / "figures" / f"{picture.name}.svg", svg)
-        embedded[picture.name] = base64.b64encode(png).decode()
+        if picture.film:
+            _replace(folder / "figures" / f"{picture.name}.gif", picture.film)
+        embedded[picture.name] = base64.b64encode(picture.film or png).decode()
     _replace(folder / "index.html", render(page, embedded).encode())
     return folder / "index.html"
 
