@@ -91,7 +91,7 @@ def spectra(problem: Problem, n_matvecs: int) -> Program:
 
 def n_products(n_matvecs: int, n_probes: int) -> int:
     """Products with the Hessian that `spectra` takes; the 1 finds the scale that Lanczos works at."""
-    return n_matvecs + EIGENVALUES + 1 + n_probes
+    return n_matvecs + 1 + n_probes
 
 
 def reference(problem: Problem, n_matvecs: int) -> Reference:

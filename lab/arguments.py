@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "_processes": {"type": positive(int), "help": "how many there are"},
         "_process": {"type": int, "help": "which one this is, from 0"},
     }
-    command("list", "studies, presets with their cost, and claims", workdir=False)
+    command("list", "studies, presets with their cost, claims, and measurements", workdir=False)
     command(
         "train",
         "train the grid of --config=FILE[:PRESET]",
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "take measurements in a workdir: the study's, or those named",
         workdir="required",
         **only,
-        _measure={"metavar": "NAMES", "help": "comma-separated, or `all`; an unknown name lists them"},
+        _measure={"metavar": "NAMES", "help": "comma-separated, see `list`, or `all`"},
         _snapshots={"choices": ("all", "last", "log"), "help": "which snapshots (default: as each measurement says)"},
         _rows={"type": row_numbers, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of grid.json"},
         _precision={"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},

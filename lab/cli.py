@@ -40,13 +40,22 @@ def main(argv: list[str] | None = None) -> None:
 
 def _list(args, config_args) -> None:
     from lab import studies
+    from lab.studies import outcome
 
+    general = {}
     for study in map(studies.get, studies.NAMES):
         print(f"{study.name}: {study.title} ({', '.join(study.papers)})")
         for preset, cost in study.presets.items():
             print(f"  --preset={preset:<6} {cost}")
         for claim in study.claims:
             print(f"  {claim.id:<4} {claim.statement}")
+        own, others = outcome.listed(study)
+        general |= others
+        for name, text in own.items():
+            print(f"  --measure={name:<20} {text}")
+    print("measurements of any training that has what they are of:")
+    for name, text in general.items():
+        print(f"  --measure={name:<20} {text}")
 
 
 def _train(args, config_args) -> None:
@@ -100,8 +109,7 @@ def _status(args, config_args) -> None:
 
 
 def _analyze(args, config_args) -> None:
-    names = args.measure and args.measure.split(",")
-    variants = args.variants and args.variants.split(",")
+    names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
     scope = {"snapshots": args.snapshots, "rows": args.rows, "precision": args.precision}
     _measure(args.workdir, names, variants, **scope)
 
@@ -189,6 +197,8 @@ def _write_report(workdir: Path) -> None:
 
     page, rows = outcome.report(workdir)
     print(outcome.table_text(rows))
+    for variant, names in outcome.outdated(workdir).items():
+        print(f"left out of {variant}: {', '.join(names)} ({outcome.LEFT_OUT})")
     print(f"report: {page}")
 
 

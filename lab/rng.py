@@ -17,5 +17,10 @@ def key(seed, stream: str, index=None) -> jax.Array:
       stream: what the key is for, e.g. `"init"`, `"data"`; hashed, so adding a stream moves no other.
       index: position in the stream, e.g. the training step; traced or not. `None`: the stream's own key.
     """
-    stream_key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), zlib.crc32(stream.encode()))
+    stream_key = named(jax.random.key(seed, impl="threefry2x32"), stream)
     return stream_key if index is None else jax.random.fold_in(stream_key, index)
+
+
+def named(key, name: str) -> jax.Array:
+    """The key of one named part of what `key` is for, e.g. of a parameter: more or fewer parts change no other's."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

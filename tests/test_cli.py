@@ -13,9 +13,12 @@ import pytest
 
 import lab
 from lab import arguments, models, rng, studies
+from lab.analysis import catalogue
 from lab.cli import main
 from lab.engine import config as configs
+from lab.engine import table
 from lab.engine.workdir import Workdir
+from lab.report import page
 from lab.studies import outcome
 
 CONFIG = f"--config={studies.get('composition').config_path}:smoke"
@@ -174,6 +177,106 @@ def test_claims_without_a_workdir_are_what_the_studies_claim(capsys):
     run("claims")
     said = capsys.readouterr().out
     assert all(claim.statement in said and claim.threshold in said for claim in claimed.values())
+
+
+# --- measurements by name ---
+
+
+@pytest.fixture
+def copied(reproduced, tmp_path):
+    """The study's folder, to measure in; compiled without optimizations, too."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield shutil.copytree(reproduced, tmp_path / "w")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+def test_named_measurement_is_taken_of_the_rows_snapshots_and_variants_asked_for(copied, capsys):
+    asked = ("--measure=norm", "--rows=0,2-3", "--snapshots=last", "--precision=float64", "--variants=unseen")
+    run("analyze", str(copied), *asked)
+    assert capsys.readouterr().out.splitlines()[-1] == "analyzed: unseen/norm"
+    found = lab.load(copied, "unseen")["norm.log_frobenius_whole"]
+    assert found.dtype == np.float64 and found.isel(snapshot=-1).snapshot == 8
+    columns, held = Workdir(copied / "unseen").grid.columns, []
+    for row in range(8):
+        place = {name: column[row] for name, column in columns.items()}
+        value = float(found.sel(place).isel(snapshot=-1))
+        leaves = jax.tree.leaves(lab.load(copied, "unseen").lab.params(8, **place))
+        whole = sum((leaf.astype(np.float64) ** 2).sum() for leaf in leaves if leaf.ndim == 2)
+        # below 10^4 squares added one after the other; the logarithm passes half of a relative error on
+        assert np.isnan(value) or value == pytest.approx(np.log(whole) / 2, abs=1e4 * 2.0**-52)
+        held.append(not np.isnan(value))
+    assert held == [True, False, True, True, False, False, False, False]
+    assert "norm.log_path" not in lab.load(copied, "wrong")
+
+    run("analyze", str(copied), "--measure=norm", "--rows=0,2", "--snapshots=last", "--variants=unseen")
+    assert capsys.readouterr().out.splitlines()[-1] == "analyzed: nothing new"
+    run("analyze", str(copied), "--measure=norm,rank", "--snapshots=last")
+    assert capsys.readouterr().out.splitlines()[-1] == "analyzed: unseen/norm, wrong/norm"
+    assert np.isfinite(lab.load(copied, "wrong")["norm.log_path"].sel(snapshot=8)).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("--measure=sharpnes", r"no measurement 'sharpnes'; did you mean 'sharpness'\? There are .*, or all$"),
+        ("--measure=norm,qqq", r"no measurement 'qqq'\. There are attribution, .*rank.*, or all$"),
+        ("--measure=", r"no measurement ''\. There are"),
+        ("--rows=8", "row 8: .* has rows 0 to 7"),
+        ("--variants=unsen", "variant 'unsen': .* has unseen, wrong"),
+        ("--variants=", "variant '': .* has unseen, wrong"),
+    ],
+)
+def test_impossible_measurement_is_refused_and_nothing_measured(reproduced, capsys, asked, message):
+    before = written(reproduced)
+    assert re.search(message, refusal(capsys, "analyze", f"--workdir={reproduced}", asked).rstrip())
+    assert written(reproduced) == before
+
+
+@pytest.mark.parametrize("words", ["0,x", "3-1", "-2", "1,,2", "1-2-3", ""])
+def test_words_that_are_no_rows_are_refused_with_an_example(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        run("analyze", "w", f"--rows={words}")
+    assert stopped.value.code == 2
+    assert re.search(r"--rows: invalid list of rows, e\.g\. 0,3,8-11, value", capsys.readouterr().err)
+
+
+def test_row_numbers_are_each_once_and_in_order():
+    assert arguments.row_numbers("8-11,3,0") == (0, 3, 8, 9, 10, 11)
+    assert arguments.row_numbers("2,2,1-3") == (1, 2, 3) and arguments.row_numbers("7-7") == (7,)
+
+
+def test_report_leaves_out_what_other_code_measured_and_says_so(copied, capsys, monkeypatch):
+    run("analyze", str(copied), "--measure=spectrum", "--snapshots=last")
+    monkeypatch.setattr(page, "_draw", lambda *_, **options: b"")
+    drawn = {}
+    for code in ("now", "other"):
+        if code == "other":
+            work = Workdir(copied / "unseen")
+            header, arrays = table.read_measure(work, "spectrum")
+            table.write_measure(work, "spectrum", arrays, header | {"code": code})
+        capsys.readouterr()
+        run("report", str(copied))
+        drawn[code] = capsys.readouterr().out, (copied / "report" / "index.html").read_text()
+    (said, html), (said_after, html_after) = drawn.values()
+    assert "left out" not in said + html
+    assert "left out of unseen: spectrum (measured by other code than is here now" in said_after
+    assert "left out unseen" in html_after and "left out wrong" not in html_after
+    pictures = [f"{variant}-measured-spectrum" for variant in ("unseen", "wrong")]
+    assert [picture in html for picture in pictures] == [True, True]
+    assert [picture in html_after for picture in pictures] == [False, True]
+    run("analyze", str(copied), "--measure=spectrum", "--snapshots=last")
+    assert capsys.readouterr().out.splitlines()[-1] == "analyzed: unseen/spectrum"
+
+
+def test_list_names_every_measurement_that_analyze_takes(capsys, reproduced):
+    run("list")
+    said = capsys.readouterr().out
+    experiment = Workdir(reproduced / "unseen").experiment
+    taken = {one.name for one in [*catalogue.measures(experiment), *studies.get("composition").measures(experiment)]}
+    lines = re.findall(r"^  --measure=(\S+) +(\S.*)$", said, re.MULTILINE)
+    assert {name for name, _ in lines} >= taken
+    assert ("spectrum", "Singular values of every matrix, and of every head's QK and OV product.") in lines
 
 
 def test_list_names_every_study_preset_and_claim(capsys):

@@ -1,6 +1,7 @@
 """Measurements: a function of one row, taken of every row and snapshot, once."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,29 @@ import pytest
 from ml_collections import ConfigDict
 
 import lab
-from lab import grid, models, rng
-from lab.analysis.measure import Measure, Scope, chosen_steps, measure, missing
+from lab import grid, models, rng, tasks
+from lab.analysis import measure as measuring
+from lab.analysis.measure import Measure, Scope, about, chosen_steps, measure, missing, outdated
 from lab.configs import composition
 from lab.engine import config as configs
 from lab.engine import store, table
 from lab.engine.process import only_writer
 from lab.engine.workdir import Workdir, WorkdirError
+from lab.tasks import Composition
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
 N_ROWS = 7  # on two devices: one of them has a row of padding
 STEPS = (0, 10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast():
+    """These programs run for microseconds: they are compiled without optimizations, which is what takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def config():
@@ -130,7 +142,8 @@ def test_matrix_products_run_in_full_float32(work):
     before = jax.config.jax_default_matmul_precision
     measure(work, [Measure("precision", function, {"x": "1"})])
     assert set(seen) == {"highest"} and jax.config.jax_default_matmul_precision == before
-    assert work.read_json("analysis/precision.json")["precision"] == "float32 highest"
+    header = work.read_json("analysis/precision.json")
+    assert (header["precision"], header["matmul"]) == ("float32", "highest")
 
 
 def written(work):
@@ -274,8 +287,236 @@ def test_measurement_in_float64_is_exact_and_serves_where_float32_is_asked(work)
     assert found.dtype == np.float64
     # 603 terms whose absolute values add up to less than 700, in float64
     np.testing.assert_allclose(found, exact, rtol=0, atol=603 * 700 * 2.0**-52)
-    assert work.read_json("analysis/sum.json")["precision"] == "float64 highest"
+    assert work.read_json("analysis/sum.json")["precision"] == "float64"
     assert measure(work, [one]) == []
+
+
+def seen_in(times):
+    """A sum that rounds differently in the two precisions, and notes what it is taken of."""
+
+    def function(row):
+        jax.debug.callback(lambda step, seed: times.append((int(step), int(seed))), row.step, row.hparams["seed"])
+        return {"sum": jnp.sum(row.params["head"]["kernel"], axis=None), "n": row.step}
+
+    return Measure("sum", function, {"sum": "1", "n": "step"})
+
+
+def test_rows_taken_in_float64_leave_the_others_as_they_were(work):
+    """And what is asked for afterwards is taken of those rows only that are not exact enough."""
+    times = []
+    one = seen_in(times)
+    measure(work, [one])
+    rough_SxR = lab.load(work.path)["sum.sum"].squeeze().transpose("snapshot", "seed").values
+    exact_SxR = np.stack([params_at(step)["head"]["kernel"].astype(np.float64).sum(axis=(1, 2)) for step in STEPS])
+    times.clear()
+    assert measure(work, [one], Scope("last", (1, 4), "float64")) == ["sum"]
+    assert {*times} == {(10, 1), (10, 4)}
+    found = lab.load(work.path).squeeze()
+    assert found["sum.sum"].dtype == np.float64 and np.issubdtype(found["sum.n"].dtype, np.integer)
+    found_SxR = found["sum.sum"].transpose("snapshot", "seed").values
+    exact = np.zeros((2, N_ROWS), bool)
+    exact[1, [1, 4]] = True
+    np.testing.assert_array_equal(found_SxR[~exact], rough_SxR[~exact].astype(np.float64))
+    # 603 terms whose absolute values add up to less than 700, in float64; float32 is 2^29 times as coarse
+    np.testing.assert_allclose(found_SxR[exact], exact_SxR[exact], rtol=0, atol=603 * 700 * 2.0**-52)
+    assert (rough_SxR[exact] != exact_SxR[exact]).all()
+
+    times.clear()
+    assert measure(work, [one]) == [] == times
+    assert measure(work, [one], Scope("all", None, "float64")) == ["sum"]
+    assert {*times} == {(int(step), seed) for step in STEPS for seed in range(N_ROWS)} - {(10, 1), (10, 4)}
+    assert measure(work, [one], Scope("all", None, "float64")) == []
+
+
+def test_rows_held_in_float64_stay_so_where_the_others_are_taken_in_float32(work):
+    times = []
+    one = seen_in(times)
+    measure(work, [one], Scope("all", (3,), "float64"))
+    times.clear()
+    assert measure(work, [one]) == ["sum"]
+    assert {*times} == {(step, seed) for step in STEPS for seed in range(N_ROWS) if seed != 3}
+    exact_S = [params_at(step)["head"]["kernel"][3].astype(np.float64).sum() for step in STEPS]
+    found = lab.load(work.path)["sum.sum"].sel(seed=3).squeeze()
+    np.testing.assert_allclose(found, exact_S, rtol=0, atol=603 * 700 * 2.0**-52)  # as above
+    times.clear()
+    assert measure(work, [one], Scope("all", (2, 3), "float64")) == ["sum"]
+    assert {*times} == {(step, 2) for step in STEPS}
+
+
+# --- which sequences ---
+
+
+def tokens_of(name, split, n):
+    def function(row):
+        return {"tokens": row.batch.tokens_BxL}
+
+    dims = {"tokens": (f"{name}_sequence", "position")}
+    return Measure(name, function, {"tokens": "token"}, dims, split=split, n=n)
+
+
+def configure(work, **changes):
+    """Another config, and the same weights."""
+    store.write_json(work.path / "config.json", {"config": configs.to_json(ConfigDict(config().to_dict() | changes))})
+    for step in STEPS:
+        store.save(work.snapshots, step, params_at(step))
+    for chunk in table.metric_files(work.metrics):
+        with np.load(chunk) as arrays:
+            table.write_npz(chunk, dict(arrays))
+    return Workdir(work.path)
+
+
+@pytest.mark.parametrize(("n", "shown"), [(5, 5), (40, 12)])
+def test_measures_of_a_finite_training_set_see_what_was_trained_on(work, n, shown):
+    """Its first sequences, whatever the measure's name; other splits are drawn as ever."""
+    work = configure(work, train_size=12, batch_size=4)
+    task, seed = work.experiment.task, work.experiment.data_seed
+    trained_on = np.asarray(task.sample(rng.key(seed, "train_set"), 12, "train", {}).tokens_BxL)
+    elsewhere = np.asarray(task.sample(rng.key(seed, "analysis/other"), n, "ood_43", {}).tokens_BxL)
+    measure(work, [tokens_of("mine", "train", n), tokens_of("other", "ood_43", n)], Scope("last"))
+    for name, expected in (("mine.tokens", trained_on[:shown]), ("other.tokens", elsewhere)):
+        for seed in (0, 6):
+            np.testing.assert_array_equal(lab.load(work.path)[name].sel(seed=seed).squeeze(), expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy(Composition):
+    """Keys are lost with probability `noise`."""
+
+    noise: float = 0.0
+    hparams = ("noise",)
+
+    def sample(self, key, n, split, hparams):
+        batch = super().sample(key, n, split, hparams)
+        lost_BxL = jax.random.uniform(key, batch.tokens_BxL.shape) < hparams.get("noise", self.noise)
+        return batch._replace(tokens_BxL=jnp.where(lost_BxL, 200, batch.tokens_BxL))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_rows_with_data_of_their_own_are_shown_them_in_every_precision_alike(work, monkeypatch, precision):
+    monkeypatch.setitem(tasks.FAMILIES, "noisy", Noisy)
+    noises = (0.0, 0.25, 0.5, 0.75, 1.0, 0.1, 0.9)
+    axes = config().grid.to_dict() | {"seed": (0,), "noise": noises}
+    store.write_json(work.path / "grid.json", grid.product(axes, ("noise",)).to_json())
+    work = configure(work, task=config().task.to_dict() | {"family": "noisy"}, grid=axes)
+    measure(work, [tokens_of("seen", "train", 6)], Scope("last", None, precision))
+    for noise in noises:
+        task = dataclasses.replace(work.experiment.task, noise=noise)
+        expected = task.sample(rng.key(work.experiment.data_seed, "analysis/seen"), 6, "train", {}).tokens_BxL
+        np.testing.assert_array_equal(lab.load(work.path)["seen.tokens"].sel(noise=noise).squeeze(), expected)
+
+
+# --- a few rows at a time ---
+
+
+class Progress:
+    """In place of tqdm's: what it was told, and a Ctrl-C after so many rows."""
+
+    def __init__(self, most=None):
+        self.most, self.totals, self.done = most, [], []
+
+    def __call__(self, total, **options):
+        self.totals.append(total)
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def set_description(self, text):
+        pass
+
+    def update(self, n):
+        self.done.append(n)
+        if self.most is not None and sum(self.done) >= self.most:
+            raise KeyboardInterrupt
+
+
+def test_progress_counts_rows_and_one_program_serves_all_groups(work, monkeypatch):
+    """As many rows at once as there are devices; the last group is padded, not compiled anew."""
+    progress, traced = Progress(), []
+    monkeypatch.setattr(measuring, "tqdm", progress)
+
+    def function(row):
+        traced.append(0)
+        return {"x": row.params["in"]["kernel"][0, 0]}
+
+    measure(work, [Measure("pair", function, {"x": "1"})], Scope("last", tuple(range(jax.device_count()))))
+    one_group = len(traced)
+    traced.clear()
+    progress.done.clear()
+    measure(work, [Measure("all", function, {"x": "1"})])
+    assert progress.totals == [jax.device_count(), len(STEPS) * N_ROWS]
+    assert sum(progress.done) == len(STEPS) * N_ROWS and max(progress.done) <= jax.device_count()
+    assert len(traced) == one_group
+
+
+def test_ctrl_c_within_a_snapshot_loses_no_row_that_was_measured(work, monkeypatch):
+    times = []
+    one = counting(times)
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "tqdm", Progress(most=3))
+        with pytest.raises(KeyboardInterrupt):
+            measure(work, [one])
+    before = {*times}
+    assert {step for step, _ in before} == {0} and 3 <= len(before) < N_ROWS
+    found = lab.load(work.path)["counted.x"].sel(snapshot=0).squeeze().values
+    expected_R = params_at(0)["in"]["kernel"][:, 0, 0]
+    measured = np.isin(range(N_ROWS), [seed for _, seed in before])
+    np.testing.assert_array_equal(found, np.where(measured, expected_R, np.nan))
+    times.clear()
+    measure(work, [one])
+    assert {*times} == {(step, seed) for step in STEPS for seed in range(N_ROWS)} - before
+
+
+# --- what decides the numbers ---
+
+
+def test_measurements_of_other_code_are_outdated_until_taken_again(work):
+    def first(row):
+        return {"x": row.params["in"]["kernel"][0, 0]}
+
+    old, other = Measure("one", functools.partial(scaled, 2.0), {"x": "1"}), Measure("other", first, {"x": "1"})
+    new = dataclasses.replace(old, function=functools.partial(scaled, 3.0))
+    assert outdated(work, [old, other]) == []
+    measure(work, [old, other])
+    assert outdated(work, [old, other]) == []
+    assert outdated(work, [new, other]) == ["one"] and missing(work, [new, other]) == [new]
+    assert measure(work, [new, other]) == ["one"]
+    assert outdated(work, [new, other]) == []
+    expected_R = np.float32(3) * params_at(10)["in"]["kernel"][:, 0, 0]
+    np.testing.assert_array_equal(lab.load(work.path)["one.x"].sel(snapshot=10).squeeze(), expected_R)
+
+
+def scaled(factor, row):
+    return {"x": factor * row.params["in"]["kernel"][0, 0]}
+
+
+def test_header_of_an_earlier_version_counts_as_nothing(work):
+    measure(work, [NORMS])
+    header, arrays = table.read_measure(work, "norms")
+    table.write_measure(work, "norms", arrays, {name: header[name] for name in header if name != "float64"})
+    assert measure(work, [NORMS]) == ["norms"]
+    table.write_measure(work, "norms", arrays, {name: header[name] for name in header if name != "rows"})
+    assert measure(work, [NORMS]) == ["norms"] and table.read_measure(work, "norms")[0] == header
+
+
+def made(text):
+    """Its maker's line.
+
+    And more.
+    """
+
+    def said(row):
+        """What it says itself."""
+
+    return said if text else lambda row: None
+
+
+def test_measure_is_about_what_its_function_says_or_else_its_maker_or_its_outputs():
+    measures = [Measure("x", function, {"a": "1", "b": "1"}) for function in (made(True), made(False), scaled)]
+    assert [about(one) for one in measures] == ["What it says itself.", "Its maker's line.", "a, b"]
 
 
 def test_two_cannot_measure_one_folder_at_once(work):

@@ -52,6 +52,11 @@ def test_key_is_threefry_of_seed_stream_and_index(seed, stream):
     assert words(rng.key(seed, stream, 0)) == threefry(stream_key, (0, 0))  # not the stream's own key
 
 
+def test_named_part_of_a_key_is_threefry_of_its_name():
+    key = jax.random.key(3, impl="threefry2x32")
+    assert words(rng.named(key, "block_0/mlp/in/kernel")) == threefry((0, 3), (0, crc32("block_0/mlp/in/kernel")))
+
+
 def test_traced_key_is_the_untraced_one():
     traced = jax.jit(lambda seed, index: rng.key(seed, "data", index))
     vmapped = jax.vmap(lambda index: jax.random.key_data(rng.key(5, "data", index)))(jnp.arange(4))

@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 
 from lab.analysis.phase import draws
 from lab.analysis.rank import matrix_names, singular_values
+from lab.analysis.scale import by_peak
 from lab.models import EmbMLP, Transformer, TwoLayerMLP
 from lab.tree import named_leaves
 
@@ -33,7 +34,7 @@ def norms(params) -> dict:
     """
     matrices = _matrices(params)
     log_spectral_M = jnp.stack([_log_norm(matrix, lambda m: singular_values(m)[0]) for matrix in matrices])
-    log_frobenius_M = jnp.stack([_log_frobenius(matrix) for matrix in matrices])
+    log_frobenius_M = jnp.stack([_log_norm(matrix, jnp.linalg.norm) for matrix in matrices])
     return {
         "log_spectral": log_spectral_M,
         "log_frobenius": log_frobenius_M,
@@ -49,7 +50,7 @@ def distance(params, initial) -> dict:
     The subtraction rounds to eps |W|: a shorter way than that is noise.
     """
     moved = [matrix - start for matrix, start in zip(_matrices(params), _matrices(initial), strict=True)]
-    log_distance_M = jnp.stack([_log_frobenius(matrix) for matrix in moved])
+    log_distance_M = jnp.stack([_log_norm(matrix, jnp.linalg.norm) for matrix in moved])
     return {"log_distance": log_distance_M, "log_distance_whole": _log_root_of_squares(log_distance_M)}
 
 
@@ -180,13 +181,9 @@ def rank_correlations(x_N, y_N, stratum_N, cluster_N, counts_BxS) -> np.ndarray:
     def over_pairs(a_NxN, b_NxN):
         return np.sum(counts_BxS @ (member_NxS.T @ (a_NxN * b_NxN) @ member_NxS) * counts_BxS, axis=1)
 
+    products = ((over_rows, ranks), (over_pairs, signs))
     with np.errstate(invalid="ignore"):
-        return np.stack(
-            [
-                product(x, y) / np.sqrt(product(x, x) * product(y, y))
-                for product, (x, y) in ((over_rows, ranks), (over_pairs, signs))
-            ]
-        )
+        return np.stack([of(x, y) / np.sqrt(of(x, x) * of(y, y)) for of, (x, y) in products])
 
 
 def _matrices(params) -> list:
@@ -195,13 +192,8 @@ def _matrices(params) -> list:
 
 
 def _log_norm(matrix, norm):
-    # Relative to the largest entry: squares of strongly decayed weights would underflow.
-    peak = jnp.max(jnp.abs(matrix))
-    return jnp.log(peak) + jnp.log(jnp.where(peak == 0, 1, norm(matrix / jnp.where(peak == 0, 1, peak))))
-
-
-def _log_frobenius(matrix):
-    return _log_norm(matrix, lambda relative: jnp.sqrt(jnp.sum(jnp.square(relative))))
+    scaled, peak = by_peak(matrix)
+    return jnp.log(peak) + jnp.log(jnp.where(peak == 0, 1, norm(scaled)))
 
 
 def _log_root_of_squares(log_norm_M):

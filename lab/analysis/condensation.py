@@ -16,14 +16,7 @@ import numpy as np
 from jax.scipy.special import entr
 from scipy.cluster import hierarchy
 
-
-def unit_rows(vectors_NxD):
-    """Rows scaled to unit norm; zero rows stay zero, NaN stays NaN."""
-    # Dividing by the largest entry first keeps the squares of strongly decayed weights from underflowing,
-    # and makes the norm of every row but the zero ones at least 1, which the last line relies on.
-    peak_Nx1 = jnp.max(jnp.abs(vectors_NxD), axis=1, keepdims=True)
-    scaled_NxD = vectors_NxD / jnp.where(peak_Nx1 == 0, 1, peak_Nx1)
-    return scaled_NxD / jnp.maximum(jnp.linalg.norm(scaled_NxD, axis=1, keepdims=True), 1)
+from lab.analysis.scale import by_peak, unit_rows
 
 
 def cosine_matrix(vectors_NxD):
@@ -56,7 +49,8 @@ def split_output_heads(kernel_ExD, n_heads: int):
 
 def norm_mass(vectors_NxD):
     """m_i = |w_i|^2 / sum_j |w_j|^2; zeros for a zero matrix."""
-    return _share(jnp.sum(jnp.square(_by_peak(vectors_NxD)), axis=1))
+    scaled_NxD, _ = by_peak(vectors_NxD)  # only ratios matter
+    return _share(jnp.sum(jnp.square(scaled_NxD), axis=1))
 
 
 def path_mass(kernel_DxN, next_NxO):
@@ -64,8 +58,8 @@ def path_mass(kernel_DxN, next_NxO):
 
     What a ReLU neuron can do to the output: unchanged when w_i grows and a_i shrinks by one factor.
     """
-    amplitude_N = jnp.linalg.norm(_by_peak(kernel_DxN), axis=0) * jnp.linalg.norm(_by_peak(next_NxO), axis=1)
-    return _share(amplitude_N)
+    (kernel_DxN, _), (next_NxO, _) = by_peak(kernel_DxN), by_peak(next_NxO)  # only ratios matter
+    return _share(jnp.linalg.norm(kernel_DxN, axis=0) * jnp.linalg.norm(next_NxO, axis=1))
 
 
 def greedy_groups(cosine_NxN, threshold):
@@ -212,12 +206,6 @@ def condensation_numbers(vectors_NxD, threshold):
 
 def _off_diagonal(matrix_NxN):
     return ~jnp.eye(matrix_NxN.shape[0], dtype=bool)
-
-
-def _by_peak(matrix):
-    # Only ratios matter here, and squares of strongly decayed weights would underflow.
-    peak = jnp.max(jnp.abs(matrix))
-    return matrix / jnp.where(peak == 0, 1, peak)
 
 
 def _share(mass_N):

@@ -75,23 +75,34 @@ def gradient(loss: Loss, params, batches, where: Callable[[str], bool] = everyth
     return _mean(over_minibatches(gradient_of, batches))
 
 
-def second_moment(loss: Loss, params, batches, where: Callable[[str], bool] = everything):
-    """nu_P = (1/M) sum_m g_m^2 of the mean gradients g_m of the M minibatches: what Adam's second moment estimates
-    when the parameters stand still (Kingma & Ba 2015).
+def second_moment(loss: Loss, params, batches, batch_size: int, where: Callable[[str], bool] = everything):
+    """nu_P = E[g^2] of the mean gradient g of `batch_size` examples: what Adam's second moment estimates when the
+    parameters stand still (Kingma & Ba 2015).
 
-    It holds the gradients' noise, so it depends on the minibatches' size: give them the size of the training batch.
-    A mean over the given minibatches only, with no error bar.
+    The square of the mean gradient plus its noise, which falls as 1 / `batch_size`. It is estimated without bias from
+    the mean m and the variance S^2 of the gradients of M minibatches of n examples of equal weight, whatever n is:
+    nu = m^2 + S^2 (n / batch_size - 1 / M). With batch_size = n it is the mean of their squares. No error bar: with
+    small M it is small by chance here and there, and a Hessian divided by it large.
 
     Raises:
-      ValueError: `where` chooses no parameter.
+      ValueError: `batch_size` is below 1 or above M n, where the estimate may be negative; fewer than two minibatches;
+        `where` chooses no parameter.
     """
+    n_minibatches, size = jax.tree.leaves(batches)[0].shape[:2]
+    if n_minibatches < 2 or not 1 <= batch_size <= n_minibatches * size:
+        raise ValueError(
+            f"batch_size={batch_size} from {n_minibatches} minibatches of {size}: want at least two of them, and "
+            f"batch_size from 1 to all {n_minibatches * size} examples"
+        )
     gradient_of = _gradient_of_sum(loss, *flatten(params, where))
 
-    def squared(batch):
-        return jnp.square(_mean(gradient_of(batch)))
+    def first_two(batch):
+        mean_P = _mean(gradient_of(batch))
+        return mean_P, jnp.square(mean_P)
 
-    n_minibatches = jax.tree.leaves(batches)[0].shape[0]
-    return over_minibatches(squared, batches) / n_minibatches
+    mean_P, square_P = (total_P / n_minibatches for total_P in over_minibatches(first_two, batches))
+    variance_P = jnp.maximum(square_P - jnp.square(mean_P), 0) * (n_minibatches / (n_minibatches - 1))
+    return jnp.square(mean_P) + variance_P * (size / batch_size - 1 / n_minibatches)
 
 
 def preconditioned(matvec: Callable, scale_P):

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.analysis.condensation import cosine_matrix, unit_rows
+from lab.analysis.condensation import cosine_matrix
+from lab.analysis.scale import unit, unit_rows
 
 
 def pca(vectors_NxD, n_components: int):
@@ -194,8 +195,8 @@ def unbiased_cka_matrix(representations: Sequence):
 
 
 def _gram_cosines(representations, centre):
-    unit = [_centred_unit(x_NxD) for x_NxD in representations]
-    return cosine_matrix(jnp.stack([jnp.ravel(centre(x_NxD @ x_NxD.T)) for x_NxD in unit]))
+    centred = [_centred_unit(x_NxD) for x_NxD in representations]
+    return cosine_matrix(jnp.stack([jnp.ravel(centre(x_NxD @ x_NxD.T)) for x_NxD in centred]))
 
 
 def _unbiased_hsic(x_NxD, y_NxE):
@@ -219,11 +220,8 @@ def _centred(x_NxD):
 
 
 def _centred_unit(x_NxD):
-    """Centred, and scaled to a Frobenius norm of 1 by way of the largest entry: fourth powers are taken of it."""
-    x_NxD = _centred(x_NxD)
-    peak = jnp.max(jnp.abs(x_NxD))
-    scaled_NxD = x_NxD / jnp.where(peak == 0, 1, peak)
-    return scaled_NxD / jnp.maximum(jnp.linalg.norm(scaled_NxD), 1)
+    """Centred, of Frobenius norm 1: fourth powers are taken of it."""
+    return unit(_centred(x_NxD))
 
 
 def _check_examples(n: int):

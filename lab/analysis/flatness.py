@@ -7,17 +7,16 @@ stacked as (M, size, ...). A difference of two float32 means is rounding below a
 L: mean score; theta: parameters; P: how many `where` chooses; the others stay where they are.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from lab import init, models
+from lab import init, models, rng
 from lab.analysis import estimate
-from lab.analysis.condensation import unit_rows
 from lab.analysis.estimate import Estimate
 from lab.analysis.objective import Loss, everything, flatten, mean_loss, over_minibatches
+from lab.analysis.scale import unit
 from lab.tree import map_named
 
 Score = Loss
@@ -97,8 +96,7 @@ def worst_case_adaptive(loss: Loss, params, key, batches, radius, n_steps: int, 
     """`worst_case` in the ball |delta / |theta||_2 <= rho, elementwise (ASAM: Kwon et al. 2021; arXiv 2102.11600).
 
     Multiplying weights by factors that leave the function alone does not change it. A weight that is 0 cannot move. At
-    the minimum of a quadratic it tends to lambda_max(D H D) rho^2 / 2 with D = diag(|theta|). A lower bound; no error
-    bar.
+    the minimum of a quadratic it tends to lambda_max(D H D) rho^2 / 2, D = diag(|theta|). A lower bound; no error bar.
 
     Args:
       radius: rho, traced: the change relative to the weights; equal ones of relative size r make rho = r sqrt(P).
@@ -145,7 +143,7 @@ def embedding_noise(score: Callable, params, key, sigmas_S, n_draws: int, batche
     Raises:
       ValueError: `n_draws` below 1.
     """
-    (n_minibatches, *_) = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
+    n_minibatches = jax.tree.leaves(batches)[0].shape[0]
 
     def curve_S(key):
         def of_minibatch(numbered):
@@ -174,7 +172,7 @@ def with_embedding_edit(model, score_of: Callable) -> Callable:
 
 def _normal(key, name, leaf):
     # By name: the noise of a leaf depends neither on `where` nor on the other leaves.
-    return jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), leaf.shape, leaf.dtype)
+    return jax.random.normal(rng.named(key, name), leaf.shape, leaf.dtype)
 
 
 def _normalized(key, params, where, norms):
@@ -223,14 +221,14 @@ def _value_and_slope(loss, rebuild, x_P, batches):
     """L at `rebuild(x_P)` and the direction of its gradient in x, of unit norm; one minibatch in memory at a time."""
     of_batch = jax.value_and_grad(lambda x_P, batch: loss(rebuild(x_P), batch), has_aux=True)
     (total, weight), gradient_P = over_minibatches(lambda batch: of_batch(x_P, batch), batches)
-    return total / weight, unit_rows(gradient_P[None])[0]
+    return total / weight, unit(gradient_P)
 
 
 def _worst(loss, rebuild, vector_P, key, batches, radius, n_steps):
     if n_steps < 0:
         raise ValueError(f"n_steps={n_steps}: steps of ascent, 0 or more")
     radius = jnp.asarray(radius, vector_P.dtype)
-    start_P = radius * unit_rows(jax.random.normal(key, (1, *vector_P.shape), vector_P.dtype))[0]
+    start_P = radius * unit(jax.random.normal(key, vector_P.shape, vector_P.dtype))
 
     def climb(delta_P, _):
         mean, slope_P = _value_and_slope(loss, rebuild, delta_P, batches)

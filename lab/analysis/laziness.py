@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lab import models
 from lab.analysis import estimate
 from lab.analysis.estimate import Estimate
+from lab.analysis.scale import norm
 from lab.tree import named_leaves
 
 Outputs = Callable[..., jax.Array]
@@ -40,12 +41,12 @@ def relative_distance(params, initial):
     Infinite for what left an initial zero (biases often start there), 0 for what stayed. Exact up to rounding.
     """
     moved = jax.tree.map(jnp.subtract, params, initial)
-    moved_T, initial_T = (jnp.stack([_norm(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (moved, initial))
+    moved_T, initial_T = (jnp.stack([norm(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (moved, initial))
 
-    def ratio(distance, norm):
-        return jnp.where(distance == 0, 0, distance / norm)
+    def ratio(distance, size):
+        return jnp.where(distance == 0, 0, distance / size)
 
-    return {"tensor": ratio(moved_T, initial_T), "whole": ratio(_norm(moved_T), _norm(initial_T))}
+    return {"tensor": ratio(moved_T, initial_T), "whole": ratio(norm(moved_T), norm(initial_T))}
 
 
 def direction_change(params, initial):
@@ -56,13 +57,13 @@ def direction_change(params, initial):
     """
     # |u - v|^2 / 2 of unit vectors is 1 - cos, and keeps digits where 1 - cos would cancel to zero.
     pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(initial), strict=True))
-    now_T, then_T = (jnp.stack([_norm(leaf) for leaf in leaves]) for leaves in zip(*pairs, strict=True))
+    now_T, then_T = (jnp.stack([norm(leaf) for leaf in leaves]) for leaves in zip(*pairs, strict=True))
 
-    def change(now, then, norm, norm_0):
-        return jnp.sum(jnp.square(now / norm - then / norm_0)) / 2
+    def change(now, then, size, size_0):
+        return jnp.sum(jnp.square(now / size - then / size_0)) / 2
 
     tensor_T = [change(*pair, now_T[t], then_T[t]) for t, pair in enumerate(pairs)]
-    whole = sum(change(*pair, _norm(now_T), _norm(then_T)) for pair in pairs)
+    whole = sum(change(*pair, norm(now_T), norm(then_T)) for pair in pairs)
     return {"tensor": jnp.stack(tensor_T), "whole": whole}
 
 
@@ -111,7 +112,7 @@ def projected_ntk(outputs: Outputs, params, batch, key, n_probes: int) -> Estima
 
 def kernel_alignment(k_NxN, l_NxN):
     """<K, L>_F / (|K|_F |L|_F), in [0, 1] for kernels: 1 where they are equal up to scale. NaN for a zero kernel."""
-    k_NxN, l_NxN = k_NxN / _norm(k_NxN), l_NxN / _norm(l_NxN)
+    k_NxN, l_NxN = k_NxN / norm(k_NxN), l_NxN / norm(l_NxN)
     return jnp.sum(k_NxN * l_NxN)
 
 
@@ -165,9 +166,3 @@ def _kernel(outputs, params, batch, direction_C):
 def _centred(k_NxN):
     rows_NxN = k_NxN - jnp.mean(k_NxN, axis=0, keepdims=True)
     return rows_NxN - jnp.mean(rows_NxN, axis=1, keepdims=True)
-
-
-def _norm(array):
-    # By way of the largest entry: squares of strongly decayed weights would underflow.
-    peak = jnp.max(jnp.abs(array))
-    return peak * jnp.linalg.norm(jnp.ravel(array) / jnp.where(peak == 0, 1, peak))

@@ -4,11 +4,11 @@ What is held already is not taken again, snapshot by snapshot and row by row; wh
 """
 
 import dataclasses
-import hashlib
 import inspect
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,14 +18,17 @@ from tqdm import tqdm
 
 import lab
 from lab import rng
-from lab.engine import shard, store, sweep, table
+from lab.analysis import code, taken
+from lab.analysis.taken import PRECISIONS
+from lab.engine import data, shard, store, sweep
 from lab.engine.files import DamagedError
 from lab.engine.process import only_writer
+from lab.engine.shard import Layout
+from lab.engine.step import Experiment
 from lab.engine.workdir import Workdir, WorkdirError
 from lab.tasks import Batch
 
 SNAPSHOTS = ("all", "last", "log")
-PRECISIONS = ("float32", "float64")
 BLOCK_ROWS = 16  # rows a vmap holds at once on an accelerator; on a CPU every core has its own, one at a time
 MATMUL = "highest"  # JAX's GPU default is TF32, too coarse for spectra and cosines
 WRITE_EVERY = 10.0  # seconds
@@ -40,7 +43,8 @@ class Row(NamedTuple):
       start: its parameters at the first snapshot, before training.
       hparams: its hyperparameters, scalars by name.
       step: of the snapshot, int32.
-      batch: `Measure.n` sequences, the same for all rows and snapshots.
+      batch: `Measure.n` sequences, the same for all snapshots, precisions and rows with the same data; of a finite
+        training set the first ones, as many as there are.
       key: for what the measurement draws, the same for all rows and snapshots: their differences are their own.
     """
 
@@ -66,6 +70,7 @@ class Measure:
       snapshots: `all`, `last` (the trained rows only) or `log` (log-spaced), where the user does not say.
       split, n: the batch that `function` is given: `n` sequences of a split of the task.
       stream: measurements that name the same one are given the same sequences; empty: its own.
+      precision: `float32` or `float64`: the least it is taken in, whatever is asked for.
     """
 
     name: str
@@ -77,10 +82,13 @@ class Measure:
     split: str = "train"
     n: int = 1
     stream: str = ""
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.snapshots not in SNAPSHOTS:
             raise ValueError(f"measure {self.name}: snapshots={self.snapshots!r}; one of {', '.join(SNAPSHOTS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"measure {self.name}: precision={self.precision!r}; one of {', '.join(PRECISIONS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,27 +113,9 @@ class Scope:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}={getattr(self, name)!r}; one of {', '.join(filter(None, accepted))}")
 
-
-class Taken:
-    """A measurement so far: for every snapshot its outputs, each (R, ...), and the rows they are of."""
-
-    def __init__(self, n_rows: int):
-        self.n_rows = n_rows
-        self.outputs: dict[int, dict[str, np.ndarray]] = {}
-        self.has: dict[int, np.ndarray] = {}
-
-    def add(self, step: int, rows: Sequence[int], outputs: Mapping[str, np.ndarray]) -> None:
-        """Outputs of some rows, (len(rows), ...), at a snapshot; NaN, or 0 in whole numbers, stands for the others."""
-        if step not in self.has:
-            self.has[step] = np.zeros(self.n_rows, bool)
-            self.outputs[step] = {name: _nothing(values, self.n_rows) for name, values in outputs.items()}
-        self.has[step][rows] = True
-        for name, values in outputs.items():
-            self.outputs[step][name][rows] = values
-
-    def lacks(self, step: int, rows: Sequence[int]) -> list[int]:
-        has_R = self.has.get(step, np.zeros(self.n_rows, bool))
-        return [row for row in rows if not has_R[row]]
+    def of(self, one: Measure) -> "Scope":
+        """The same, as exactly as that measurement needs."""
+        return dataclasses.replace(self, precision=max(self.precision, one.precision, key=PRECISIONS.index))
 
 
 def measure(work: Workdir, measures: Sequence[Measure], scope: Scope = Scope()) -> list[str]:
@@ -140,18 +130,54 @@ def measure(work: Workdir, measures: Sequence[Measure], scope: Scope = Scope()) 
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
     with only_writer(work.analysis):
         store.tidy(work.analysis)
-        due = [(one, rows_at) for one in measures if (rows_at := _due(work, one, scope))]
-        total = sum(len(rows_at) for _, rows_at in due)
-        with tqdm(total=total, unit="snapshot", leave=False, disable=not total) as progress:
+        due = [(one, rows_at) for one in measures if (rows_at := _due(work, one, scope.of(one)))]
+        total = sum(len(rows) for _, rows_at in due for rows in rows_at.values())
+        with tqdm(total=total, unit="row", leave=False, disable=not total) as progress:
             for one, rows_at in due:
                 progress.set_description(f"{work.path.name}: {one.name}")
-                _take(work, one, scope, rows_at, progress)
+                _take(work, one, scope.of(one), rows_at, progress)
     return [one.name for one, _ in due]
 
 
 def missing(work: Workdir, measures: Sequence[Measure], scope: Scope = Scope()) -> list[Measure]:
-    """Those of which the workdir does not hold all: it holds what the code of now took of its snapshots."""
-    return [one for one in measures if _due(work, one, scope)]
+    """Those of which the workdir does not hold all: it holds what the code of now took of its snapshots.
+
+    Raises:
+      ValueError: no such row.
+    """
+    return [one for one in measures if _due(work, one, scope.of(one))]
+
+
+def outdated(work: Workdir, measures: Sequence[Measure]) -> list[str]:
+    """Names of those that the workdir holds as other code, or an earlier version, took them."""
+    names = []
+    for one in measures:
+        try:
+            header = work.read_json(f"analysis/{one.name}.json")
+        except DamagedError:  # not there, or `table.load` refuses it
+            continue
+        if not header.items() >= _identity(one).items():
+            names.append(one.name)
+    return names
+
+
+def refuse_unknown_rows(work: Workdir, scope: Scope) -> None:
+    """
+    Raises:
+      ValueError: the workdir does not have one of the rows asked for.
+    """
+    n_rows = len(work.grid)
+    for row in scope.rows or ():
+        if not 0 <= row < n_rows:
+            raise ValueError(f"row {row}: {work.path} has rows 0 to {n_rows - 1}")
+
+
+def about(one: Measure) -> str:
+    """What it measures: the first line of its function's docstring, or of that of the function which makes it."""
+    function = code.unwrapped(one.function)
+    maker = getattr(sys.modules[function.__module__], function.__qualname__.split(".")[0], function)
+    documented = inspect.getdoc(function) or inspect.getdoc(maker) or ", ".join(one.units)
+    return documented.splitlines()[0]
 
 
 def chosen_steps(steps: list[int], choice: str) -> list[int]:
@@ -164,50 +190,78 @@ def chosen_steps(steps: list[int], choice: str) -> list[int]:
 
 
 def _take(work: Workdir, one: Measure, scope: Scope, rows_at: Mapping[int, list[int]], progress) -> None:
-    taken, program = _held(work, one, scope), _program(work, one, scope)
-    written = time.monotonic()
-    unwritten = False
+    identity = _identity(one)
+    so_far = taken.read(work, one.name, identity)
+    layout = _layout(max(map(len, rows_at.values())))
+    program = _program(work, one, scope, layout)
+
+    def write():
+        steps = sorted(so_far.exact)
+        only_last = one.snapshots == "last" and steps == work.snapshot_steps()[-1:]
+        taken.write(work, one.name, identity, so_far, only_last)
+
+    written, unwritten = time.monotonic(), False
     try:
         for step, rows in rows_at.items():
-            taken.add(step, rows, program(step, rows))
-            unwritten = True
-            progress.update()
-            if time.monotonic() - written > WRITE_EVERY:
-                _write(work, one, scope, taken)
-                written, unwritten = time.monotonic(), False
+            params_R = work.params(step)
+            for first in range(0, len(rows), layout.n_padded):
+                group = rows[first : first + layout.n_padded]
+                so_far.add(step, group, program(step, params_R, group), scope.precision)
+                unwritten = True
+                progress.update(len(group))
+                if time.monotonic() - written > WRITE_EVERY:
+                    write()
+                    written, unwritten = time.monotonic(), False
     finally:  # whatever stops it, what was measured is kept
         if unwritten:
-            _write(work, one, scope, taken)
+            write()
 
 
-def _program(work: Workdir, one: Measure, scope: Scope) -> Callable[[int, list[int]], dict[str, np.ndarray]]:
-    """`(step, rows) -> outputs (len(rows), ...)`: rows side by side on the devices of this process."""
-    experiment, grid = work.experiment, work.grid
-    model = experiment.model.clone(readout="all") if hasattr(experiment.model, "readout") else experiment.model
-    stream = f"analysis/{one.stream or one.name}"
-    batch = experiment.task.sample(rng.key(experiment.data_seed, stream), one.n, one.split, {})
-    key = rng.key(experiment.data_seed, f"analysis/{one.name}/noise")
-    start = work.params(work.snapshot_steps()[0])
+def _layout(most: int) -> Layout:
+    """Of a group of rows that the devices compute at once: `most` rows are dealt out to as few groups as will do."""
     width = 1 if jax.default_backend() == "cpu" else BLOCK_ROWS
+    n_groups = math.ceil(most / (jax.device_count() * width))
+    size = math.ceil(most / n_groups)
+    return shard.layout(shard.run_mesh(size), size, width)
 
-    def of_row(params, start, hparams, step, batch, key):
-        return one.function(Row(model, params, start, hparams, step, batch, key))
 
-    compiled = {}
+def _program(work: Workdir, one: Measure, scope: Scope, layout: Layout) -> Callable[..., dict[str, np.ndarray]]:
+    """`(step, params_R, rows) -> outputs (len(rows), ...)` of a group of rows; it is compiled once."""
+    experiment, hparams_R = work.experiment, work.grid.arrays()
+    model = experiment.model.clone(readout="all") if hasattr(experiment.model, "readout") else experiment.model
+    key = rng.key(experiment.data_seed, f"analysis/{one.name}/noise")
+    start_R = work.params(work.snapshot_steps()[0])
+    own_data = bool(data.varied(experiment, hparams_R))
 
-    def program(step: int, rows: list[int]) -> dict[str, np.ndarray]:
+    def draw(hparams):
+        return _sequences(experiment, one, hparams)
+
+    def of_row(params, start, hparams, batch, step, key):
+        return one.function(Row(model, params, start, hparams, step, _cast(batch, scope.precision), key))
+
+    # sequences are drawn in float32, whatever is made of them: in float64 other ones would come
+    draw_rows = jax.jit(sweep.over_rows(draw, layout.width, layout.mesh, 1, 0)) if own_data else None
+    shared = None if own_data else draw({})
+    mapped = sweep.over_rows(of_row, layout.width, layout.mesh, 3 + own_data, 3 - own_data)
+    of_rows = jax.jit(mapped, compiler_options=_compiler_options())
+
+    def program(step: int, params_R, rows: list[int]) -> dict[str, np.ndarray]:
+        group = dataclasses.replace(layout, n_rows=len(rows))
+        params, start, hparams = (store.take_row(tree, np.array(rows)) for tree in (params_R, start_R, hparams_R))
+        batch = draw_rows(group.place(hparams)[0]) if own_data else shared
         with jax.default_matmul_precision(MATMUL), jax.enable_x64(scope.precision == "float64"):
-            if len(rows) not in compiled:
-                layout = shard.layout(shard.run_mesh(len(rows)), len(rows), width)
-                mapped = sweep.over_rows(of_row, layout.width, layout.mesh, 3, 3)
-                compiled[len(rows)] = layout, jax.jit(mapped, compiler_options=_compiler_options())
-            layout, over_rows = compiled[len(rows)]
-            picked = [store.take_row(tree, np.array(rows)) for tree in (work.params(step), start, grid.arrays())]
-            placed = [layout.place(_cast(tree, scope.precision))[0] for tree in picked]
-            outputs = over_rows(*placed, jnp.int32(step), _cast(batch, scope.precision), key)
-            return layout.fetch([outputs])
+            placed = [group.place(_cast(tree, scope.precision))[0] for tree in (params, start, hparams)]
+            return group.fetch([of_rows(*placed, batch, jnp.int32(step), key)])
 
     return program
+
+
+def _sequences(experiment: Experiment, one: Measure, hparams: Mapping) -> Batch:
+    """Those that a measurement is given of a row; where a finite set was trained on, of that."""
+    if one.split == "train" and experiment.train_size:
+        return jax.tree.map(lambda leaf: leaf[: one.n], data.train_set(experiment))
+    stream_key = rng.key(experiment.data_seed, f"analysis/{one.stream or one.name}")
+    return experiment.task.sample(stream_key, one.n, one.split, hparams)
 
 
 def _compiler_options() -> dict | None:
@@ -221,43 +275,11 @@ def _compiler_options() -> dict | None:
 
 def _due(work: Workdir, one: Measure, scope: Scope) -> dict[int, list[int]]:
     """Snapshot -> rows still to be measured there."""
-    n_rows = len(work.grid)
-    rows = range(n_rows) if scope.rows is None else scope.rows
-    for row in rows:
-        if not 0 <= row < n_rows:
-            raise ValueError(f"row {row}: {work.path} has rows 0 to {n_rows - 1}")
-    held = _held(work, one, scope)
+    refuse_unknown_rows(work, scope)
+    rows = range(len(work.grid)) if scope.rows is None else scope.rows
+    held = taken.read(work, one.name, _identity(one))
     steps = chosen_steps(work.snapshot_steps(), scope.snapshots or one.snapshots)
-    return {step: lacking for step in steps if (lacking := held.lacks(step, rows))}
-
-
-def _held(work: Workdir, one: Measure, scope: Scope) -> Taken:
-    """What the workdir holds of a measurement, by the code of now and at least as exactly as asked; else nothing."""
-    taken = Taken(len(work.grid))
-    try:
-        header, arrays = table.read_measure(work, one.name)
-    except DamagedError:
-        return taken
-    wanted = {_precision(name) for name in PRECISIONS[PRECISIONS.index(scope.precision) :]}
-    if header.pop("precision") not in wanted or not header.items() >= _identity(one).items():
-        return taken
-    whole = set(work.snapshot_steps())
-    for i, step in enumerate(header["snapshots"]):
-        if step in whole:
-            rows = header["rows"].get(str(step), range(taken.n_rows))
-            values = {name: a[i] if header["every_snapshot"] else a for name, a in arrays.items()}
-            taken.add(step, list(rows), {name: a[list(rows)] for name, a in values.items()})
-    return taken
-
-
-def _write(work: Workdir, one: Measure, scope: Scope, taken: Taken) -> None:
-    steps = sorted(taken.has)
-    every_snapshot = one.snapshots != "last" or steps != work.snapshot_steps()[-1:]
-    stacked = {name: np.stack([taken.outputs[step][name] for step in steps]) for name in taken.outputs[steps[0]]}
-    arrays = stacked if every_snapshot else {name: values[0] for name, values in stacked.items()}
-    incomplete = {str(step): np.flatnonzero(has_R).tolist() for step, has_R in taken.has.items() if not has_R.all()}
-    header = {"snapshots": steps, "rows": incomplete, "every_snapshot": every_snapshot}
-    table.write_measure(work, one.name, arrays, header | _identity(one) | {"precision": _precision(scope.precision)})
+    return {step: lacking for step in steps if (lacking := held.lacks(step, rows, scope.precision))}
 
 
 def _identity(one: Measure) -> dict:
@@ -267,26 +289,12 @@ def _identity(one: Measure) -> dict:
         "coords": {name: list(values) for name, values in one.coords.items()},
         "units": dict(one.units),
         "batch": [one.split, one.n, one.stream],
-        "code": _code(one),
+        "matmul": MATMUL,
+        "code": code.fingerprint(one.function),
         "version": lab.__version__,
     }
-
-
-def _code(one: Measure) -> str:
-    """Hash of the sources that decide the numbers: this package, and the module that defines the measurement."""
-    sources = [*sorted(Path(__file__).parent.rglob("*.py")), Path(inspect.getfile(one.function))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-def _precision(name: str) -> str:
-    return f"{name} {MATMUL}"
 
 
 def _cast(tree, precision: str):
     """Floats of at least float32 as `precision` says; whole numbers, keys and half precision as they are."""
     return jax.tree.map(lambda leaf: leaf.astype(precision) if leaf.dtype in (np.float32, np.float64) else leaf, tree)
-
-
-def _nothing(values, n_rows: int) -> np.ndarray:
-    empty = np.nan if np.issubdtype(values.dtype, np.inexact) else 0
-    return np.full((n_rows, *values.shape[1:]), empty, values.dtype)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from lab.analysis.condensation import split_heads, split_output_heads, unit_rows
+from lab.analysis import token_circuits
+from lab.analysis.scale import unit_rows
 from lab.tree import named_leaves
 
 
@@ -95,15 +96,13 @@ def circuit_factors(params, n_heads: int):
     Raises:
       ValueError: the tree has no `block_<i>`, or `n_heads` does not divide the width of all heads.
     """
-    blocks = sorted((name for name in params if re.fullmatch(r"block_\d+", name)), key=lambda name: int(name[6:]))
-    if not blocks:
+    n_layers = sum(re.fullmatch(r"block_\d+", name) is not None for name in params)
+    if not n_layers:
         raise ValueError(f"no block_<i> among {', '.join(params)}: circuits are those of a lab transformer")
 
-    def by_head(name, split):
-        return jnp.stack([split(params[block]["attn"][name]["kernel"], n_heads) for block in blocks])
-
-    query, key, value = (by_head(name, split_heads) for name in ("query", "key", "value"))
-    return {"qk": (query, jnp.swapaxes(key, 2, 3)), "ov": (value, by_head("out", split_output_heads))}
+    of_layers = [token_circuits.heads(params, layer, n_heads) for layer in range(n_layers)]
+    query, key, value, out = (jnp.stack(parts) for parts in zip(*of_layers, strict=True))
+    return {"qk": (query, jnp.swapaxes(key, 2, 3)), "ov": (value, out)}
 
 
 def circuit_spectra(params, n_heads: int):

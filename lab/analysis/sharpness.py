@@ -15,19 +15,23 @@ from matfree import decomp, stochtrace
 
 from lab.analysis import estimate
 from lab.analysis.estimate import Estimate
+from lab.analysis.scale import norm, unit
 
 SPLITTING = 128  # of a multiple eigenvalue, in rounding errors of the operator; see _lanczos
 
 
 class Ritz(NamedTuple):
-    """K approximate eigenpairs. The interval value +- residual holds an eigenvalue for certain.
+    """K approximate eigenpairs. The interval value +- residual holds an eigenvalue, up to some ten
+    roundings of |H|.
+
+    Both are read off the recurrence, which costs no product; that takes an orthogonal basis, so it is checked.
 
     Attributes:
       value_K: Rayleigh quotients x.Hx of the unit vectors x.
-      residual_K: |Hx - value x|, from products of its own and not from the recurrence. Where the value is isolated by
-        a gap g, its error is at most residual^2 / g (Parlett 1998, section 11.7).
-      converged_K: residual <= tolerance * the largest |value| met, and x orthogonal to the K-1 others: no eigenvalue
-        is counted twice.
+      residual_K: |Hx - value x|. Where the value is isolated by a gap g, its error is at most residual^2 / g (Parlett
+        1998, section 11.7).
+      converged_K: residual <= tolerance * the largest |value| met, and the basis is orthogonal: no eigenvalue is
+        counted twice, and value and residual are what they are said to be.
       vector_KxP: x, of norm one, sign arbitrary.
     """
 
@@ -47,25 +51,32 @@ class Density(NamedTuple):
 def extremes(matvec: Callable, like_P, key, k: int, n_matvecs: int, tolerance: float) -> tuple[Ritz, Ritz]:
     """The k largest eigenvalues, decreasing, and the k smallest, increasing: Lanczos from one random vector.
 
-    `n_matvecs` + 2k + 1 products, 2 n_matvecs P numbers of memory; what is not read of it, jit prunes. Values
+    `n_matvecs` + 1 products, 2 n_matvecs P numbers of memory; what is not read of it, jit prunes. Values
     lie inside the spectrum: an unconverged top is too small. An eigenvalue that its neighbours do not set apart, or
     its copies, needs more products; with n_matvecs = P everything is found.
 
     Raises:
       ValueError: not 1 <= k <= n_matvecs <= P.
     """
-    vector_MxP, bound = _ritz_vectors(matvec, like_P, key, k, n_matvecs, tolerance)
-    ends_2KxP = jnp.concatenate([vector_MxP[::-1][:k], vector_MxP[:k]])
-    product_2KxP = jax.lax.map(matvec, ends_2KxP)  # both in one loop, which is compiled once
-    top, bottom = (_ritz(ends_2KxP[end], product_2KxP[end], bound) for end in (slice(k), slice(k, None)))
-    return top, bottom
+    if not 1 <= k <= n_matvecs <= like_P.size:
+        raise ValueError(f"k={k}, n_matvecs={n_matvecs}: want 1 <= k <= n_matvecs <= {like_P.size}, the dimension")
+    run = _lanczos(matvec, like_P, key, n_matvecs)
+    node_M, coordinates_MxM = jnp.linalg.eigh(run.tridiagonal_MxM)
+    inner_MxM = run.basis_MxP @ run.basis_MxP.T
+    lost = jnp.max(jnp.abs(inner_MxM - jnp.eye(n_matvecs, dtype=inner_MxM.dtype)))
+    orthogonal = lost <= jnp.finfo(lost.dtype).eps ** 0.5
+    bound = tolerance * run.scale * jnp.max(jnp.abs(node_M))
+
+    def pairs(chosen) -> Ritz:
+        value_K, residual_K, vector_KxP = _read_off(run, node_M[chosen], coordinates_MxM[:, chosen])
+        return Ritz(value_K, residual_K, (residual_K <= bound) & orthogonal, vector_KxP)
+
+    return pairs(slice(None, -k - 1, -1)), pairs(slice(k))
 
 
 def top(matvec: Callable, like_P, key, k: int, n_matvecs: int, tolerance: float) -> Ritz:
-    """The k largest eigenvalues, decreasing; k = 1 is the sharpness. `extremes` says the rest; k products fewer."""
-    vector_MxP, bound = _ritz_vectors(matvec, like_P, key, k, n_matvecs, tolerance)
-    top_KxP = vector_MxP[::-1][:k]
-    return _ritz(top_KxP, jax.lax.map(matvec, top_KxP), bound)
+    """The k largest eigenvalues, decreasing; k = 1 is the sharpness. `extremes` says the rest."""
+    return extremes(matvec, like_P, key, k, n_matvecs, tolerance)[0]
 
 
 def trace(matvec: Callable, like_P, key, n_probes: int) -> Estimate:
@@ -104,7 +115,7 @@ def xtrace(matvec: Callable, like_P, key, n_probes: int) -> Estimate:
     inner_NxN = basis_NxP @ product_of_basis_NxP.T
 
     # row i: the direction of the basis that is lost without probe i
-    lost_NxN = jax.vmap(_unit)(_inverse_of_triangular(r_NxN))
+    lost_NxN = jax.vmap(unit)(_inverse_of_triangular(r_NxN))
     inside_NxN = probe_NxP @ basis_PxN
     inside_NxN -= jnp.sum(inside_NxN * lost_NxN, axis=1)[:, None] * lost_NxN
     outside_NxP = probe_NxP - inside_NxN @ basis_NxP
@@ -133,8 +144,9 @@ def density(matvec: Callable, like_P, key, n_probes: int, n_matvecs: int) -> Den
         )
 
     def quadrature(probe_key):
-        node_M, coordinates_MxM = jnp.linalg.eigh(_lanczos(matvec, like_P, probe_key, n_matvecs)[0])
-        return Density(node_M, jnp.square(coordinates_MxM[0]))
+        run = _lanczos(matvec, like_P, probe_key, n_matvecs)
+        node_M, coordinates_MxM = jnp.linalg.eigh(run.tridiagonal_MxM)
+        return Density(run.scale * node_M, jnp.square(coordinates_MxM[0]))
 
     return jax.lax.map(quadrature, jax.random.split(key, n_probes))
 
@@ -149,10 +161,10 @@ def smooth(density: Density, grid_G, width) -> Estimate:
     return estimate.mean(jnp.sum(density.weight_SxM[:, :, None] * bump_SxMxG, axis=1))
 
 
-def edge_of_stability(learning_rate, top_eigenvalue):
-    """learning rate * sharpness / 2: gradient descent on a quadratic diverges above 1, and trains at about 1
-    (Cohen et al. 2021, arXiv 2103.00065)."""
-    return learning_rate * top_eigenvalue / 2
+def edge_of_stability(learning_rate, top_eigenvalue, momentum=0.0):
+    """learning rate * sharpness / (2 + 2 momentum): gradient descent on a quadratic diverges above 1, and trains at
+    about 1 (Cohen et al. 2021, arXiv 2103.00065); with heavy-ball momentum, m = momentum m + g, too."""
+    return learning_rate * top_eigenvalue / (2 + 2 * momentum)
 
 
 def adam_edge_of_stability(learning_rate, top_eigenvalue, b1):
@@ -161,16 +173,27 @@ def adam_edge_of_stability(learning_rate, top_eigenvalue, b1):
     return learning_rate * top_eigenvalue * (1 - b1) / (2 + 2 * b1)
 
 
-def _lanczos(matvec: Callable, like_P, key, n_matvecs: int):
-    """`(tridiagonal_MxM, basis_MxP)` of M = n_matvecs products, from a random vector.
+class _Run(NamedTuple):
+    """A V = V T + r e_M^T with the orthonormal rows of V^T = `basis_MxP`, T = `tridiagonal_MxM` and r = `rest_P`, of
+    A = H / `scale` + diag(`splitting_P`)."""
+
+    scale: jax.Array
+    splitting_P: jax.Array
+    tridiagonal_MxM: jax.Array
+    basis_MxP: jax.Array
+    rest_P: jax.Array
+
+
+def _lanczos(matvec: Callable, like_P, key, n_matvecs: int) -> _Run:
+    """M = n_matvecs products, from a random vector.
 
     The Krylov space of a matrix with multiple eigenvalues closes early: the next vector is then zero or rounding,
     and normalizing it gives NaN or a basis that is not orthogonal. A random diagonal, of entries up to SPLITTING
     rounding errors of |A v|, splits them: the recurrence goes on into the complement, where the copies are.
     """
     start_key, splitting_key = jax.random.split(key)
-    start_P = _unit(jax.random.normal(start_key, like_P.shape, like_P.dtype))
-    scale = _norm(matvec(start_P))
+    start_P = unit(jax.random.normal(start_key, like_P.shape, like_P.dtype))
+    scale = norm(matvec(start_P))
     largest = SPLITTING * jnp.finfo(like_P.dtype).eps
     splitting_P = jax.random.uniform(splitting_key, like_P.shape, like_P.dtype, -largest, largest)
 
@@ -178,25 +201,17 @@ def _lanczos(matvec: Callable, like_P, key, n_matvecs: int):
         return matvec(v_P) / _or_one(scale) + splitting_P * v_P
 
     result = decomp.tridiag_sym(n_matvecs, reortho="full", custom_vjp=False)(split, start_P)
-    return scale * result.J_small, result.Q_tall
+    return _Run(scale, splitting_P, result.J_small, result.Q_tall, result.residual)
 
 
-def _ritz_vectors(matvec: Callable, like_P, key, k: int, n_matvecs: int, tolerance: float):
-    """`(vector_MxP, bound)`: all of them, eigenvalues increasing, and the largest residual that counts as converged."""
-    if not 1 <= k <= n_matvecs <= like_P.size:
-        raise ValueError(f"k={k}, n_matvecs={n_matvecs}: want 1 <= k <= n_matvecs <= {like_P.size}, the dimension")
-    tridiagonal_MxM, basis_MxP = _lanczos(matvec, like_P, key, n_matvecs)
-    value_M, coordinates_MxM = jnp.linalg.eigh(tridiagonal_MxM)
-    return jax.vmap(_unit)(coordinates_MxM.T @ basis_MxP), tolerance * jnp.max(jnp.abs(value_M))
-
-
-def _ritz(vector_KxP, product_KxP, bound) -> Ritz:
-    """Of unit vectors and their products."""
-    value_K = jnp.sum(vector_KxP * product_KxP, axis=1)
-    residual_K = jax.vmap(_norm)(product_KxP - value_K[:, None] * vector_KxP)
-    overlap_KxK = jnp.abs(vector_KxP @ vector_KxP.T) * (1 - jnp.eye(len(value_K), dtype=vector_KxP.dtype))
-    apart_K = jnp.max(overlap_KxK, axis=1) <= jnp.finfo(vector_KxP.dtype).eps ** 0.5
-    return Ritz(value_K, residual_K, (residual_K <= bound) & apart_K, vector_KxP)
+def _read_off(run: _Run, node_K, coordinates_MxK):
+    """`(x.Hx, |Hx - (x.Hx) x|, x)` of x = V s, s with T s = node s: A x - node x = s_M r, and A is H but for scale and
+    splitting."""
+    vector_KxP = jax.vmap(unit)(coordinates_MxK.T @ run.basis_MxP)
+    split_KxP = run.splitting_P[None] * vector_KxP
+    shift_K = jnp.sum(split_KxP * vector_KxP, axis=1)
+    left_KxP = coordinates_MxK[-1][:, None] * run.rest_P[None] - split_KxP + shift_K[:, None] * vector_KxP
+    return run.scale * (node_K - shift_K), run.scale * jax.vmap(norm)(left_KxP), vector_KxP
 
 
 def _inverse_of_triangular(r_NxN):
@@ -206,16 +221,6 @@ def _inverse_of_triangular(r_NxN):
     missing_N = jnp.where(jnp.abs(diagonal_N) < smallest, smallest - diagonal_N, 0)
     unit_NxN = jnp.eye(len(diagonal_N), dtype=r_NxN.dtype)
     return jax.scipy.linalg.solve_triangular(r_NxN + jnp.diag(missing_N), unit_NxN)
-
-
-def _unit(v_P):
-    return v_P / _norm(v_P)
-
-
-def _norm(v_P):
-    """Squares of tiny entries do not underflow."""
-    largest = jnp.max(jnp.abs(v_P))
-    return largest * jnp.linalg.norm(v_P / _or_one(largest))
 
 
 def _or_one(scale):

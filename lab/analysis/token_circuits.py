@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lab.analysis.condensation import split_heads, split_output_heads
+
 
 class Heads(NamedTuple):
     """Matrices of one layer's heads; biases are left out."""
@@ -31,17 +33,9 @@ def heads(params: Mapping, layer: int, n_heads: int) -> Heads:
     name = f"block_{layer}"
     if name not in params:
         raise ValueError(f"no layer {layer}; there are {', '.join(key for key in params if key.startswith('block_'))}")
-    kernels = {part: params[name]["attn"][part]["kernel"] for part in ("query", "key", "value", "out")}
-    d_model, width = kernels["query"].shape
-    if n_heads < 1 or width % n_heads:
-        raise ValueError(f"n_heads={n_heads} does not divide the {width} columns of the query kernel")
-    d_head = width // n_heads
-
-    def split(kernel_DxC):
-        return jnp.swapaxes(kernel_DxC.reshape(d_model, n_heads, d_head), 0, 1)
-
-    inputs = (split(kernels[part]) for part in ("query", "key", "value"))
-    return Heads(*inputs, kernels["out"].reshape(n_heads, d_head, d_model))
+    of = params[name]["attn"]
+    inputs = (split_heads(of[part]["kernel"], n_heads) for part in ("query", "key", "value"))
+    return Heads(*inputs, split_output_heads(of["out"]["kernel"], n_heads))
 
 
 def token_embedding(params: Mapping):

@@ -48,7 +48,10 @@ LEAST = {
 
 
 def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """The static variants of a config: `config.variants.<name>` holds what differs from the rest of the config."""
+    """The static variants of a config: `config.variants.<name>` holds what differs from the rest of the config.
+
+    A variant with a task or model of another family says all of it: nothing of the first one's options is left.
+    """
     base = ml_collections.ConfigDict(config.to_dict())
     overrides = base.variants.to_dict()
     del base["variants"]
@@ -58,8 +61,14 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
         if not re.fullmatch("[a-z0-9_-]+", name):
             raise ValueError(f"variants: {name!r} cannot name a folder and pictures; use a-z, 0-9, - and _")
         variant = base.copy_and_resolve_references()
+        for section in ("task", "model"):
+            family = base[section].family
+            if changes.get(section, {}).get("family", family) != family:
+                with variant.unlocked():
+                    variant[section] = ml_collections.ConfigDict(changes[section])
         try:
-            variant.update(changes)
+            with variant.grid.unlocked():  # a variant may vary what the others do not; `grid` knows the names
+                variant.update(changes)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"variants.{name}: {_first_line(error)}") from error
         resolved[name] = variant

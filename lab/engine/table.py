@@ -3,6 +3,7 @@
 A metric keeps its row axis to disk: one npz file a chunk, (n, R) per metric, named after the step at which it ends.
 """
 
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lab.engine.files import DamagedError, WorkdirError, is_step, npz_hash, read
 from lab.engine.workdir import Workdir, variants_in
 from lab.grid import Grid
 
+HEADER = ("snapshots", "rows", "every_snapshot", "dims", "coords", "units")  # what says how a measurement is read
 TRAIN_METRICS = ("train_loss", "grad_norm")  # one value a step; all others one an evaluation
 
 
@@ -68,12 +70,13 @@ def read_chunks(work: Workdir) -> list[dict[str, np.ndarray]]:
     return [read_chunk(work.metrics / f"{end}.npz", steps, end in evaluated) for end, steps in due.items()]
 
 
-def load(workdir: str | Path, variant: str | None = None) -> xr.Dataset:
+def load(workdir: str | Path, variant: str | None = None, without: Container[str] = ()) -> xr.Dataset:
     """All metrics and measurements of one training.
 
     Args:
       workdir: a training's folder, or a study's folder with one training a variant.
       variant: which of them; may be left out where there is only one.
+      without: measurements to leave out.
 
     Returns:
       A Dataset. Dimensions: `step` (evaluations), `train_step` (training steps), `snapshot`, and the grid's axes
@@ -99,7 +102,8 @@ def load(workdir: str | Path, variant: str | None = None) -> xr.Dataset:
         variables[name] = ((time,), np.concatenate(parts), task.dims.get(name.split(".")[-1], ()))
     coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
     dataset = _dataset(variables, coords, work.grid)
-    measures = [_measurement(work, path.stem) for path in sorted(work.analysis.glob("[!.]*.json"))]
+    names = sorted(path.stem for path in work.analysis.glob("[!.]*.json") if path.stem not in without)
+    measures = [_measurement(work, name) for name in names]
     dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
     dataset.attrs = {
         "workdir": str(work.path),
@@ -128,8 +132,8 @@ def write_measure(work: Workdir, name: str, arrays: dict[str, np.ndarray], heade
 
     Args:
       arrays: of shape (R, ...), or (snapshots, R, ...) where `header["every_snapshot"]`.
-      header: `snapshots`, `rows` (for snapshots of which not all rows were measured: which were), `every_snapshot`,
-        `dims` (array -> names of its further axes), `coords`, `units`.
+      header: `HEADER` and what else there is to say: `snapshots`, `rows` (for snapshots of which not all rows were
+        measured: which were), `every_snapshot`, `dims` (array -> names of its further axes), `coords`, `units`.
     """
     path = work.analysis / f"{name}.json"
     path.unlink(missing_ok=True)
@@ -140,12 +144,16 @@ def read_measure(work: Workdir, name: str) -> tuple[dict, dict[str, np.ndarray]]
     """Header and arrays, as given to `write_measure`.
 
     Raises:
-      DamagedError: one of the two is missing or damaged, or they are not of the same measurement.
+      DamagedError: one of the two is missing or damaged, they are not of the same measurement, or an earlier version
+        of this package wrote them.
     """
     path = work.analysis / f"{name}.json"
     header, arrays = read_json(path), read_npz(path.with_suffix(".npz"))
     if header.pop("npz", None) != npz_hash(path.with_suffix(".npz")):
         raise DamagedError(f"{path}: describes another {name}.npz than the one beside it")
+    for entry in HEADER:
+        if entry not in header:
+            raise DamagedError(f"{path}: says nothing of {entry!r}, an earlier version wrote it")
     return header, arrays
 
 
@@ -153,7 +161,7 @@ def _measurement(work: Workdir, name: str) -> xr.Dataset:
     try:
         header, arrays = read_measure(work, name)
     except DamagedError as error:
-        raise DamagedError(f"{error}; the analyze command takes it again") from error
+        raise DamagedError(f"{error}; the analyze command takes it again (--measure={name})") from error
     before = ("snapshot",) if header["every_snapshot"] else ()
     has_SxR = np.ones((len(header["snapshots"]), len(work.grid)), bool)
     for i, step in enumerate(header["snapshots"]):

@@ -1,8 +1,9 @@
-"""Trained weights from elsewhere, read into the lab's own transformer so that every analysis applies to them unchanged.
+"""Trained weights from elsewhere as the lab's own transformer, so that every analysis applies to them unchanged.
 
-Nothing is folded or centred: each tensor of the file becomes one leaf (the joint query-key-value matrix three), with
-the values it has there. GPT-2 is `Transformer` with pre-norm, biases, a final norm and a tied head without bias; the
-score is q.k / sqrt(d_head), every LayerNorm has eps 1e-5, and "gelu_new" is our `gelu_tanh`.
+`lab.engine.pretrained` reads them. Nothing is folded or centred: each tensor of the file becomes one leaf (the joint
+query-key-value matrix three), with the values it has there. GPT-2 is `Transformer` with pre-norm, biases, a final norm
+and a tied head without bias; the score is q.k / sqrt(d_head), every LayerNorm has eps 1e-5, and "gelu_new" is our
+`gelu_tanh`.
 
 | GPT-2                   | ours                                                      |
 |---|---|
@@ -17,16 +18,14 @@ score is q.k / sqrt(d_head), every LayerNorm has eps 1e-5, and "gelu_new" is our
 GPT-2's "Conv1D" matrices are (in, out), as Flax's kernels: none is transposed.
 """
 
-import json
 import re
-from pathlib import Path
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 
 from lab.models.transformer import READOUTS, Transformer
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NUMBERS = ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")  # config.json must hold these
 ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "tanh": "tanh"}
 # What our transformer computes; the values are also the format's own defaults, for a config.json without them.
@@ -43,24 +42,20 @@ MASKS = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"  # constants that some f
 NAMED = 3  # tensors an error names before it only counts
 
 
-def gpt2(folder, readout: str = "all"):
-    """`(model, params)` of the GPT-2 in `folder`: `model.safetensors` and `config.json`, as Hugging Face lays them out.
+def gpt2(config: Mapping, tensors: Mapping[str, np.ndarray], readout: str = "all") -> tuple[Transformer, dict]:
+    """`(model, params)` of GPT-2's config and tensors, by the names that Hugging Face gives them.
 
     `params` are float32 (half precision is widened, which is exact), for `models.forward(model, params, tokens_BxL)`
-    with int32 token ids below `vocab_size` and L <= `n_positions`. Text becomes ids elsewhere, for instance with the
-    package `tokenizers` and the `tokenizer.json` beside the weights. Names may carry the prefix `transformer.`.
+    with int32 token ids below `vocab_size` and L <= `n_positions`. Names may carry the prefix `transformer.`.
 
     Raises:
-      ValueError: a file is missing or is not what its name says; the config lacks a number or asks for what our
-        transformer does not compute; a tensor is missing, unexpected, or of another shape or type; the head is not
-        the token embedding; `readout` is unknown; the package safetensors is not installed.
+      ValueError: the config lacks a number or asks for what our transformer does not compute; a tensor is missing,
+        unexpected, or of another shape or type; the head is not the token embedding; `readout` is unknown.
     """
-    folder = Path(folder)
     if readout not in READOUTS:
         raise ValueError(f"readout={readout!r}: one of {', '.join(READOUTS)}")
-    config = _config(_file(folder, CONFIG))
+    _check_config(config)
     model = _model(config, readout)
-    tensors = _load(_file(folder, WEIGHTS))
     prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
     shapes = {prefix + name: shape for name, shape in _shapes(model).items()}
     _check_names(tensors, shapes)
@@ -73,39 +68,24 @@ def gpt2(folder, readout: str = "all"):
     )
 
 
-def _file(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        holds = f"it holds {', '.join(found) or 'nothing'}" if folder.is_dir() else "there is no such folder"
-        raise ValueError(f"no {name} in {folder}: {holds}; accepted: a folder with {WEIGHTS} (one file) and {CONFIG}")
-    return folder / name
-
-
-def _config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # undecodable text too
-        raise ValueError(f"{path} is not JSON ({error}); accepted: GPT-2's {CONFIG}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}; accepted: an object with {', '.join(NUMBERS)}")
+def _check_config(config: Mapping) -> None:
     for name in NUMBERS:
         if name not in config:
-            raise ValueError(f"{path} lacks {name}; it must give {', '.join(NUMBERS)}")
+            raise ValueError(f"the config lacks {name}; it must give {', '.join(NUMBERS)}")
     for name in (*NUMBERS, "n_inner"):
         value = config.get(name)
         if name == "n_inner" and value is None:  # the format's way to say 4 n_embd
             continue
         if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {name}={value!r}; accepted: a positive integer")
+            raise ValueError(f"{name}={value!r}; accepted: a positive integer")
     for name, value in COMPUTED.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{path}: {name}={config[name]!r}; accepted: {value!r}")
+            raise ValueError(f"{name}={config[name]!r}; accepted: {value!r}")
     if config["n_embd"] % config["n_head"]:
-        raise ValueError(f"{path}: n_embd={config['n_embd']} is not a multiple of n_head={config['n_head']}")
+        raise ValueError(f"n_embd={config['n_embd']} is not a multiple of n_head={config['n_head']}")
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATION:
-        raise ValueError(f"{path}: activation_function={activation!r}; accepted: {', '.join(ACTIVATION)}")
-    return config
+        raise ValueError(f"activation_function={activation!r}; accepted: {', '.join(ACTIVATION)}")
 
 
 def _model(config: dict, readout: str) -> Transformer:
@@ -126,20 +106,6 @@ def _model(config: dict, readout: str) -> Transformer:
         tied_head=True,
         readout=readout,
     )
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError:
-        raise ValueError("reading GPT-2 needs safetensors: pip install 'gammalab[pretrained]'") from None
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({' '.join(str(error).split())})") from None
-    except AttributeError as error:  # a type that numpy does not have
-        raise ValueError(f"{path} holds a tensor of another type ({error}); accepted: {', '.join(FLOATS)}") from None
 
 
 def _shapes(model: Transformer) -> dict[str, tuple[int, ...]]:

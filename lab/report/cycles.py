@@ -102,8 +102,10 @@ def laws(panels, title, notes=()):
             (handles[label],) = ax.plot(x_N, y_N, "o", ms=5, color=stroke["color"], label=label, gid="points")
         if panel["line"] is not None:
             ax.plot(*panel["line"], color=style.GREY, lw=1.2, ls=(0, (4, 3)), zorder=1, gid="line")
-        for axis in panel["log"]:
-            getattr(ax, f"set_{axis}scale")("log")
+        for i, axis in enumerate("xy"):
+            shown = np.concatenate([np.asarray(pair[i], float) for pair in panel["points"].values()])
+            if axis in panel["log"] and (shown > 0).any():
+                getattr(ax, f"set_{axis}scale")("log")
         ax.set_title(name, loc="left")
         ax.set(xlabel=panel["x"], ylabel=panel["y"])
     if len(handles) > 1:

@@ -13,6 +13,7 @@ from lab.report.figures import BAND, pick, select
 
 DECADES = 8  # of a density below its peak that are drawn: one eigenvalue among 10^7 still shows
 ERRORS = 2  # standard errors either side
+MOST_KNOBS = 3  # that a legend names
 SMALL = 0.3  # shares that are all below this get an axis of their own, not 0 to 1
 DOTS = {  # by control of `lab.analysis.complexity.predictors`
     "none": {"color": style.CATEGORIES[0], "marker": "o", "ls": ""},
@@ -25,9 +26,10 @@ def against_gamma_over_time(ds, metrics, title="", **at):
     """Measured variables over the snapshots: a panel per variable, a line per gamma.
 
     Lines are medians over seeds, bands run from the lowest to the highest seed, an x on the floor
-    stands at the step at which a row diverged. The step axis is logarithmic, linear below the first
-    step after 0. `metrics` and `at` are as in `lab.report.figures`; `at` selects all other dimensions.
-    Raises ValueError for a variable without a time, or a selection that the dataset does not have.
+    stands at the step at which a row diverged; a variable's lines join the times it was taken at. The
+    step axis is logarithmic, linear below the first step after 0. `metrics` and `at` are as in
+    `lab.report.figures`; `at` selects all other dimensions. Raises ValueError for a variable without a
+    time, or a selection that the dataset does not have.
     """
     names, values, notes = style.labelled(metrics), {}, []
     for name in names:
@@ -49,10 +51,17 @@ def against_gamma_over_time(ds, metrics, title="", **at):
         keys.append("diverged, left out")
     figure, axes = _panels(len(names), 2.9, title, ", ".join([seeds, *notes]), keys)
     for ax, name in zip(axes, names, strict=True):
-        _over_time(ax, values[name].sortby("gamma"), lost)
+        _over_time(ax, _taken(values[name].sortby("gamma")), lost)
         ax.set_title(names[name], loc="left")
     _legend(figure, strokes, keys)
     return figure
+
+
+def _taken(values):
+    """Without the times at which no row has a value: another variable's; all of them where there is none."""
+    time = values.dims[0]
+    there = values.dropna(time, how="all")
+    return there if there.sizes[time] else values
 
 
 def _over_time(ax, values, lost):
@@ -174,7 +183,9 @@ def predictors(table, coefficient="spearman", title="What predicts generalizatio
     ax.set_yticks(range(n), table["measure"].values)
     ax.set(xlim=(-1.05, 1.05), ylim=(-0.6, n - 0.4), xlabel=f"{coefficient.capitalize()} correlation")
     ax.grid(False, axis="y")
-    knobs = " and ".join(table.attrs["knobs"]).replace("_", " ")
+    named = table.attrs["knobs"][:MOST_KNOBS]
+    more = len(table.attrs["knobs"]) - len(named)
+    knobs = " and ".join([*named, *([f"{more} more"] if more else [])]).replace("_", " ")
     keys = {"none": "over all rows", "knobs": f"among rows of equal {knobs}"}
     _legend(figure, [DOTS[control] for control in controls], [keys[control] for control in controls])
     return figure

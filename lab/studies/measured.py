@@ -15,7 +15,8 @@ from lab.report.page import Picture, Section
 
 TEXT = (
     "Pictures of the measurements that were taken. docs/analysis.md says of each what it is, what it costs and how it "
-    "misleads. Where two rows are compared they are those of the smallest and the largest gamma, first seed."
+    "misleads. Where two rows are compared they are those of the smallest and the largest gamma, at the middle "
+    "learning rate and the first value of all else in the grid: weight decay, seed and so on."
 )
 # variable -> its label, over training
 OVER_TIME = {
@@ -29,7 +30,7 @@ OVER_TIME = {
 AGAINST_GAMMA = {
     "sharpness.top": "sharpness",
     "sharpness.trace": "trace of the Hessian",
-    "sharpness.adam_edge": "Adam's edge of stability",
+    "sharpness.adam_edge_at_peak": "Adam's edge of stability, peak rate",
     "learning_coefficient.coefficient": "local learning coefficient",
 }
 # label -> the variable, and what is made of the axes beside those of the grid
@@ -37,7 +38,8 @@ PREDICTORS: dict[str, tuple[str, Callable]] = {
     "spectral norms, product": ("norm.log_spectral_product", lambda x: x),
     "path norm": ("norm.log_path", lambda x: x),
     "Frobenius norm": ("norm.log_frobenius_whole", lambda x: x),
-    "distance from init": ("laziness.distance_whole", lambda x: x),
+    "distance from init": ("norm.log_distance_whole", lambda x: x),
+    "relative distance": ("laziness.distance_whole", lambda x: x),
     "direction change": ("laziness.turn_whole", lambda x: x),
     "tangent kernel alignment": ("ntk.alignment", lambda x: x),
     "stable rank, mean": ("rank.stable", lambda x: x.mean("matrix")),
@@ -54,7 +56,6 @@ PREDICTORS: dict[str, tuple[str, Callable]] = {
     "description length": ("quantization.description_length", lambda x: x),
     "subspace dimension": ("subspace.dimension", lambda x: x),
 }
-KNOBS = ("gamma", "weight_decay", "learning_rate")
 
 
 def sections(datasets: Mapping[str, xr.Dataset], target: str) -> list[Section]:
@@ -68,12 +69,14 @@ def sections(datasets: Mapping[str, xr.Dataset], target: str) -> list[Section]:
 
 
 def predictors(dataset: xr.Dataset, target: str) -> xr.Dataset | None:
-    """`complexity.predictors` of the measures that are there, on the last snapshot and the last evaluation."""
+    """`complexity.predictors` of the measures that are there, on the last snapshot and the last evaluation; its knobs
+    are all that the grid varies but the seed."""
     there = {label: made(_last(dataset[of])) for label, (of, made) in PREDICTORS.items() if of in dataset}
     varying = {label: values for label, values in there.items() if np.isfinite(values).any()}
     if not varying or target not in dataset:
         return None
-    knobs = [knob for knob in KNOBS if knob in dataset.coords]
+    columns = [name for name, values in dataset.coords.items() if set(values.dims) <= set(dataset.diverged_at.dims)]
+    knobs = [name for name in columns if name != "seed"]
     return complexity.predictors(dataset, varying, _last(dataset[target]), knobs)
 
 
@@ -106,7 +109,8 @@ def _against_gamma(name: str, dataset: xr.Dataset) -> Picture | None:
     figure = figures.curves_against_gamma(dataset, there, title="Curvature of the loss at the end of training")
     caption = (
         "Of the loss on the answer. Sharpness is the largest eigenvalue of the Hessian; at an edge of stability of 1 "
-        "the step is as long as curvature bears."
+        "the step is as long as curvature bears. It is drawn for steps at the peak of the learning rate, which had "
+        "decayed by then (`sharpness.rate`): `sharpness.adam_edge` is that of the last steps."
     )
     return Picture(f"{name}-measured-sharpness", "Sharpness against the initial scale", caption, figure)
 
@@ -167,11 +171,10 @@ def _focus(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
         return None
     drawn = {}
     for label, row in rows.items():
-        found = row["focus.attention"].isel(layer=0)
-        times = row.attrs["snapshots"]
-        for at in dict.fromkeys((0, len(times) // 2, len(times) - 1)):
-            here = row.attrs["over_time"]["focus.attention"].isel(snapshot=at, layer=0)
-            drawn[f"{label}, step {times[at]}"] = here.transpose("query_token", "key_token").values
+        found = row.attrs["over_time"]["focus.attention"].isel(layer=0).dropna("snapshot", how="all")
+        for at in dict.fromkeys((0, found.sizes["snapshot"] // 2, found.sizes["snapshot"] - 1)):
+            here = found.isel(snapshot=at).transpose("query_token", "key_token")
+            drawn[f"{label}, step {int(here.snapshot)}"] = here.values
     tokens = [str(token) for token in found.query_token.values]
     figure = maps.token_attention(drawn, tokens, tokens, title="Attention between the most frequent tokens, layer 1")
     caption = "Mean attention from a query token (row) to a key token (column), heads averaged."
@@ -184,9 +187,7 @@ def _lens(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
 
 
 def _tracing(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    caption = (
-        "Probability of the answer that the state of one layer and position restores in a run on another sequence."
-    )
+    caption = "Probability of the answer restored in a run on another sequence by the state of a layer and position."
     return _map(name, rows, "tracing", "tracing.restored", "Causal tracing", "restored probability", caption)
 
 
@@ -227,24 +228,21 @@ def _predictors(name: str, table: xr.Dataset, target: str) -> Picture:
 
 
 def _compared(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The rows of the smallest and the largest gamma, at their last snapshot; the others stay in `attrs`."""
+    """The rows of the smallest and the largest gamma, at their last snapshot; all snapshots stay in `attrs`."""
     if "gamma" in dataset.dims:
-        one = dataset.sortby("gamma").isel({dim: 0 for dim in ("weight_decay", "seed") if dim in dataset.dims})
-        if "learning_rate" in one.dims:
-            one = one.isel(learning_rate=one.sizes["learning_rate"] // 2)
-        other = [dim for dim in one.dims if dim.startswith("gamma_")]
-        ends = [one.isel({"gamma": at} | dict.fromkeys(other, 0)) for at in dict.fromkeys((0, one.sizes["gamma"] - 1))]
+        axes = set(dataset.diverged_at.dims) - {"gamma"}
+        place = {axis: dataset.sizes[axis] // 2 if axis == "learning_rate" else 0 for axis in axes}
+        one = dataset.sortby("gamma").isel(place)
+        ends = [one.isel(gamma=at) for at in dict.fromkeys((0, one.sizes["gamma"] - 1))]
     else:
-        order = np.argsort(dataset.gamma.values)
+        order = np.argsort(dataset.gamma.values, kind="stable")
         ends = [dataset.isel(row=order[at]) for at in (0, -1)]
     return {f"γ = {float(row.gamma):g}": _at_last(row) for row in ends}
 
 
 def _at_last(row: xr.Dataset) -> xr.Dataset:
-    steps = row.snapshot.values.tolist() if "snapshot" in row.dims else []
     measured = [of for of in row if "snapshot" in row[of].dims]
-    last = row.drop_vars(measured).assign({of: _last(row[of]) for of in measured})
-    return last.assign_attrs(snapshots=steps, over_time=row)
+    return row.drop_vars(measured).assign({of: _last(row[of]) for of in measured}).assign_attrs(over_time=row)
 
 
 def _last(values: xr.DataArray) -> xr.DataArray:

@@ -1,15 +1,19 @@
 """From a trained workdir to its measurements, claims and report."""
 
+import contextlib
 import difflib
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from lab import grid as grids
-from lab import studies
+from lab import models, studies
 from lab.analysis import catalogue, measure
 from lab.analysis.measure import Measure, Scope
+from lab.engine import config as configs
 from lab.engine import table
+from lab.engine.step import Experiment
 from lab.engine.store import write_json
 from lab.engine.workdir import Workdir, WorkdirError, variants_in
 from lab.report.page import Page, write_page
@@ -17,6 +21,8 @@ from lab.studies import claims, measured
 
 PAGE = Path("report") / "index.html"
 CLAIMS = "claims.json"
+LEFT_OUT = "measured by other code than is here now; `python -m lab analyze` takes them again by name"
+OF_ATTENTION = ("focus", "heads", "lens", "tracing", "attribution", "edges")  # measurements that need a transformer
 
 
 def analyze(
@@ -30,22 +36,21 @@ def analyze(
       scope: which snapshots and rows, and how exactly: see `Scope`.
 
     Raises:
-      ValueError: no such measurement, or no such variant.
+      ValueError: no such measurement, variant or row; nothing has been measured then.
       WorkdirError: nothing trained, or not to the end.
     """
     of = Scope(**scope)
-    trained = _trained(root)
-    study = _study(trained)
-    for variant in variants or ():
-        if variant not in trained:
-            raise ValueError(f"variant {variant!r}: {root} has {', '.join(trained)}")
-    chosen = {name: work for name, work in trained.items() if name in (variants or trained)}
-    due = {name: _measures(study, work, names) for name, work in chosen.items()}
-    return [f"{variant}/{name}" for variant, work in chosen.items() for name in measure.measure(work, due[variant], of)]
+    trained = _trained(root, variants)
+    due = {name: _measures(work, names) for name, work in trained.items()}
+    for work in trained.values():
+        measure.refuse_unknown_rows(work, of)
+    return [f"{name}/{taken}" for name, work in trained.items() for taken in measure.measure(work, due[name], of)]
 
 
 def report(root: Path) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
+
+    Measurements that other code took are left out, and the page says so: see `outdated`.
 
     Raises:
       WorkdirError: not trained to the end, or not analyzed.
@@ -55,14 +60,39 @@ def report(root: Path) -> tuple[Path, list[dict]]:
     for name, work in trained.items():
         if measure.missing(work, study.measures(work.experiment)):
             raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
-    datasets = {name: table.load(work.path).sortby([*grids.CORE]) for name, work in trained.items()}
+    left_out = outdated(root)
+    datasets = {
+        name: table.load(work.path, without=left_out.get(name, ())).sortby([*grids.CORE])
+        for name, work in trained.items()
+    }
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
     rows, sections = claims.evaluate(study.claims, datasets, command), study.sections(datasets)
     sections += measured.sections(datasets, study.target)
     commands = [command, f"python -m lab claims --workdir={root}"]
-    page = Page(study.title, study.lead, _facts(trained), rows, sections, commands)
+    facts = _facts(trained) | {f"left out {name}": f"{', '.join(of)} ({LEFT_OUT})" for name, of in left_out.items()}
+    page = Page(study.title, study.lead, facts, rows, sections, commands)
     write_json(root / CLAIMS, rows)
     return write_page(root / PAGE.parent, page), rows
+
+
+def outdated(root: Path) -> dict[str, list[str]]:
+    """Variant -> measurements that it holds as other code took them; only variants that have some.
+
+    Raises:
+      WorkdirError: nothing trained.
+    """
+    found = {name: measure.outdated(work, _known(work).values()) for name, work in variants_in(root).items()}
+    return {name: measures for name, measures in found.items() if measures}
+
+
+def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
+    """What each measurement is, by name, for the smallest preset: of the study's own, and of the catalogue's."""
+    smallest = next(iter(study.presets))
+    config = importlib.import_module(f"lab.configs.{study.name}").get_config(smallest)
+    experiment = configs.experiment(next(iter(configs.variants(config).values())))
+    general = {one.name: measure.about(one) for one in catalogue.measures(experiment)}
+    own = {one.name: measure.about(one) for one in study.measures(experiment) if one.name not in general}
+    return own, general
 
 
 def reported(root: Path) -> bool:
@@ -95,29 +125,65 @@ def table_text(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _trained(root: Path) -> dict[str, Workdir]:
+def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:
     found = variants_in(root)
-    for name, work in found.items():
+    for name in variants or ():
+        if name not in found:
+            raise ValueError(f"variant {name!r}: {root} has {', '.join(found)}")
+    chosen = {name: work for name, work in found.items() if name in (variants or found)}
+    for name, work in chosen.items():
         if not work.trained():
             raise WorkdirError(f"{work.path}: variant {name} is not trained to its last step; train first")
-    return found
+    return chosen
 
 
 def _study(trained: dict[str, Workdir]) -> studies.Study:
     return studies.get(next(iter(trained.values())).config.study)
 
 
-def _measures(study: studies.Study, work: Workdir, names: Sequence[str] | None) -> list[Measure]:
-    own = {one.name: one for one in study.measures(work.experiment)}
+def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
     if names is None:
-        return [*own.values()]
-    there = {one.name: one for one in catalogue.measures(work.experiment)} | own
+        return _own(work)
+    known = _known(work)
     for name in names:
-        if name not in {*there, "all"}:
-            near = difflib.get_close_matches(name, there, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no measurement {name!r}{hint} There are {', '.join(sorted(there))}, or all")
-    return [one for name, one in there.items() if name in names or "all" in names]
+        if name not in {*known, "all"}:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else _refusal(work)
+            why = _why_absent(name, work.experiment) or hint
+            raise ValueError(f"no measurement {name!r}{why} There are {', '.join(sorted(known))}, or all")
+    return [one for name, one in known.items() if name in names or "all" in names]
+
+
+def _own(work: Workdir) -> list[Measure]:
+    return studies.get(work.config.study).measures(work.experiment)
+
+
+def _known(work: Workdir) -> dict[str, Measure]:
+    """The catalogue, and what the study adds or does its own way, where it can measure this model at all."""
+    known = {one.name: one for one in catalogue.measures(work.experiment)}
+    with contextlib.suppress(ValueError):
+        known |= {one.name: one for one in _own(work)}
+    return known
+
+
+def _refusal(work: Workdir) -> str:
+    """Why the study measures nothing here, if it does not."""
+    try:
+        _own(work)
+    except ValueError as error:
+        return f": {error}."
+    return "."
+
+
+def _why_absent(name: str, experiment: Experiment) -> str | None:
+    """Why the catalogue leaves out, for this model, a measurement that others have; None: nobody has it."""
+    if name not in OF_ATTENTION:
+        return None
+    if not isinstance(experiment.model, models.Transformer):
+        return f": it is of a transformer's attention, this model is {type(experiment.model).__name__}."
+    if name == "edges":
+        return f": it cuts every attention edge on its own, and this model has more than {catalogue.MOST_EDGES}."
+    return f": it is not for model.norm={experiment.model.norm!r}."
 
 
 def _preset(trained: dict[str, Workdir]) -> str:

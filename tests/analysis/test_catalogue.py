@@ -4,6 +4,7 @@ The functions behind it have their own oracles; here it is whether they are wire
 """
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -25,7 +26,7 @@ EPS = 2.0**-23  # float32
 N = 16  # sequences
 LENGTH, VOCAB = 9, 201
 FEW = dict(
-    SEQUENCES=N, MINIBATCH=N, EIGENVALUES=2, MATVECS=6, TRACE_PROBES=2, DENSITY_PROBES=2, SLOPES=8, ALPHAS=(-0.5, 0.5),
+    SEQUENCES=N, MINIBATCH=N, EIGENVALUES=2, MATVECS=6, TRACE_PROBES=2, DENSITY_PROBES=2, SLOPES=4, ALPHAS=(-0.5, 0.5),
     DIRECTIONS=2, RADII=(0.05, 0.1, 0.2), RELATIVE_RADII=(0.5,), ASCENT_STEPS=2, SIGMAS=(0.1, 0.4, 0.8, 1.6), DRAWS=2,
     CHAINS=2, BURN_IN=1, SAMPLES=2, SMALL=8, SUBSPACES=(4, 8, 10**6), SUBSPACE_STEPS=3, NTK_SEQUENCES=6, NTK_PROBES=3,
 )  # fmt: skip
@@ -43,7 +44,7 @@ OFFERED = {
     "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges"},
     "emb_mlp": {*OF_WEIGHTS, *OF_LOSS},
 }
-# NaN: singular values that a smaller matrix has not, pairs of tokens that do not meet, keys after the query
+# NaN: singular values that a smaller matrix has not, pairs of tokens that do not meet, edges that are not there
 WITH_GAPS = {"spectrum.matrix", "focus.attention", "focus.attention_error", "focus.lift"}
 WITH_GAPS |= {f"edges.{name}{of}" for name in ("accuracy", "logit") for of in ("", "_error")}
 OFF_THE_SCALE = {
@@ -106,8 +107,8 @@ def sequences(task, n):
     return jax.jit(lambda key: task.sample(key, n, "train", {}))(jax.random.key(1))
 
 
-def row_of(made, n, step=20):
-    """(model, the rest of a Row, traced)."""
+def row_of(made, n, step=40):
+    """(model, the rest of a Row, traced), trained to the end where no step is given."""
     model = made.model.clone(readout="all") if hasattr(made.model, "readout") else made.model
     return model, (*started(made), jnp.int32(step), sequences(made.task, n), jax.random.key(2))
 
@@ -117,11 +118,17 @@ def of_row(one, model):
 
 
 @functools.cache
+def program(model, name):
+    made, there = measures(model)
+    return jax.jit(of_row(there[name], row_of(made, there[name].n)[0]))
+
+
+@functools.cache
 def taken(model, name):
     """`(measure, row, outputs)` of a row."""
     made, there = measures(model)
     module, traced = row_of(made, there[name].n)
-    outputs = jax.jit(of_row(there[name], module))(*traced)
+    outputs = program(model, name)(*traced)
     return there[name], Row(module, *traced), {key: np.asarray(values) for key, values in outputs.items()}
 
 
@@ -134,12 +141,13 @@ def test_model_is_offered_what_is_defined_for_it(model):
     assert set(measures(model)[1]) == OFFERED[model]
 
 
-def test_edges_are_cut_only_where_they_are_few(monkeypatch):
-    """One layer of two heads on nine tokens has 2 * 45."""
-    made, _ = measures("transformer")
-    monkeypatch.setattr(catalogue, "MOST_EDGES", 90)
+@pytest.mark.parametrize(("n_layers", "n_edges"), [(1, 2 * 9), (2, 2 * 45 + 2 * 9)])
+def test_edges_are_cut_only_where_they_are_few(monkeypatch, n_layers, n_edges):
+    """Two heads on nine tokens have 2 * 45 a layer, in the last one 2 * 9 that lead to the answer."""
+    made = experiment(MODELS["transformer"] | {"n_layers": n_layers})
+    monkeypatch.setattr(catalogue, "MOST_EDGES", n_edges)
     assert "edges" in {one.name for one in catalogue.measures(made)}
-    monkeypatch.setattr(catalogue, "MOST_EDGES", 89)
+    monkeypatch.setattr(catalogue, "MOST_EDGES", n_edges - 1)
     assert {one.name for one in catalogue.measures(made)} == OFFERED["transformer"] - {"edges"}
 
 
@@ -224,9 +232,12 @@ def test_sharpness_and_both_edges_are_those_of_the_dense_hessian(float64, monkey
     data = (batch.tokens_BxL, batch.targets_BxL[:, -1])
     hessian_PxP = np.asarray(jax.jit(jax.hessian(by_hand))(vector_P, *data))
     largest = np.linalg.eigvalsh(hessian_PxP)[::-1][:2]
-    halves = [tuple(part[at] for part in data) for at in (slice(8), slice(8, None))]  # SLOPES sequences each
-    moment_P = np.mean([np.square(jax.jit(jax.grad(by_hand))(vector_P, *half)) for half in halves], axis=0)
-    root_P = np.sqrt(np.sqrt(moment_P) + made.optim.eps)
+    quarters = [tuple(part[at : at + 4] for part in data) for at in range(0, N, 4)]  # SLOPES sequences each
+    slope_4xP = np.array([jax.jit(jax.grad(by_hand))(vector_P, *quarter) for quarter in quarters])
+    # trained on 32 sequences, of which there are 16 here: the square of the mean of a batch of 16
+    noise_P = np.var(slope_4xP, axis=0, ddof=1) * 4  # of one sequence
+    squared_mean_P = np.mean(slope_4xP, axis=0) ** 2 - noise_P / 16  # without bias
+    root_P = np.sqrt(np.sqrt(squared_mean_P + noise_P / 16) + made.optim.eps)
     preconditioned = np.linalg.eigvalsh(hessian_PxP / root_P[:, None] / root_P[None]).max()
 
     for step in (2, 20):  # warm-up over 5 steps from 0.04 on; then half a cosine over the other 35, to 0.04
@@ -238,9 +249,49 @@ def test_sharpness_and_both_edges_are_those_of_the_dense_hessian(float64, monkey
         off = found["top_residual"] + 250 * 2.0**-52 * largest[0]
         assert (np.abs(found["top"] - largest) <= off).all() and (off < 1e-6 * largest[0]).all()
         # the schedule and the row's rate are float32: a few roundings each
-        assert found["edge"] == pytest.approx(rate * largest[0] / 2, rel=8 * EPS)
-        assert found["adam_edge"] == pytest.approx(rate * preconditioned * (1 - 0.9) / (2 + 2 * 0.9), rel=8 * EPS)
-    assert found["gauss_newton"] > 0
+        assert found["rate"] == pytest.approx(rate, rel=8 * EPS)
+        for at, used in (("", rate), ("_at_peak", 1e-3)):
+            assert found[f"edge{at}"] == pytest.approx(used * largest[0] / 2, rel=8 * EPS)
+            expected = used * preconditioned * (1 - 0.9) / (2 + 2 * 0.9)
+            assert found[f"adam_edge{at}"] == pytest.approx(expected, rel=8 * EPS)
+        assert found["adam_top"] == pytest.approx(preconditioned, rel=8 * EPS) and found["adam_top_converged"]
+    assert found["gauss_newton"] > 0 and found["gauss_newton_converged"]
+    assert 0 <= found["gauss_newton_residual"] < 0.01 * found["gauss_newton"]
+
+
+def test_momentum_moves_the_edge_away_and_eigenvalues_that_are_not_found_yet_say_so(monkeypatch, standard_promotion):
+    """Heavy ball is stable up to 2 (1 + momentum) / learning rate; two products find no eigenvalue of 250."""
+    monkeypatch.setattr(loss, "EIGENVALUES", 1)
+    monkeypatch.setattr(loss, "MATVECS", 4)
+    made = experiment(TINY_MODEL, **TINY)
+    made = dataclasses.replace(made, optim=dataclasses.replace(made.optim, family="sgd", momentum=0.9))
+    (one,) = [one for one in catalogue.measures(made) if one.name == "sharpness"]
+    module, traced = row_of(made, one.n)
+    found = jax.jit(of_row(one, module))(*traced)
+    assert found["edge_at_peak"] == pytest.approx(1e-3 * found["top"][0] / 3.8, rel=8 * EPS)
+    assert found["edge"] == pytest.approx(0.04 * 1e-3 * found["top"][0] / 3.8, rel=8 * EPS)
+    assert not any(name.startswith("adam") for name in found)
+    for name in ("top", "gauss_newton"):
+        assert not np.any(found[f"{name}_converged"]) and np.all(found[f"{name}_residual"] > 0.01 * found[name]), name
+
+
+@pytest.mark.parametrize("n", [N - 3, N - 2])
+def test_small_training_set_of_any_size_is_cut_into_equal_parts(n, standard_promotion):
+    """13 is prime, and 14 has no divisor 4 or 8."""
+    made, there = measures("emb_mlp")
+    for name in ("sharpness", "learning_coefficient"):
+        module, (*traced, batch, key) = row_of(made, N)
+        few = jax.tree.map(lambda leaf: leaf[:n], batch)
+        outputs = jax.eval_shape(of_row(there[name], module), *traced, few, key)
+        assert set(outputs) == set(there[name].units)
+
+
+def test_subspaces_of_the_initial_weights_are_measured_once(standard_promotion):
+    """Training took 40 steps."""
+    made, _ = measures("emb_mlp")
+    at_the_end, before = (program("emb_mlp", "subspace")(*row_of(made, N, step)[1]) for step in (40, 20))
+    assert np.isfinite(at_the_end["loss"]).all()
+    assert all(np.isnan(values).all() for values in before.values())
 
 
 def test_row_has_not_moved_at_its_start_and_each_tensor_by_its_own_way():
@@ -311,20 +362,41 @@ def test_attention_in_focus_is_the_mean_over_heads_and_places_of_the_query(stand
             assert found["attention"][0, i, j] == pytest.approx(expected, abs=144 * EPS, nan_ok=True), (query, key)
 
 
-def test_there_is_no_edge_exactly_where_the_key_comes_after_the_query(standard_promotion):
+def test_there_is_an_edge_exactly_where_it_leads_to_the_answer(standard_promotion):
+    """One layer: the last query alone is read, and cutting any of its edges changes the logit."""
     _, _, found = taken("transformer", "edges")
-    absent_QxL = np.triu(np.ones((LENGTH, LENGTH), bool), 1)
+    there_QxL = np.zeros((LENGTH, LENGTH), bool)
+    there_QxL[-1] = True
     for values in found.values():
-        np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(absent_QxL, values.shape))
-    # with one layer the last query alone is read, and cutting any of its edges changes the logit
-    changed = found["logit"] != 0
-    assert changed[0, :, -1].all() and not changed[0, :, :-1][:, ~absent_QxL[:-1]].any()
+        np.testing.assert_array_equal(np.isfinite(values), np.broadcast_to(there_QxL, values.shape))
+    assert (found["logit"][:, :, -1] != 0).all()
+
+
+def test_cut_edge_changes_the_logit_by_what_the_model_says_without_it(standard_promotion):
+    _, row, found = taken("transformer", "edges")
+    answer_B = np.asarray(row.batch.targets_BxL)[:, -1]
+
+    def logit_B(edits):
+        logits_BxQxV, _ = jax.jit(lambda params: row.model.apply({"params": params}, row.batch.tokens_BxL, edits))(
+            row.params
+        )
+        return np.asarray(logits_BxQxV, np.float64)[np.arange(N), -1, answer_B]
+
+    def cut(pattern_BxHxLxL):
+        return pattern_BxHxLxL.at[:, 1, -1, 3].set(0)
+
+    change_B = logit_B({"block_0/attn/pattern": cut}) - logit_B({})
+    # logits below ten, of 8-wide products, twice
+    assert found["logit"][0, 1, -1, 3] == pytest.approx(change_B.mean(), abs=2 * 8 * 10 * EPS)
+    assert found["logit_error"][0, 1, -1, 3] == pytest.approx(change_B.std(ddof=1) / N**0.5, abs=2 * 8 * 10 * EPS)
 
 
 def test_attributed_parts_add_up_to_the_answers_logit(standard_promotion):
     _, row, found = taken("transformer", "attribution")
     logits_BxQxV, _ = answered(row)
     answer_B = np.asarray(row.batch.targets_BxL)[:, -1]
-    mean = np.asarray(logits_BxQxV, np.float64)[np.arange(N), -1, answer_B].mean()
+    logit_B = np.asarray(logits_BxQxV, np.float64)[np.arange(N), -1, answer_B]
     # four parts of 8-wide products, each below 10 in size, and a norm, in another order
-    assert found["total"] == pytest.approx(mean, abs=4 * 8 * 10 * EPS)
+    assert found["total"] == pytest.approx(logit_B.mean(), abs=4 * 8 * 10 * EPS)
+    assert found["total_error"] == pytest.approx(logit_B.std(ddof=1) / N**0.5, abs=4 * 8 * 10 * EPS)
+    assert (found["heads_error"] > 0).all() and (found["mlps_error"] > 0).all()

@@ -1,3 +1,5 @@
+import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -177,10 +179,38 @@ def test_gradient_is_the_slope_of_the_mean_loss_and_second_moment_that_of_each_m
     squares = [np.square(slopes(mean_by_hand(tanh_loss, part, rebuild), vector_P)) for part in parts]
     # Slopes are good to 1e-9.
     np.testing.assert_allclose(jax.jit(lambda: curvature.gradient(tanh_loss, params, batches))(), expected_P, atol=1e-8)
-    second_P = jax.jit(lambda: curvature.second_moment(tanh_loss, params, batches))()
+    second_P = jax.jit(lambda: curvature.second_moment(tanh_loss, params, batches, 4))()
     np.testing.assert_allclose(second_P, np.mean(squares, axis=0), rtol=0, atol=1e-8)
     of_biases_F = curvature.gradient(tanh_loss, params, batches, lambda name: name == "in/bias")
     np.testing.assert_allclose(of_biases_F, expected_P[:F], rtol=0, atol=1e-8)  # `in/bias` is the first leaf
+
+
+def test_second_moment_at_any_batch_size_is_that_of_its_minibatches_on_average(float64):
+    """Over all ways to draw two minibatches of two from three examples, against all ways to draw a training batch."""
+    x_ExD = np.random.default_rng(5).standard_normal((3, 2))
+
+    def linear(params, batch):  # its gradient is the mean of x
+        return jnp.sum(batch @ params["w"]), jnp.asarray(float(len(batch)))
+
+    def estimate(index_MxB, batch_size):
+        return curvature.second_moment(linear, {"w": jnp.ones(2)}, jnp.asarray(x_ExD)[index_MxB], batch_size)
+
+    ways_WxMxB = np.array(list(itertools.product(range(3), repeat=4))).reshape(-1, 2, 2)
+    for batch_size in (1, 2, 3, 4):
+        found_WxD = jax.jit(jax.vmap(functools.partial(estimate, batch_size=batch_size)))(ways_WxMxB)
+        drawn_WxB = np.array(list(itertools.product(range(3), repeat=batch_size)))
+        expected_D = np.mean(np.square(x_ExD[drawn_WxB].mean(axis=1)), axis=0)
+        # Means of 81 numbers below ten.
+        np.testing.assert_allclose(np.mean(found_WxD, axis=0), expected_D, rtol=0, atol=10 * 81 * EPS)
+        assert (np.asarray(found_WxD) >= -10 * EPS).all()
+
+
+@pytest.mark.parametrize("batch_size", [0, N + 1])
+def test_second_moment_of_batches_that_were_not_seen_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} from 3 minibatches of 4"):
+        curvature.second_moment(tanh_loss, mlp(), minibatches(data(), 4), batch_size)
+    with pytest.raises(ValueError, match=f"from 1 minibatches of {N}: want at least two"):
+        curvature.second_moment(tanh_loss, mlp(), minibatches(data(), N), 4)
 
 
 def test_preconditioned_is_symmetric_with_the_spectrum_of_the_scaled_hessian():
@@ -237,7 +267,9 @@ def test_top_eigenvalues_of_rows_in_single_precision_are_those_of_the_dense_hess
             np.testing.assert_allclose(bottom.value_K[r], eigenvalue_P[:2], rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("function", [curvature.hessian, curvature.gradient, curvature.second_moment])
+@pytest.mark.parametrize(
+    "function", [curvature.hessian, curvature.gradient, functools.partial(curvature.second_moment, batch_size=4)]
+)
 def test_choosing_nothing_is_refused(function):
     with pytest.raises(ValueError, match="in/kernel"):
-        function(tanh_loss, mlp(dtype=np.float32), minibatches(data(np.float32), 4), lambda name: False)
+        function(tanh_loss, mlp(dtype=np.float32), minibatches(data(np.float32), 4), where=lambda name: False)

@@ -92,6 +92,37 @@ def test_value_within_its_residual_of_an_eigenvalue_and_inside_the_spectrum(floa
         np.testing.assert_allclose(residual_K, expected_K, rtol=1e-12)  # 1e-16 |A| over 1e-2, many times
 
 
+@pytest.mark.parametrize("n_matvecs", [6, 12, 32])
+@pytest.mark.parametrize("spectrum_P", NAMES.values(), ids=NAMES)
+def test_value_and_residual_in_single_precision_are_those_of_the_vector_to_rounding(spectrum_P, n_matvecs):
+    """The recurrence against products of its own; what splits multiple eigenvalues, up to 74 eps |A|, is undone."""
+    matrix = symmetric(0, spectrum_P)
+    for ritz in extremes(matrix, jax.random.key(0), 3, n_matvecs):
+        vector_KxP = np.asarray(ritz.vector_KxP, np.float64)
+        vector_KxP /= np.linalg.norm(vector_KxP, axis=1, keepdims=True)
+        product_KxP = vector_KxP @ matrix.astype(np.float64)
+        value_K = np.sum(vector_KxP * product_KxP, axis=1)
+        residual_K = np.linalg.norm(product_KxP - value_K[:, None] * vector_KxP, axis=1)
+        # Every column of the recurrence is off by a product and a sum over P, sqrt(P) eps |A| each, as `rounding` has.
+        np.testing.assert_allclose(ritz.value_K, value_K, rtol=0, atol=rounding(spectrum_P))
+        np.testing.assert_allclose(ritz.residual_K, residual_K, rtol=0, atol=rounding(spectrum_P))
+
+
+@pytest.mark.parametrize("end", ["top", "extremes"])
+def test_eigenvalues_cost_the_products_of_one_lanczos_run(end):
+    """One more finds the scale."""
+    calls = []
+
+    def counted(v_P):
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.arange(1.0, P + 1) * v_P
+
+    find = {"top": sharpness.top, "extremes": sharpness.extremes}[end]
+    jax.block_until_ready(jax.jit(lambda key: find(counted, jnp.zeros(P), key, 3, 12, 0.1))(jax.random.key(0)))
+    jax.effects_barrier()
+    assert len(calls) == 12 + 1
+
+
 def test_convergence_is_judged_against_the_largest_magnitude():
     # After 12 products the top, 8, is found to 1e-3; the third from the bottom lies in the bulk, far from converged.
     matrix, key = symmetric(0, SIGNED), jax.random.key(0)
@@ -209,6 +240,10 @@ def test_descent_is_stable_below_the_edge_and_diverges_above(factor, stable):
     eigenvalue, b1 = 3.0, 0.9
     rate = factor / sharpness.edge_of_stability(1.0, eigenvalue)
     assert (abs((1 - rate * eigenvalue) ** 2000) < 1) == stable
+    for momentum in (0.5, 0.9):  # w -= rate * m, m = momentum m + g
+        rate = factor / sharpness.edge_of_stability(1.0, eigenvalue, momentum)
+        step = np.array([[1 - rate * eigenvalue, -rate * momentum], [eigenvalue, momentum]])  # of (w, m)
+        assert (np.abs(np.linalg.eigvals(step)).max() < 1) == stable
     # Adam with its second moment at rest: w -= rate * m / D, m = b1 m + (1 - b1) g; eigenvalue is that of D^-1 H.
     rate = factor / sharpness.adam_edge_of_stability(1.0, eigenvalue, b1)
     step = np.array([[1 - rate * (1 - b1) * eigenvalue, -rate * b1], [(1 - b1) * eigenvalue, b1]])  # of (w, m)

@@ -135,5 +135,5 @@ def test_heads_of_a_layer_that_is_not_there_are_refused():
     params = params_of(model())
     with pytest.raises(ValueError, match="no layer 3; there are block_0"):
         heads(params, 3, H)
-    with pytest.raises(ValueError, match="n_heads=4 does not divide the 6 columns"):
+    with pytest.raises(ValueError, match="n_heads=4 does not divide 6, the width of all heads"):
         heads(params, 0, 4)

@@ -56,6 +56,14 @@ def test_variant_is_the_config_with_its_changes(echo):
     assert list(configs.variants(echo.config())) == ["main"]
 
 
+def test_variant_of_another_family_keeps_nothing_of_the_first_ones_options(echo):
+    other = dict(family="attention", vocab_size=8, d_model=4)
+    resolved = configs.variants(echo.config(variants={"other": {"model": other}, "same": {}}))
+    assert resolved["other"].model.to_dict() == other
+    assert configs.experiment(resolved["other"]).model == models.OneLayerAttention(8, 4)
+    assert resolved["same"].model.to_dict() == echo.config().model.to_dict()
+
+
 @pytest.mark.parametrize(
     ("variants", "message"),
     [

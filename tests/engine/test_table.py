@@ -355,3 +355,17 @@ def test_rows_that_were_not_measured_are_nan_whole_numbers_too(trained):
             for name, raw in (("m.x", x_SxR), ("m.n", n_SxR)):
                 expected = raw[at, row] if held else np.nan
                 np.testing.assert_array_equal(here[name].sel(snapshot=step), expected)
+
+
+@pytest.mark.parametrize("entry", table.HEADER)
+def test_measurement_of_an_earlier_version_is_refused_and_can_be_left_out(trained, entry):
+    """Its header says less than is asked of it now."""
+    work = Workdir(trained[0])
+    header = {"snapshots": [16], "rows": {}, "every_snapshot": False, "coords": {}, "units": {"x": "1"}, "dims": {}}
+    table.write_measure(work, "new", {"x": random(0, 12)}, header)
+    table.write_measure(work, "old", {"x": random(1, 12)}, {name: header[name] for name in header if name != entry})
+    message = rf"old\.json: says nothing of '{entry}', an earlier version wrote it; the analyze command takes it again"
+    with pytest.raises(WorkdirError, match=message):
+        lab.load(work.path)
+    dataset = table.load(work.path, without=["old"])
+    assert "new.x" in dataset and "old.x" not in dataset

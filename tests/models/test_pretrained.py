@@ -1,13 +1,9 @@
-import json
 import math
-import struct
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from lab import models
 from lab.models.pretrained import gpt2
@@ -39,12 +35,6 @@ def checkpoint(inner=4 * D, dtype=np.float32):
         for name in ("ln_1", "ln_2"):
             tensors |= {f"h.{i}.{name}.weight": vector(D, 1), f"h.{i}.{name}.bias": vector(D)}
     return tensors | {"ln_f.weight": vector(D, 1), "ln_f.bias": vector(D)}
-
-
-def saved(folder, tensors, **config):
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    return folder
 
 
 def gpt2_logits(tensors, tokens_L, activation="gelu_new"):
@@ -94,46 +84,44 @@ def rounding(logits):
     return 60 * 64 * 10 * EPS64 * np.abs(logits).max()
 
 
-def assert_is_gpt2(folder, tensors, activation="gelu_new"):
-    """The loaded model is float32, and its logits in float64 are those of the definition."""
-    model, params = gpt2(folder)
+def assert_is_gpt2(config, given, tensors, activation="gelu_new"):
+    """The model made of `given` is float32, and its logits in float64 are those of the definition."""
+    model, params = gpt2(config, given)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     expected = np.stack([gpt2_logits(tensors, tokens_L, activation) for tokens_L in TOKENS])
     np.testing.assert_allclose(double_logits(model, params), expected, rtol=0, atol=rounding(expected))
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_logits_are_those_of_gpt2s_published_definition(tmp_path, prefix):
+def test_logits_are_those_of_gpt2s_published_definition(prefix):
     tensors = checkpoint()
-    assert_is_gpt2(saved(tmp_path, {prefix + name: array for name, array in tensors.items()}), tensors)
+    assert_is_gpt2(CONFIG, {prefix + name: array for name, array in tensors.items()}, tensors)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_activation_and_hidden_width_are_those_of_the_config(tmp_path, activation):
+def test_activation_and_hidden_width_are_those_of_the_config(activation):
     tensors = checkpoint(inner=24)
-    folder = saved(tmp_path, tensors, activation_function=activation, n_inner=24)
-    assert_is_gpt2(folder, tensors, activation)
+    assert_is_gpt2(CONFIG | {"activation_function": activation, "n_inner": 24}, tensors, tensors, activation)
 
 
-def test_half_precision_is_widened_exactly(tmp_path):
+def test_half_precision_is_widened_exactly():
     tensors = checkpoint(dtype=np.float16)
-    assert_is_gpt2(saved(tmp_path, tensors), tensors)
+    assert_is_gpt2(CONFIG, tensors, tensors)
 
 
-def test_mask_constants_and_a_copy_of_the_embedding_as_head_change_nothing(tmp_path):
+def test_mask_constants_and_a_copy_of_the_embedding_as_head_change_nothing():
     tensors = {"transformer." + name: array for name, array in checkpoint().items()}
-    (tmp_path / "plain").mkdir()
-    _, plain = gpt2(saved(tmp_path / "plain", tensors))
+    _, plain = gpt2(CONFIG, tensors)
     constants = {f"transformer.h.{i}.attn.bias": np.tri(LENGTH)[None, None] for i in range(LAYERS)}
     constants |= {f"transformer.h.{i}.attn.masked_bias": np.array(-1e4, np.float32) for i in range(LAYERS)}
     head = {"lm_head.weight": tensors["transformer.wte.weight"].copy()}
-    _, params = gpt2(saved(tmp_path, tensors | constants | head))
+    _, params = gpt2(CONFIG, tensors | constants | head)
     jax.tree.map(np.testing.assert_array_equal, params, plain)
 
 
-def test_every_leaf_is_a_tensor_of_the_file_or_a_third_of_one(tmp_path):
+def test_every_leaf_is_a_tensor_of_the_file_or_a_third_of_one():
     tensors = checkpoint()
-    model, params = gpt2(saved(tmp_path, tensors))
+    model, params = gpt2(CONFIG, tensors)
     expected = jax.eval_shape(lambda: models.init(model, jax.random.key(0), TOKENS))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
     leaves = named_leaves(params)
@@ -143,9 +131,9 @@ def test_every_leaf_is_a_tensor_of_the_file_or_a_third_of_one(tmp_path):
     assert sum(leaf.size for leaf in leaves.values()) == sum(array.size for array in tensors.values())
 
 
-def test_last_readout_gives_the_last_positions_logits(tmp_path):
-    folder = saved(tmp_path, checkpoint())
-    (all_model, params), (last_model, same) = gpt2(folder), gpt2(folder, readout="last")
+def test_last_readout_gives_the_last_positions_logits():
+    tensors = checkpoint()
+    (all_model, params), (last_model, same) = gpt2(CONFIG, tensors), gpt2(CONFIG, tensors, readout="last")
     jax.tree.map(np.testing.assert_array_equal, params, same)
     every_BxLxV, last_Bx1xV = double_logits(all_model, params), double_logits(last_model, params)
     np.testing.assert_allclose(last_Bx1xV[:, 0], every_BxLxV[:, -1], rtol=0, atol=2 * rounding(every_BxLxV))
@@ -167,10 +155,9 @@ def without(tensors, *names):
         (lambda t: t | {"lm_head.weight": t["wte.weight"] + 1}, r"lm_head\.weight differs from wte\.weight; accepted"),
     ],
 )
-def test_weights_that_are_not_those_of_the_config_are_refused_by_name(tmp_path, change, message):
-    folder = saved(tmp_path, change(checkpoint()))
+def test_weights_that_are_not_those_of_the_config_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        gpt2(folder)
+        gpt2(CONFIG, change(checkpoint()))
     assert "\n" not in str(caught.value)
 
 
@@ -188,56 +175,18 @@ def test_weights_that_are_not_those_of_the_config_are_refused_by_name(tmp_path, 
         ("model_type", "llama", "model_type='llama'; accepted: 'gpt2'"),
     ],
 )
-def test_config_of_another_model_is_refused_by_its_option(tmp_path, option, value, message):
+def test_config_of_another_model_is_refused_by_its_option(option, value, message):
     with pytest.raises(ValueError, match=message) as caught:
-        gpt2(saved(tmp_path, checkpoint(), **{option: value}))
+        gpt2(CONFIG | {option: value}, checkpoint())
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", CONFIG)
-def test_config_without_a_needed_number_is_refused(tmp_path, missing):
-    saved(tmp_path, checkpoint())
-    (tmp_path / "config.json").write_text(json.dumps(without(CONFIG, missing)))
-    with pytest.raises(ValueError, match=f"config.json lacks {missing}; it must give n_layer, n_head, n_embd"):
-        gpt2(tmp_path)
+def test_config_without_a_needed_number_is_refused(missing):
+    with pytest.raises(ValueError, match=f"the config lacks {missing}; it must give n_layer, n_head, n_embd"):
+        gpt2(without(CONFIG, missing), checkpoint())
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("config.json", b"{'n_layer': 2}\n\n", "config.json is not JSON .*accepted: GPT-2's config.json"),
-        ("config.json", b"\xff\xfe\n", "config.json is not JSON"),
-        ("config.json", b"[2]", "config.json holds a list; accepted: an object with n_layer"),
-        ("model.safetensors", b"", "model.safetensors is not a safetensors file"),
-        ("model.safetensors", b"\x80\x02pickle\n" * 9, "model.safetensors is not a safetensors file"),
-        ("model.safetensors", "float8", "model.safetensors holds a tensor of another type .*accepted: float32"),
-        ("config.json", None, r"no config\.json in .*it holds model\.safetensors; accepted: a folder with"),
-        ("model.safetensors", None, r"no model\.safetensors in .*: it holds config\.json; accepted: a folder with"),
-    ],
-)
-def test_file_that_is_not_what_its_name_says_is_refused(tmp_path, name, content, message):
-    saved(tmp_path, checkpoint())
-    if content is None:
-        (tmp_path / name).unlink()
-    elif content == "float8":  # a type that numpy does not have, in the format's own bytes
-        header = json.dumps({"wte.weight": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
-        (tmp_path / name).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    else:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        gpt2(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_absent_folder_and_unknown_readout_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no config\.json in .*nowhere: there is no such folder"):
-        gpt2(tmp_path / "nowhere")
+def test_unknown_readout_is_refused():
     with pytest.raises(ValueError, match="readout='first': one of last, all"):
-        gpt2(tmp_path, readout="first")
-
-
-def test_absence_of_safetensors_names_the_extra_that_brings_it(tmp_path, monkeypatch):
-    folder = saved(tmp_path, checkpoint())
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r"pip install 'gammalab\[pretrained\]'"):
-        gpt2(folder)
+        gpt2(CONFIG, checkpoint(), readout="first")

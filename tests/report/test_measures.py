@@ -125,6 +125,18 @@ def test_step_axis_is_logarithmic_and_shows_every_snapshot_and_no_negative_step(
     assert low > 0
 
 
+def test_lines_join_the_snapshots_that_their_variable_was_taken_at():
+    """Taken at the first and the last only, beside one taken at all four."""
+    ds = synthetic()
+    ds["sharpness.top"][1:3] = np.nan
+    figure = measures.against_gamma_over_time(ds, ["sharpness.top", "focus.share"], weight_decay=1)
+    for ax, steps, name in zip(figure.axes, ([0, 1000], STEPS), ["sharpness.top", "focus.share"], strict=True):
+        for line, g in zip(drawn(ax, "median"), np.argsort(GAMMA), strict=True):
+            assert_array_equal(line.get_xdata(), steps)
+            expected = np.median(ds[name].sel(snapshot=steps).values[:, g, 1], axis=-1)
+            assert_allclose(line.get_ydata(), expected, rtol=1e-12)
+
+
 def test_variable_without_a_time_and_unknown_selection_are_refused():
     ds = synthetic().isel(snapshot=-1)
     with pytest.raises(
@@ -231,6 +243,13 @@ def test_predictors_are_sorted_and_show_value_and_interval():
     assert [text.get_text() for text in ax.texts] == ["n/a", "n/a"]
     assert keys(figure) == ["over all rows", "among rows of equal gamma and weight decay"]
     assert "intervals of 90 % over resampled seeds, 16 to 17 rows, 1 diverged and left out" in heading(figure)
+
+
+def test_legend_of_predictors_names_few_knobs_and_counts_the_rest():
+    many = table().assign_attrs(knobs=("gamma", "weight_decay", "learning_rate", "gamma_qk", "ntp_weight"))
+    assert (
+        keys(measures.predictors(many))[1] == "among rows of equal gamma and weight decay and learning rate and 2 more"
+    )
 
 
 def test_predictors_draw_one_control_and_another_coefficient():

@@ -23,12 +23,13 @@ OVER_TIME = {
     "rank.stable": ("matrix",), "rank.effective": ("matrix",), "spectrum.matrix": ("matrix", "index"),
     "directions.n_groups": ("kernel",), "directions.weighted_effective_directions": ("kernel",),
     "norm.log_spectral_product": (), "norm.log_path": (), "norm.log_frobenius_whole": (), "laziness.turn_whole": (),
-    "laziness.distance_whole": (), "ntk.alignment": (), "focus.second_ratio": (),
+    "laziness.distance_whole": (), "norm.log_distance_whole": (), "ntk.alignment": (), "focus.second_ratio": (),
     "focus.attention": ("layer", "query_token", "key_token"),
 }  # fmt: skip
 AT_THE_END = {
     "sharpness.top": ("eigenvalue",), "sharpness.bottom": ("eigenvalue",), "sharpness.trace": (),
-    "sharpness.adam_edge": (), "density.node": ("probe", "node_index"), "density.weight": ("probe", "node_index"),
+    "sharpness.adam_edge_at_peak": (),
+    "density.node": ("probe", "node_index"), "density.weight": ("probe", "node_index"),
     "flatness.line": ("alpha",), "flatness.line_error": ("alpha",), "flatness.sam": ("radius",),
     "flatness.worst_adaptive": ("relative_radius",), "noise.weight_loss": ("sigma",), "noise.input_loss": ("sigma",),
     "noise.weight_accuracy": ("sigma",), "noise.weight_accuracy_error": ("sigma",),
@@ -144,6 +145,34 @@ def test_rows_compared_are_the_smallest_and_the_largest_gamma_in_any_order():
         assert (several == found).all(axis=1).any()
 
 
+def test_rows_compared_are_of_the_middle_learning_rate_and_the_first_of_all_else():
+    parts = [dataset() for _ in range(6)]
+    for at, part in enumerate(parts):
+        part["flatness.line"][:] = at
+    by_rate = [xr.concat(parts[i : i + 3], xr.IndexVariable("learning_rate", [1e-4, 1e-3, 1e-2])) for i in (0, 3)]
+    made = xr.concat(by_rate, xr.IndexVariable("ntp_weight", [0.0, 1.0]))
+    for found in heights(drawn(made)["line"]):
+        np.testing.assert_array_equal(found, 1)
+
+
+def images(picture):
+    return [ax.images[0].get_array() for ax in picture.figure.axes if ax.images]
+
+
+@pytest.mark.parametrize("taken", [[40], [10, 40], [0, 10, 40]])
+def test_attention_is_drawn_at_the_first_middle_and_last_snapshot_that_it_was_taken_at(taken):
+    """Other measures were taken at all three."""
+    made = dataset()
+    made["focus.attention"][:] = made["focus.attention"].where(made.snapshot.isin(taken))
+    picture = drawn(made)["focus"]
+    expected = list(dict.fromkeys((taken[0], taken[len(taken) // 2], taken[-1])))
+    assert [title.split("step ")[1] for title in titles(picture)] == [str(step) for step in expected] * 2
+    one = made["focus.attention"].sel(weight_decay=0.01, learning_rate=1e-3, seed=0).isel(layer=0)
+    shown = [one.sel(gamma=gamma, snapshot=step).values for gamma in (0.3, 0.8) for step in expected]
+    for image, values in zip(images(picture), shown, strict=False):  # then the colour bar
+        np.testing.assert_array_equal(image, values)
+
+
 def test_rows_that_were_not_measured_are_left_out_of_what_is_drawn():
     """First the rows that are compared alone, then only the one between them."""
     made = dataset()
@@ -179,6 +208,8 @@ def test_diverged_row_is_not_among_those_that_predict():
 
 COLUMNS = {  # label in the table -> numbers of the last snapshot that stand for it, by hand
     "path norm": lambda made: made["norm.log_path"].values[-1],
+    "distance from init": lambda made: made["norm.log_distance_whole"].values[-1],
+    "relative distance": lambda made: made["laziness.distance_whole"].values[-1],
     "stable rank, mean": lambda made: made["rank.stable"].values[-1].mean(axis=-1),
     "neuron groups, sum": lambda made: made["directions.n_groups"].values[-1].sum(axis=-1),
     "tangent kernel alignment": lambda made: made["ntk.alignment"].values[0],
@@ -203,6 +234,20 @@ def test_predictor_is_spearmans_correlation_with_the_last_evaluation(arrange):
         found = table["value"].sel(measure=label, coefficient="spearman", control="none")
         # ranks are exact; a square root, a division and sums of 12 numbers
         assert float(found) == pytest.approx(expected, abs=32 * 2.0**-52), label
+
+
+@pytest.mark.parametrize("arrange", [lambda made: made, as_rows], ids=["product", "rows"])
+def test_rows_of_a_cell_agree_in_every_column_of_the_grid_but_the_seed(arrange):
+    """A measure that says what gamma_qk says predicts nothing beyond it."""
+    halves = [dataset(), dataset()]
+    made = xr.concat(halves, xr.IndexVariable("gamma_qk", [0.4, 0.9])).transpose("snapshot", "step", "gamma_qk", ...)
+    made["norm.log_path"][:] = made["norm.log_path"] * 0 + made["gamma_qk"]
+    made[TARGET][:] = made[TARGET] * 0 + made["gamma_qk"]
+    table = measured.predictors(arrange(made), TARGET)
+    assert sorted(table.attrs["knobs"]) == ["gamma", "gamma_qk", "learning_rate", "weight_decay"]
+    value = table["value"].sel(measure="path norm", coefficient="spearman")
+    assert float(value.sel(control="none")) == pytest.approx(1, abs=32 * 2.0**-52)
+    assert np.isnan(value.sel(control="knobs"))
 
 
 def test_measure_follows_the_target_where_it_is_made_to():

@@ -26,6 +26,7 @@ def _of_attention(experiment: Experiment) -> list:
     builders = [attention.attention, attention.head_scores, attention.logit_lens, attention.tracing]
     if model.norm != "post":
         builders.append(attention.attribution)
-    if model.n_layers * model.n_heads * length * (length + 1) // 2 <= MOST_EDGES:
+    # of the last block only the last query's edges lead to the answer
+    if model.n_heads * ((model.n_layers - 1) * length * (length + 1) // 2 + length) <= MOST_EDGES:
         builders.append(attention.edges)
     return builders

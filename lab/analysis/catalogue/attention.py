@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab import models, rng
-from lab.analysis import circuits, focus, heads, lens, patching
+from lab.analysis import circuits, estimate, focus, heads, lens, patching, token_circuits
 from lab.analysis.estimate import errors, named
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
@@ -23,7 +23,8 @@ def attention(experiment: Experiment) -> Measure:
     def function(row):
         _, acts = models.forward(row.model, row.params, row.batch.tokens_BxL)
         base_V = focus.unigram(row.batch.tokens_BxL, experiment.task.vocab_size)
-        embedded = focus.embedding_direction(_token_embedding(row.params), base_V.astype(float), tokens[0])
+        embedding_VxD = token_circuits.token_embedding(row.params)
+        embedded = focus.embedding_direction(embedding_VxD, base_V.astype(float), tokens[0])
         layers = [_attention_of(acts[f"block_{i}/attn/pattern"], row.batch.tokens_BxL, tokens, base_V)
                   for i in range(row.model.n_layers)]  # fmt: skip
         kept = ("second_ratio", "off_direction", "alignment", "redistribution")
@@ -78,15 +79,17 @@ def attribution(experiment: Experiment) -> Measure:
     def function(row):
         _, acts = models.forward(row.model, row.params, row.batch.tokens_BxL)
         found = lens.logit_attribution(row.model, row.params, acts, row.batch.targets_BxL[:, -1])
-        return {
-            "heads": jnp.mean(found.heads_NxBxHxQxL[:, :, :, -1], axis=1),
-            "mlps": jnp.mean(found.mlps_NxBxQ[:, :, -1], axis=1),
-            "embed": jnp.mean(found.embed_BxQ[:, -1]),
-            "total": jnp.mean(found.total()[:, -1]),
+        means = {
+            "heads": estimate.mean(found.heads_NxBxHxQxL[:, :, :, -1], axis=1),
+            "mlps": estimate.mean(found.mlps_NxBxQ[:, :, -1], axis=1),
+            "embed": estimate.mean(found.embed_BxQ[:, -1]),
+            "total": estimate.mean(found.total()[:, -1]),
         }
+        return {output: values for part in means for output, values in named(part, means[part]).items()}
 
-    units = dict.fromkeys(("heads", "mlps", "embed", "total"), "logit")
-    dims = {"heads": ("layer", "head", "position"), "mlps": ("layer",)}
+    units = errors(dict.fromkeys(("heads", "mlps", "embed", "total"), "logit"))
+    dims = {name: ("layer", "head", "position") for name in ("heads", "heads_error")}
+    dims |= {name: ("layer",) for name in ("mlps", "mlps_error")}
     return Measure("attribution", function, units, dims, snapshots="last", n=SEQUENCES)
 
 
@@ -106,14 +109,18 @@ def tracing(experiment: Experiment) -> Measure:
 
 
 def edges(experiment: Experiment) -> Measure:
-    """What cutting one attention edge does to accuracy and to the answer's logit; NaN where there is no edge."""
+    """What cutting one attention edge does to accuracy and to the answer's logit.
+
+    NaN where there is no edge, or none that leads to the answer: in the last block only the last query's do.
+    """
+    model = experiment.model.clone(readout="last")
 
     def function(row):
         tokens_BxL, answer_B = row.batch.tokens_BxL, row.batch.targets_BxL[:, -1]
-        visible = circuits.visible_edges(row.model, tokens_BxL.shape[1])
-        effect = circuits.edge_effects(row.model, row.params, tokens_BxL, answer_B, visible, 1)
+        visible = circuits.visible_edges(model, tokens_BxL.shape[1])
+        effect = circuits.edge_effects(model, row.params, tokens_BxL, answer_B, visible, 1)
         layer, query, key, head = (np.array(part) for part in zip(*visible, strict=True))
-        shape = (row.model.n_layers, row.model.n_heads, *(tokens_BxL.shape[1],) * 2)
+        shape = (model.n_layers, model.n_heads, *(tokens_BxL.shape[1],) * 2)
 
         def place(values_E):
             return jnp.full(shape, jnp.nan, values_E.dtype).at[layer, head, query, key].set(values_E)
@@ -139,7 +146,3 @@ def _attention_of(pattern_BxHxQxL, tokens_BxL, tokens, base_V) -> dict:
         "lift": focus.lift(among.value, base_V[token_I].astype(among.value.dtype)),
         "to_top": focus.focus(among.value[:, 0], base_V[token_I].astype(among.value.dtype)),
     }
-
-
-def _token_embedding(params):
-    return params["embed"]["token"]["embedding"]

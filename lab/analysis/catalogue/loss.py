@@ -28,7 +28,7 @@ SEQUENCES = MINIBATCH = 256
 STREAM = "loss"  # all see the same sequences: the density is that of the Hessian whose eigenvalues were taken
 EIGENVALUES, MATVECS, TOLERANCE = 5, 32, 0.01
 TRACE_PROBES, DENSITY_PROBES = 16, 3
-SLOPES = 32  # sequences of a gradient whose square stands for Adam's second moment
+SLOPES = 8  # sequences of each of the gradients that Adam's second moment is estimated from
 ALPHAS = tuple(round(-0.5 + 0.1 * i, 1) for i in range(11))  # steps along directions as long as the weights
 DIRECTIONS = 8
 RADII = (0.05, 0.1, 0.2)  # of L2 balls, in units of the weights
@@ -55,9 +55,14 @@ def tangent_kernel(experiment: Experiment) -> Measure:
 
 
 def sharp(experiment: Experiment) -> Measure:
-    """Extreme eigenvalues of the Hessian, its trace, that of Gauss-Newton, and how near the edge of stability."""
-    factor = optim.schedule(experiment.optim, experiment.steps)
-    adam = experiment.optim.family == "adamw"
+    """Extreme eigenvalues of the Hessian, its trace, that of Gauss-Newton, and how near the edge of stability.
+
+    Edges are at the learning rate of the snapshot, and at its peak: where the rate decays, the first end near zero
+    whatever the loss is like, and the second say what the steps at the peak would bear.
+    """
+    trained = experiment.optim
+    factor, adam = optim.schedule(trained, experiment.steps), trained.family == "adamw"
+    momentum = 0.0 if adam else trained.momentum
 
     def function(row):
         loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, MINIBATCH)
@@ -66,24 +71,25 @@ def sharp(experiment: Experiment) -> Measure:
         top, bottom = sharpness.extremes(matvec, like_P, keys[0], EIGENVALUES, MATVECS, TOLERANCE)
         logits = objective.logits(experiment.model)
         gauss_newton, _ = curvature.gauss_newton(logits, objective.answer_loss_of, row.params, batches)
-        rate = row.hparams["learning_rate"] * jnp.asarray(factor(row.step), like_P.dtype)
-        found = {
-            "top": top.value_K, "top_residual": top.residual_K, "top_converged": top.converged_K,
-            "bottom": bottom.value_K, "bottom_residual": bottom.residual_K, "bottom_converged": bottom.converged_K,
-            "gauss_newton": sharpness.top(gauss_newton, like_P, keys[1], 1, MATVECS // 2, TOLERANCE).value_K[0],
-            "edge": sharpness.edge_of_stability(rate, top.value_K[0]),
-        }  # fmt: skip
+        peak = row.hparams["learning_rate"]
+        rates = {"": peak * jnp.asarray(factor(row.step), like_P.dtype), "_at_peak": peak}
+        of_gauss_newton = sharpness.top(gauss_newton, like_P, keys[1], 1, MATVECS // 2, TOLERANCE)
+        found = _ritz("top", top) | _ritz("bottom", bottom) | _one_ritz("gauss_newton", of_gauss_newton)
+        edges = {"edge": lambda rate: sharpness.edge_of_stability(rate, top.value_K[0], momentum)}
         if adam:
-            slope_P = jnp.sqrt(curvature.second_moment(loss, row.params, objective.minibatches(row.batch, SLOPES)))
-            scaled = curvature.preconditioned(matvec, slope_P + experiment.optim.eps)
-            largest = sharpness.top(scaled, like_P, keys[2], 1, MATVECS, TOLERANCE).value_K[0]
-            found["adam_edge"] = sharpness.adam_edge_of_stability(rate, largest, experiment.optim.b1)
-        return found | named("trace", sharpness.trace(matvec, like_P, keys[3], TRACE_PROBES))
+            scaled = curvature.preconditioned(matvec, _adams_scale(experiment, loss, row))
+            of_adam = sharpness.top(scaled, like_P, keys[2], 1, MATVECS, TOLERANCE)
+            found |= _one_ritz("adam_top", of_adam)
+            edges["adam_edge"] = lambda rate: sharpness.adam_edge_of_stability(rate, of_adam.value_K[0], trained.b1)
+        found |= {f"{name}{at}": edge(rate) for name, edge in edges.items() for at, rate in rates.items()}
+        return found | {"rate": rates[""]} | named("trace", sharpness.trace(matvec, like_P, keys[3], TRACE_PROBES))
 
-    units = {f"{end}{of}": "nats per weight^2" for end in ("top", "bottom") for of in ("", "_residual")}
-    units |= {"top_converged": "yes or no", "bottom_converged": "yes or no", "gauss_newton": "nats per weight^2"}
-    units |= {"edge": "of the stable learning rate"} | errors({"trace": "nats per weight^2"})
-    units |= {"adam_edge": "of the stable learning rate"} if adam else {}
+    eigenvalues = {"top": "nats per weight^2", "bottom": "nats per weight^2", "gauss_newton": "nats per weight^2"}
+    eigenvalues |= {"adam_top": "per learning rate"} if adam else {}
+    units = {name + end: unit for name, unit in eigenvalues.items() for end in ("", "_residual")}
+    units |= {f"{name}_converged": "yes or no" for name in eigenvalues} | errors({"trace": "nats per weight^2"})
+    edges = ("edge", "edge_at_peak", *(("adam_edge", "adam_edge_at_peak") if adam else ()))
+    units |= {"rate": "learning rate"} | dict.fromkeys(edges, "of the stable learning rate")
     dims = {name: ("eigenvalue",) for name in units if name.startswith(("top", "bottom"))}
     return Measure("sharpness", function, units, dims, snapshots="last", n=SEQUENCES, stream=STREAM)
 
@@ -97,16 +103,9 @@ def density(experiment: Experiment) -> Measure:
         found = sharpness.density(matvec, like_P, row.key, DENSITY_PROBES, MATVECS)
         return {"node": found.node_SxM, "weight": found.weight_SxM}
 
-    dims = {name: ("probe", "node_index") for name in ("node", "weight")}
-    return Measure(
-        "density",
-        function,
-        {"node": "nats per weight^2", "weight": "share"},
-        dims,
-        snapshots="last",
-        n=SEQUENCES,
-        stream=STREAM,
-    )
+    units = {"node": "nats per weight^2", "weight": "share"}
+    dims = dict.fromkeys(units, ("probe", "node_index"))
+    return Measure("density", function, units, dims, snapshots="last", n=SEQUENCES, stream=STREAM)
 
 
 def flat(experiment: Experiment) -> Measure:
@@ -146,10 +145,8 @@ def noise(experiment: Experiment) -> Measure:
         scores = {"loss": objective.answer_loss_of, "accuracy": objective.answer_accuracy_of}
         sigmas, found = jnp.array(SIGMAS), {}
         for name, score_of in scores.items():
-            plain, edited = (
-                objective.score(experiment.model, score_of),
-                flatness.with_embedding_edit(experiment.model, score_of),
-            )
+            plain = objective.score(experiment.model, score_of)
+            edited = flatness.with_embedding_edit(experiment.model, score_of)
             in_weights = flatness.weight_noise(plain, row.params, weight_key, sigmas, DRAWS, batches)
             in_inputs = flatness.embedding_noise(edited, row.params, input_key, sigmas, DRAWS, batches)
             found |= named(f"weight_{name}", in_weights) | named(f"input_{name}", in_inputs)
@@ -157,16 +154,8 @@ def noise(experiment: Experiment) -> Measure:
 
     units = errors({f"{of}_{name}": unit for of in ("weight", "input") for name, unit in
                      (("loss", "nats"), ("accuracy", "share"))})  # fmt: skip
-    return Measure(
-        "noise",
-        function,
-        units,
-        dict.fromkeys(units, ("sigma",)),
-        {"sigma": SIGMAS},
-        "last",
-        n=SEQUENCES,
-        stream=STREAM,
-    )
+    dims = dict.fromkeys(units, ("sigma",))
+    return Measure("noise", function, units, dims, {"sigma": SIGMAS}, "last", n=SEQUENCES, stream=STREAM)
 
 
 def singular(experiment: Experiment) -> Measure:
@@ -174,7 +163,7 @@ def singular(experiment: Experiment) -> Measure:
     n_examples = experiment.train_size or SEQUENCES
 
     def function(row):
-        loss, batches = objective.answer_loss(experiment.model), objective.minibatches(row.batch, SMALL)
+        loss, batches = objective.answer_loss(experiment.model), _parts(row.batch, SMALL)
         top_key, chain_key = jax.random.split(row.key)
         matvec, like_P = curvature.hessian(loss, row.params, batches)
         sharpest = jnp.maximum(sharpness.top(matvec, like_P, top_key, 1, MATVECS // 2, TOLERANCE).value_K[0], 0)
@@ -192,6 +181,8 @@ def singular(experiment: Experiment) -> Measure:
 
 
 def quantized(experiment: Experiment) -> Measure:
+    """Bits a weight that the loss can be had for, and the description length they make."""
+
     def function(row):
         batches = objective.minibatches(row.batch, MINIBATCH)
         found = description_length.by_quantization(
@@ -206,11 +197,14 @@ def quantized(experiment: Experiment) -> Measure:
 
 
 def subspace(experiment: Experiment) -> Measure:
-    """Loss reached from the row's initial weights by training in random subspaces; half the first loss is the goal."""
+    """Loss reached from the row's initial weights by training in random subspaces; half the first loss is the goal.
+
+    Of the initial weights, not of what training made of them: measured once, at the last snapshot, and NaN at others.
+    """
     n_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(experiment)))
     dims_tried = tuple(d for d in SUBSPACES if d <= n_params)
 
-    def function(row):
+    def measured(row):
         loss = objective.answer_loss(experiment.model)
         start = objective.mean_loss(loss, row.start, objective.minibatches(row.batch, MINIBATCH))
         found = description_length.subspace_losses(
@@ -220,8 +214,36 @@ def subspace(experiment: Experiment) -> Measure:
         dimension = description_length.intrinsic_dimension(found["loss"].value, dims_tried, start / 2)
         return named("loss", found["loss"]) | {"dimension": dimension}
 
+    def function(row):
+        # the step is the same for all rows, so this is a branch, not a selection
+        nothing = jax.tree.map(lambda like: jnp.full_like(like, jnp.nan), jax.eval_shape(lambda: measured(row)))
+        return jax.lax.cond(row.step == experiment.steps, lambda: measured(row), lambda: nothing)
+
     units = errors({"loss": "nats"}) | {"dimension": "dimensions"}
     dims = {"loss": ("subspace",), "loss_error": ("subspace",)}
     return Measure(
         "subspace", function, units, dims, {"subspace": dims_tried}, snapshots="last", n=SEQUENCES, stream=STREAM
     )
+
+
+def _ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:
+    return {name: found.value_K, f"{name}_residual": found.residual_K, f"{name}_converged": found.converged_K}
+
+
+def _one_ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:
+    return {output: values_1[0] for output, values_1 in _ritz(name, found).items()}
+
+
+def _adams_scale(experiment: Experiment, loss, row):
+    """What Adam divides its step by in a row that stands still; with the noise of as many sequences as there are, where
+    training batches hold more."""
+    n = len(row.batch.tokens_BxL)
+    batches = _parts(row.batch, min(SLOPES, n // 2))
+    nu_P = curvature.second_moment(loss, row.params, batches, min(experiment.batch_size, n))
+    return jnp.sqrt(nu_P) + experiment.optim.eps
+
+
+def _parts(batch, most: int):
+    """Minibatches of at most so many sequences; of the largest number that divides those of a small training set."""
+    n = len(batch.tokens_BxL)
+    return objective.minibatches(batch, max(size for size in range(1, min(most, n) + 1) if n % size == 0))

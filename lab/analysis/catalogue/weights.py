@@ -13,6 +13,7 @@ THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409,
 
 
 def ranks(experiment: Experiment) -> Measure:
+    """Soft ranks of every weight matrix."""
     names = ("stable", "effective", "effective_squared", "participation", "nuclear")
     return Measure(
         "rank",
@@ -61,6 +62,7 @@ def directions(experiment: Experiment) -> Measure:
 
 
 def norms(experiment: Experiment) -> Measure:
+    """Logarithms of norms of every weight matrix, of their products, and of the distance from the initial weights."""
     has_paths = isinstance(experiment.model, models.Transformer) or type(experiment.model) in complexity.CHAINS
 
     def function(row):
@@ -75,6 +77,8 @@ def norms(experiment: Experiment) -> Measure:
 
 
 def lazy(experiment: Experiment) -> Measure:
+    """How far every tensor moved from its initial value, relative to its size, and how far it turned."""
+
     def function(row):
         moved, turned = (f(row.params, row.start) for f in (laziness.relative_distance, laziness.direction_change))
         return {
