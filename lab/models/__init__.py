@@ -7,14 +7,32 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 
+from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.layers import ACTIVATIONS
 from lab.models.mlp import EmbMLP, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
 
-__all__ = ["ACTIVATIONS", "FAMILIES", "NORMS", "READOUTS", "EmbMLP", "Transformer", "TwoLayerMLP", "forward", "init"]
+__all__ = [
+    "ACTIVATIONS",
+    "FAMILIES",
+    "NORMS",
+    "READOUTS",
+    "AttentionMLP",
+    "EmbMLP",
+    "OneLayerAttention",
+    "Transformer",
+    "TwoLayerMLP",
+    "forward",
+    "init",
+]
 
 # those that read tokens; TwoLayerMLP reads vectors, which no task gives yet
-FAMILIES: dict[str, type[nn.Module]] = {"transformer": Transformer, "emb_mlp": EmbMLP}
+FAMILIES: dict[str, type[nn.Module]] = {
+    "transformer": Transformer,
+    "emb_mlp": EmbMLP,
+    "attention": OneLayerAttention,
+    "attention_mlp": AttentionMLP,
+}
 NO_EDITS: Mapping[str, Callable] = {}
 
 

@@ -22,6 +22,7 @@ K head width, F hidden width, V vocabulary.
 | `logits`                | B Q V   |                                                                            |
 
 `TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`.
+`OneLayerAttention` and `AttentionMLP` (Q = H = 1, K = D): those above that they have, scores divided by sqrt(D).
 """
 
 import difflib

@@ -11,6 +11,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "tanh": nn.tanh,
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's "gelu_new"
+    "identity": lambda x: x,  # linear controls
 }
 
 

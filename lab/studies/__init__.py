@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab.studies.claims import Claim
 
-NAMES = ("composition",)
+NAMES = ("composition", "focus_dilution")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,48 @@
 """Tasks: pure samplers `(key, n, split, hparams) -> Batch`, and scores of a model's answers per named solution."""
 
+from lab.tasks.addition import Addition
+from lab.tasks.anchor import Anchor
 from lab.tasks.batch import Batch, Task
+from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
+from lab.tasks.graph_path import GraphPath
+from lab.tasks.kinship import Kinship
+from lab.tasks.markov import Markov
+from lab.tasks.ontology import Ontology
+from lab.tasks.question_files import QuestionFiles
+from lab.tasks.rules import Rules
+from lab.tasks.scan import Scan
+from lab.tasks.text import Text
 
-__all__ = ["FAMILIES", "Batch", "Composition", "Task"]
+__all__ = [
+    "FAMILIES",
+    "Addition",
+    "Anchor",
+    "Batch",
+    "Cogs",
+    "Composition",
+    "GraphPath",
+    "Kinship",
+    "Markov",
+    "Ontology",
+    "QuestionFiles",
+    "Rules",
+    "Scan",
+    "Task",
+    "Text",
+]
 
-FAMILIES: dict[str, type] = {"composition": Composition}
+FAMILIES: dict[str, type] = {
+    "composition": Composition,
+    "addition": Addition,
+    "anchor": Anchor,
+    "markov": Markov,
+    "text": Text,
+    "scan": Scan,
+    "cogs": Cogs,
+    "ontology": Ontology,
+    "graph_path": GraphPath,
+    "rules": Rules,
+    "kinship": Kinship,
+    "question_files": QuestionFiles,
+}

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.batch import Batch, Task
+from lab.tasks.answers import AnswerTask
+from lab.tasks.batch import Batch
 
 SETTINGS = ("34_wrong", "34_unseen", "all_pairs")
 ANCHORS = {4: (5, 1, -2, -8), 9: (-4, -3, -2, -1, 0, 1, 2, 3, 4)}  # number of anchors -> shift of anchor 1, 2, ...
@@ -27,8 +28,8 @@ DEVIATION = 12  # deviations from the inferential label are counted in [-12, 12]
 
 
 @dataclasses.dataclass(frozen=True)
-class Composition(Task):
-    """The task as a value.
+class Composition(AnswerTask):
+    """The task as a value; its answer is the last target, its context the tokens before it.
 
     Attributes:
       setting: `34_wrong`, `34_unseen`, or `all_pairs` (nothing held out; what noise groups are trained with).
@@ -50,6 +51,7 @@ class Composition(Task):
     vocab_size: int = 201
 
     def __post_init__(self):
+        super().__post_init__()
         for name, accepted in (("setting", SETTINGS), ("n_anchors", tuple(ANCHORS)), ("modulus", MODULI)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"task.{name}={getattr(self, name)!r}: one of {', '.join(map(str, accepted))}")
@@ -67,7 +69,7 @@ class Composition(Task):
                 f"task.low={self.low}, task.high={self.high}: keys must be above the anchors 1 ... {self.n_anchors} "
                 f"and at least task.modulus={self.modulus} many"
             )
-        lowest, highest = self.low + 2 * min(self.shifts), self.high + 2 * max(self.shifts)
+        lowest, highest = self.answer_alphabet[0], self.answer_alphabet[-1]
         if not 0 < lowest < highest < self.vocab_size:
             raise ValueError(f"task.vocab_size={self.vocab_size}: labels span {lowest} ... {highest}, 0 is unused")
 
@@ -84,6 +86,15 @@ class Composition(Task):
     @property
     def unseen(self) -> tuple[tuple[int, int], ...]:
         return {"34_wrong": ((4, 3),), "34_unseen": ((3, 4), (4, 3)), "all_pairs": ()}[self.setting]
+
+    @property
+    def answer_alphabet(self) -> range:
+        """From the least to the greatest label that composition gives."""
+        return range(self.low + 2 * min(self.shifts), self.high + 2 * max(self.shifts) + 1)
+
+    @property
+    def context_alphabet(self) -> tuple[int, ...]:
+        return (*range(1, self.n_anchors + 1), *range(self.low, self.high + 1))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -108,7 +119,7 @@ class Composition(Task):
         wrong = {frozenset((c, d)): shift for c, d, shift in NOISE_GROUPS[: self.noise_groups]}
         return wrong.get(frozenset((a, b)), self.inferential(a, b))
 
-    def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
+    def draw(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` sequences of a split, int32 tokens of shape (n, length).
 
         Splits: `train` and `test_seen` (trained pairs, with disjoint combinations of key and position), `ood_43` and

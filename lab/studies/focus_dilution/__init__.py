@@ -1,0 +1,23 @@
+"""The learning cycle of attention: arXiv 2605.01199 on Markov chains, and its companion arXiv 2510.06954."""
+
+from lab.studies import Study
+from lab.studies.focus_dilution.claims import CLAIMS
+from lab.studies.focus_dilution.measures import measures
+from lab.studies.focus_dilution.page import LEAD, TITLE, sections
+
+STUDY = Study(
+    name="focus_dilution",
+    title=TITLE,
+    lead=LEAD,
+    papers=("arXiv 2605.01199", "arXiv 2510.06954"),
+    presets={
+        "smoke": "seconds; every part runs, nothing is learnt",
+        "cpu": "10 minutes on two CPU cores",
+        "gpu": "minutes on one GPU (not yet timed)",
+        "paper": "longer sequences, wider models, the companion as published (not yet timed)",
+    },
+    measures=measures,
+    claims=CLAIMS,
+    target="test.excess",
+    sections=sections,
+)

@@ -1,0 +1,294 @@
+"""Real text, prepared once: files or a Hugging Face data set -> token arrays on disk, memory-mapped.
+
+Documents are tokenized in batches, so memory does not grow with the text. What was prepared lies in `$GAMMALAB_CACHE`,
+else `$XDG_CACHE_HOME/gammalab`, else `~/.cache/gammalab`:
+
+text/<key>/train.bin valid.bin   token ids, little-endian uint16, or uint32 for more than 65,536 of them
+text/<key>/tokenizer.json        how text became ids
+text/<key>/provenance.json       of what text, by which versions, and the sha256 of the other files
+hub/<key>.txt                    the text of a data set, as it was downloaded
+
+<key> hashes the text and all options. A folder takes its name when it is complete, and one that is found damaged is
+made anew: nothing in the cache has to be kept.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lab.tasks import documents as reading
+from lab.tasks import hub
+from lab.tasks import tokenizer as tokenizers
+from lab.tasks.tokenizer import Tokenizer
+
+SPLITS = ("train", "valid")
+BATCH = 2**22  # characters tokenized at once
+FORMAT = 1  # of the prepared files
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What text becomes which tokens.
+
+    Attributes:
+      path: a file, plain, .xz or .gz, or a folder of such, read in the order of their names; or empty.
+      hf_id: a Hugging Face data set with a column `text`, `name` or `name:config`, its split `train`; or empty.
+      separator: what a document is, see `lab.tasks.documents.documents`.
+      tokenizer: `word`, `char` or `bpe`, trained on split `train`, or the path of a tokenizer.json.
+      vocab_size: most token ids there may be.
+      valid_share: this share of the documents, the last ones, is held out as split `valid`; 0: see `valid_path`.
+      valid_path: text of that split, as `path`; empty for a data set's own split `validation`.
+
+    Raises:
+      ValueError: an impossible choice. Nothing is read yet.
+    """
+
+    path: str
+    hf_id: str
+    separator: str
+    tokenizer: str
+    vocab_size: int
+    valid_share: float
+    valid_path: str
+
+    def __post_init__(self):
+        if bool(self.path) == bool(self.hf_id):
+            raise ValueError(
+                f"task.path={self.path!r}, task.hf_id={self.hf_id!r}: give one of them, --config.task.path=FILE (or a "
+                "folder) or --config.task.hf_id=NAME:CONFIG, such as Salesforce/wikitext:wikitext-2-v1"
+            )
+        if self.separator not in reading.SEPARATORS:
+            raise ValueError(f"task.separator={self.separator!r}: one of {', '.join(reading.SEPARATORS)}")
+        if not 0 <= self.valid_share < 1:
+            raise ValueError(f"task.valid_share={self.valid_share}: a share of the documents, must lie in [0, 1)")
+        if self.valid_share and self.valid_path:
+            raise ValueError(f"task.valid_path={self.valid_path!r}: with it, task.valid_share must be 0")
+        if not (self.valid_share or self.valid_path or self.hf_id):
+            raise ValueError("task.valid_share=0: what to evaluate on? A share of the documents, or a task.valid_path")
+
+
+class Corpus(NamedTuple):
+    """Tokens on disk.
+
+    Attributes:
+      tokens: split -> token ids, memory-mapped; every document is followed by the tokenizer's end token, if it has one.
+      provenance: what provenance.json says, without its own hash.
+    """
+
+    tokens: dict[str, np.ndarray]
+    tokenizer: Tokenizer
+    provenance: dict
+
+
+def prepare(recipe: Recipe) -> Corpus:
+    """The tokens of a recipe, from the cache or made now. Any number of processes may ask at once.
+
+    Raises:
+      ValueError: text that is missing, empty, not UTF-8, truncated or a single document, a tokenizer that does not
+        fit, a data set that cannot be had, or a cache that cannot be written to.
+    """
+    paths = _paths(recipe)
+    given = None if recipe.tokenizer in tokenizers.KINDS else _given(recipe)
+    identity = {
+        "format": FORMAT,
+        "sources": {split: [_source(path) for path in of_split] for split, of_split in paths.items()},
+        "separator": recipe.separator,
+        "tokenizer": recipe.tokenizer if given is None else _sha256(given.to_bytes()),
+        "vocab_size": recipe.vocab_size,
+        "valid_share": recipe.valid_share,
+    }
+    folder = cache() / "text" / _sha256(_canonical(identity))
+    found = _load(folder)
+    if found is None:
+        with _new_folder(folder) as temporary:
+            _make(recipe, identity, paths, given, temporary)
+        found = _load(folder)
+    if found is None:
+        raise ValueError(f"{folder}: does not hold what was just written there; set GAMMALAB_CACHE to a sound disk")
+    return found
+
+
+def cache() -> Path:
+    """Where prepared text lies."""
+    if os.environ.get("GAMMALAB_CACHE"):
+        return Path(os.environ["GAMMALAB_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gammalab"
+
+
+def _paths(recipe: Recipe) -> dict[str, list[Path]]:
+    """The files of each split; without `valid` where that is a share of `train`."""
+    paths = {
+        "train": reading.files(recipe.path)
+        if recipe.path
+        else [hub.downloaded(cache() / "hub", recipe.hf_id, recipe.separator, "train")]
+    }
+    if recipe.valid_path:
+        paths["valid"] = reading.files(recipe.valid_path)
+    elif not recipe.valid_share:
+        paths["valid"] = [hub.downloaded(cache() / "hub", recipe.hf_id, recipe.separator, "validation")]
+    return paths
+
+
+def _given(recipe: Recipe) -> Tokenizer:
+    path = Path(recipe.tokenizer).expanduser()
+    if not path.is_file():
+        kinds = ", ".join(tokenizers.KINDS)
+        raise ValueError(f"task.tokenizer={recipe.tokenizer!r}: one of {kinds}, or the path of a tokenizer.json")
+    try:
+        tokenizer = tokenizers.from_bytes(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if tokenizer.vocab_size > recipe.vocab_size:
+        raise ValueError(f"task.vocab_size={recipe.vocab_size}: {path} has {tokenizer.vocab_size} tokens")
+    return tokenizer
+
+
+def _make(recipe: Recipe, identity: dict, paths: dict, given: Tokenizer | None, folder: Path) -> None:
+    """Everything a folder of the cache holds, written into an empty one."""
+    counted = {split: sum(1 for _ in reading.documents(files, recipe.separator)) for split, files in paths.items()}
+    for split, files in paths.items():
+        if not counted[split]:
+            raise ValueError(f"{files[0] if len(files) == 1 else files[0].parent}: empty, no text in it")
+    spans = {split: (paths[split], 0, n) for split, n in counted.items()}
+    if recipe.valid_share:
+        n = counted["train"]
+        first_held = n - max(1, round(recipe.valid_share * n))
+        if first_held < 1:
+            raise ValueError(
+                f"{paths['train'][0]}: nothing is left to train on, as a {recipe.separator} of it is a document and it "
+                f"has {n}; use another task.separator or task.valid_share, or give a task.valid_path"
+            )
+        spans = {"train": (paths["train"], 0, first_held), "valid": (paths["train"], first_held, n)}
+
+    def documents(split: str) -> Iterator[str]:
+        files, first, last = spans[split]
+        return itertools.islice(reading.documents(files, recipe.separator), first, last)
+
+    tokenizer = given
+    if given is None:
+        tokenizer = tokenizers.train(recipe.tokenizer, documents("train"), recipe.vocab_size)
+    (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
+    said = {
+        **identity,
+        "read_from": {split: recipe.hf_id or [str(path) for path in files] for split, files in paths.items()},
+        "vocabulary": tokenizer.vocab_size,
+        "tokenizer_sha256": _sha256(tokenizer.to_bytes()),
+        "splits": {split: _write_tokens(folder / f"{split}.bin", tokenizer, documents(split)) for split in SPLITS},
+        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")},
+    }
+    (folder / "provenance.json").write_text(json.dumps(said | {"sha256": _sha256(_canonical(said))}, indent=1))
+
+
+def _write_tokens(path: Path, tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
+    """Writes the ids of documents one after the other; returns what provenance says of them."""
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    end = np.array([] if tokenizer.end is None else [tokenizer.end], dtype)
+    n_tokens, n_documents, n_unknown, digest = 0, 0, 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for batch in _batches(documents):
+            ids = [part for one in tokenizer.encode_all(batch) for part in (one.astype(dtype), end)]
+            token_N = np.concatenate(ids)
+            file.write(token_N.tobytes())
+            digest.update(token_N.tobytes())
+            n_tokens += token_N.size
+            n_documents += len(batch)
+            n_unknown += 0 if tokenizer.unknown is None else int(np.sum(token_N == tokenizer.unknown))
+    return {
+        "tokens": n_tokens,
+        "documents": n_documents,
+        "unknown_share": n_unknown / max(n_tokens, 1),
+        "dtype": dtype.str,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size > BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _load(folder: Path) -> Corpus | None:
+    """What a folder of the cache holds; None if it is not there, or not what was written."""
+    try:
+        said = json.loads((folder / "provenance.json").read_bytes())
+        content = (folder / "tokenizer.json").read_bytes()
+        sound = said.pop("sha256") == _sha256(_canonical(said)) and said["tokenizer_sha256"] == _sha256(content)
+        for split in SPLITS:
+            sound = sound and _file_sha256(folder / f"{split}.bin") == said["splits"][split]["sha256"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    if not sound:
+        return None
+    tokens = {split: _mapped(folder / f"{split}.bin", said["splits"][split]) for split in SPLITS}
+    return Corpus(tokens, tokenizers.from_bytes(content), said)
+
+
+def _mapped(path: Path, said: dict) -> np.ndarray:
+    empty = np.zeros(0, said["dtype"])  # an empty file cannot be mapped
+    return np.memmap(path, said["dtype"], "r") if said["tokens"] else empty
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes its name when the block is done, unless another process was first: both hold the same.
+
+    Raises:
+      ValueError: it cannot be written to.
+    """
+    temporary = folder.with_name(f".new-{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _install(temporary, folder)
+    except OSError as error:
+        raise ValueError(
+            f"{folder.parent}: cannot be written to ({error.strerror}); set GAMMALAB_CACHE to a folder that can"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _install(temporary: Path, folder: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that is not empty has the name
+        temporary.rename(folder)
+    if temporary.exists() and _load(folder) is None:
+        damaged = folder.with_name(f".damaged-{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # another process may be doing the same: whoever is first
+            folder.rename(damaged)
+            temporary.rename(folder)
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _source(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _canonical(value) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

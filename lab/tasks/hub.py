@@ -1,0 +1,59 @@
+"""Text of Hugging Face data sets, streamed once into a file (extra `text`)."""
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from lab.tasks.documents import END_OF_TEXT
+
+ENDING = {"line": "\n", "endoftext": f"\n{END_OF_TEXT}\n", "blank_line": "\n\n"}  # of a row of a data set
+
+
+def downloaded(folder: Path, hf_id: str, separator: str, split: str) -> Path:
+    """The file that holds one split of a data set, a document a row; downloaded if it is not in `folder` yet.
+
+    A new revision of the data set is not noticed: delete the file to have it downloaded again.
+
+    Args:
+      hf_id: `name` or `name:config`.
+      separator: see `lab.tasks.documents.documents`.
+
+    Raises:
+      ValueError: no such data set or split, no column `text`, no network, or `folder` cannot be written to.
+    """
+    key = hashlib.sha256("\n".join((hf_id, split, separator)).encode()).hexdigest()
+    path = folder / f"{key}.txt"
+    if path.is_file():
+        return path
+    temporary = path.with_name(f".new-{uuid.uuid4().hex}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            for text in _rows(hf_id, split):
+                file.write(text.rstrip("\n") + ENDING[separator])
+        temporary.replace(path)
+    except OSError as error:
+        told = f"cannot be written to ({error.strerror}); set GAMMALAB_CACHE to a folder that can"
+        raise ValueError(f"{folder}: {told}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _rows(hf_id: str, split: str) -> Iterable[str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("task.hf_id needs the package datasets: pip install 'gammalab[text]'") from error
+    name, _, config = hf_id.partition(":")
+    try:
+        for row in datasets.load_dataset(name, config or None, split=split, streaming=True):
+            yield row["text"]
+    except Exception as error:  # network, HTTP, a wrong name, a file that cannot be parsed: all of them its own kinds
+        told = f"{type(error).__name__}: {(str(error).strip() or 'nothing more is said').splitlines()[0]}"
+        raise ValueError(
+            f"task.hf_id={hf_id!r}: its split {split!r} cannot be had ({told}); offline, give the text as task.path"
+        ) from error

@@ -1,0 +1,336 @@
+"""Deduction in fictional ontologies (PrOntoQA-style), and what this and the other tasks of h-step reasoning share.
+
+`wumpus is rompus . rompus isn't red . max is wumpus . max is red ?` -> `false`. Concepts form chains, properties hang
+on them, an entity enters a chain, and the question is about the property h rules away: h - 1 of the form "every A is a
+B" and one that gives the property. ("Language Models Are Greedy Reasoners", arXiv 2210.01240, for the ontologies;
+"Reasoning Bias of Next Token Prediction Training", arXiv 2502.02007, for the cloze form. The layout is ours.)
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lab.tasks.answers import PAD, AnswerTask, exact, pack, right
+from lab.tasks.batch import Batch
+
+FORMS = ("true_false", "cloze")
+HELD_OUT = 5  # one combination of two names in so many is kept for split `test`
+# As words in one string: a list of a word a line would be longer than the task.
+ONSETS, RIMES = "w r d br j t v z n st l sh g f y h k b gr zh m", "um om er im or el"
+CONCEPTS = tuple(f"{onset}{rime}pus" for rime in RIMES.split() for onset in ONSETS.split())
+ENTITY_NAMES = "max alex sam fae wren stella rex polly sally tom bob eva jack davis carol oliver gabriel ada hugo iris"
+ENTITIES = tuple(ENTITY_NAMES.split())
+ADJECTIVES = (
+    "red blue brown orange small large opaque bright dull sour sweet bitter spicy fruity earthy floral hot cold "
+    "temperate wooden metallic luminous liquid transparent happy angry shy kind mean nervous feisty amenable"
+)
+PROPERTIES = tuple(ADJECTIVES.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoning(AnswerTask):
+    """Base of tasks whose answer lies h steps from what is said: a subclass gives `item` and the words.
+
+    Every sequence tells as much, however many steps are asked for: what the answer does not need is there to distract.
+    So deeper questions are not longer ones, and positions are all trained. Names are drawn anew for every sequence.
+
+    Splits: `train`; `test`, as many steps, but with those combinations of two names that HELD_OUT keeps from training
+    (see each task); `ood`, more steps, names combined as in training.
+
+    Attributes:
+      hops_train, hops_ood: numbers of steps h, each as likely.
+    """
+
+    hops_train: tuple
+    hops_ood: tuple
+
+    splits = ("train", "test", "ood")
+    dims = {"hop_accuracy": ("hop",)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("hops_train", "hops_ood"):
+            hops = getattr(self, name)
+            whole = all(isinstance(h, int) and h >= self.least_hops for h in hops)
+            if not hops or not whole or len(set(hops)) < len(hops):
+                raise ValueError(f"task.{name}={hops!r}: distinct numbers of steps, {self.least_hops} or more")
+        if min(self.hops_ood) <= max(self.hops_train):
+            raise ValueError(f"task.hops_ood={self.hops_ood}: all more than those of task.hops_train={self.hops_train}")
+
+    @property
+    def least_hops(self) -> int:
+        return 1
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The word of every token; that of `PAD` is empty."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    @property
+    def context_alphabet(self) -> tuple[int, ...]:
+        return tuple(token for token in range(1, self.vocab_size) if token not in self.answer_alphabet)
+
+    @property
+    def coords(self) -> Mapping[str, tuple]:
+        return {"hop": (*self.hops_train, *self.hops_ood)}
+
+    @property
+    def depth(self) -> int:
+        """The most steps of any split."""
+        return max(self.hops_ood)
+
+    def item(self, key, hops, held_out: bool):
+        """One sequence: tokens x_0 ... x_L (int32), which of them answer (bool), and the answers its form allows.
+
+        Args:
+          hops: h, traced.
+          held_out: whether its two names are a combination kept for `test`.
+        """
+        raise NotImplementedError
+
+    def decode(self, tokens) -> str:
+        """A sequence as text for people."""
+        return " ".join(self.words[int(token)] for token in tokens if token != PAD)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of some words."""
+        return [self.words.index(word) for word in text.split()]
+
+    def draw(self, key, n: int, split: str, hparams: Mapping) -> Batch:
+        """`n` sequences, int32 (n, length); `info` has `hops_B` and `candidates_BxC`, the answers a form allows.
+
+        Raises:
+          ValueError: unknown split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"split {split!r}: one of {', '.join(self.splits)}")
+        hop_key, item_key = jax.random.split(key)
+        choices = jnp.asarray(self.hops_ood if split == "ood" else self.hops_train, jnp.int32)
+        hops_B = choices[integers(jax.random.uniform(hop_key, (n,)), choices.size)]
+        items = jax.vmap(lambda key, hops: self.item(key, hops, split == "test"))
+        sequence_BxM, is_answer_BxM, candidates_BxC = items(jax.random.split(item_key, n), hops_B)
+        return pack(sequence_BxM, is_answer_BxM, {"hops_B": hops_B, "candidates_BxC": candidates_BxC})
+
+    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
+        """As `AnswerTask.score`, and two more.
+
+        `hop_accuracy` (H): accuracy by number of steps, NaN for those not in the batch. `plausible`: share of answers
+        (their last tokens) of the right form, such as either of two candidates: accuracy / plausible is what reasoning
+        adds, to be compared with 1 / the number of candidates.
+
+        Raises:
+          ValueError: as `AnswerTask.score`.
+        """
+        hop_Hx1 = jnp.asarray(self.coords["hop"], jnp.int32)[:, None]
+        of_hop_HxB = (batch.info["hops_B"][None] == hop_Hx1).astype(jnp.float32)
+        predicted_BxL = jnp.argmax(logits_BxQxV, axis=-1).astype(jnp.int32)
+        return super().score(logits_BxQxV, batch) | {
+            "hop_accuracy": of_hop_HxB @ exact(logits_BxQxV, batch) / of_hop_HxB.sum(axis=1),
+            "plausible": plausible(at_end(predicted_BxL, batch), batch.info["candidates_BxC"]),
+        }
+
+
+def at_end(value_BxL, batch: Batch):
+    """The entries (B) at each sequence's last answer token."""
+    length = batch.weights_BxL.shape[1]
+    place_BxL = jnp.where(batch.weights_BxL > 0, jnp.arange(length, dtype=jnp.int32)[None], 0)
+    return jnp.take_along_axis(value_BxL, jnp.max(place_BxL, axis=1)[:, None], axis=1)[:, 0]
+
+
+def sentences(*words):
+    """Sentences (S, W) of W words each, from tokens or arrays of tokens that broadcast."""
+    words = jnp.broadcast_arrays(*(jnp.asarray(word, jnp.int32) for word in words))
+    return jnp.stack(words, axis=-1).reshape(-1, len(words))
+
+
+def plausible(predicted_B, candidates_BxC):
+    """Share of the answers that are among the candidates, float32."""
+    return jnp.mean(jnp.any(predicted_B[:, None] == candidates_BxC, axis=1), dtype=jnp.float32)
+
+
+def uniforms(key, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Uniform numbers in arrays of these shapes, float32: all that is random in an item.
+
+    One draw, cut into pieces: a program of many small draws takes several times as long to compile.
+    """
+    flat = jax.random.uniform(key, (sum(map(math.prod, shapes)),), jnp.float32)
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends[:-1]), shapes, strict=True)]
+
+
+def integers(uniform, n):
+    """Integers from 0 to n - 1, int32, of the shape of `uniform`; n may be traced."""
+    return jnp.floor(uniform * jnp.asarray(n, jnp.float32)).astype(jnp.int32)
+
+
+def permutation(uniform_N):
+    """0 ... N - 1 in random order, int32."""
+    return jnp.argsort(uniform_N).astype(jnp.int32)
+
+
+def one_of(uniform_N, allowed_N):
+    """The index of a random true entry on the last axis, int32; 0 where there is none."""
+    return jnp.argmax(jnp.where(allowed_N, uniform_N, -1.0), axis=-1).astype(jnp.int32)
+
+
+def is_held_out(first, second):
+    """Which combinations of two names, given as integers, no training sequence has: one in HELD_OUT."""
+    return (first + second) % HELD_OUT == 0
+
+
+def swapped_in(value_N, place, value):
+    """A permutation with `value` at `place`: the two entries change places."""
+    before = value_N[place]
+    return jnp.where(value_N == value, before, value_N).at[place].set(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ontology(Reasoning):
+    """The task as a value.
+
+    Every sequence tells `n_chains` chains of `max(hops_ood)` concepts each in random order, and of one entity a chain
+    where it enters, all at the same level: chains differ in nothing but the entity asked about. `true_false`: every
+    concept of a chain has one property, the second chain the opposite ones at the same levels, further chains at
+    random; the question states or denies one of them. `cloze`: only the last concept of each chain has a property, and
+    the question asks for it; `max is ?` -> `red`. What is asked about lies h rules from the entity.
+
+    The shallowest answers are right for 1/2 (`true_false`) and 1/`n_chains` (`cloze`: any property that is told). With
+    `chain_of_thought` the answer is the proof, `max is wumpus . max is rompus . max isn't red . false`: `accuracy` asks
+    for all of it, as greedy decoding would give it; `final_accuracy` for the last token given the true proof, which
+    hardly leaves anything to deduce.
+
+    Attributes:
+      n_chains: 2 to 4.
+      n_concepts: names of concepts to choose from; at most 126.
+      form: `true_false` or `cloze`.
+
+    An entity and the concept it enters at are a combination of names in the sense of `Reasoning`: `max is wumpus` of
+    split `test` is told in no training sequence. (It may be a conclusion there, in the proof of another one.)
+    """
+
+    n_chains: int
+    n_concepts: int
+    form: str
+    chain_of_thought: bool
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.form not in FORMS:
+            raise ValueError(f"task.form={self.form!r}: one of {', '.join(FORMS)}")
+        most = len(ENTITIES) // HELD_OUT  # each with a name of its own, all in one class of names
+        if not 2 <= self.n_chains <= most:
+            raise ValueError(f"task.n_chains={self.n_chains}: from 2 to {most}")
+        least = self.n_chains * self.depth
+        if not least <= self.n_concepts <= len(CONCEPTS):
+            raise ValueError(
+                f"task.n_concepts={self.n_concepts}: from task.n_chains * max(task.hops_ood) = {least} "
+                f"to {len(CONCEPTS)}"
+            )
+        if self.depth > len(PROPERTIES):
+            raise ValueError(f"task.hops_ood={self.hops_ood}: at most {len(PROPERTIES)}, for want of properties")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        marks = ("", ".", "?", "is", "isn't", "true", "false")
+        return (*marks, *ENTITIES, *PROPERTIES, *CONCEPTS[: self.n_concepts])
+
+    @property
+    def length(self) -> int:
+        proof = self.depth + (self.form == "true_false") if self.chain_of_thought else 0
+        return 4 * (self._n_told + proof) + (4 if self.form == "true_false" else 3)
+
+    @property
+    def _n_told(self) -> int:
+        """Sentences before the question."""
+        return self.n_chains * (self.depth + (self.depth if self.form == "true_false" else 1))
+
+    @property
+    def answer_alphabet(self) -> tuple[int, ...]:
+        """The words that answer; all words where answers hold a proof."""
+        if self.chain_of_thought:
+            return tuple(range(1, self.vocab_size))
+        return tuple(self.ids("true false" if self.form == "true_false" else " ".join(PROPERTIES)))
+
+    @property
+    def context_alphabet(self) -> tuple[int, ...]:
+        return tuple(token for token in range(1, self.vocab_size) if token not in self.ids("true false"))
+
+    def item(self, key, hops, held_out: bool):
+        shape = self.n_chains, self.depth
+        name_C, entry_1, entity_KxE, order_S, property_P, sign_KxN, asked_1 = uniforms(
+            key, (self.n_concepts,), (), (self.n_chains, len(ENTITIES)), (self._n_told,), (len(PROPERTIES),), shape, ()
+        )
+        says, stop, first_entity, first_concept = self.ids(f"is . {ENTITIES[0]} {CONCEPTS[0]}")
+        place_KxN = permutation(name_C)[: self.n_chains * self.depth].reshape(shape)
+        concept_KxN = first_concept + place_KxN
+        highest = self.depth - hops  # where an entity may enter
+        is_cloze = self.form == "cloze"
+        entry = highest if is_cloze else integers(entry_1, highest + 1)
+        entity_K = first_entity + self._entities(entity_KxE, place_KxN[:, entry], held_out)
+
+        property_P = permutation(property_P)
+        if is_cloze:
+            parts = self._cloze(property_P, concept_KxN, entity_K[0])
+        else:
+            sign_KxN = sign_KxN < 0.5
+            parts = self._true_false(property_P, sign_KxN, asked_1 < 0.5, concept_KxN, entity_K[0], entry + hops - 1)
+        properties_Sx4, question_Q, conclusion_C, answer, candidates_A = parts
+        chains_Sx4 = sentences(concept_KxN[:, :-1], says, concept_KxN[:, 1:], stop)
+        enters_Sx4 = sentences(entity_K, says, concept_KxN[:, entry], stop)
+        told_Sx4 = jnp.concatenate([properties_Sx4, chains_Sx4, enters_Sx4])[permutation(order_S)]
+        asked_M = jnp.concatenate([told_Sx4.reshape(-1), question_Q])
+        if not self.chain_of_thought:
+            sequence_M = jnp.append(asked_M, answer)
+            return sequence_M, jnp.arange(sequence_M.size) >= asked_M.size, candidates_A
+        proof_Nx4 = sentences(entity_K[0], says, jnp.roll(concept_KxN[0], -entry), stop)
+        proof_Nx4 = jnp.where(jnp.arange(self.depth)[:, None] < hops, proof_Nx4, PAD)
+        sequence_M = jnp.concatenate([asked_M, proof_Nx4.reshape(-1), conclusion_C, answer[None]])
+        sequence_M = sequence_M[jnp.argsort(sequence_M == PAD, stable=True)]  # padding to the end
+        is_answer_M = (jnp.arange(sequence_M.size) >= asked_M.size) & (sequence_M != PAD)
+        return sequence_M, is_answer_M, candidates_A
+
+    def _true_false(self, property_P, is_KxN, states, concept_KxN, entity, level):
+        """What properties concepts have; of the one at a level of the first chain: question, conclusion, answer, and
+        the answers there could be."""
+        stop, asks, says, denies, true, false, first = self.ids(f". ? is isn't true false {PROPERTIES[0]}")
+        property_N = first + property_P[: self.depth]
+        sign_KxN = jnp.where(is_KxN.at[1].set(~is_KxN[0]), jnp.int32(says), jnp.int32(denies))
+        properties_Sx4 = sentences(concept_KxN, sign_KxN, property_N[None], stop)
+        sign, asked = sign_KxN[0, level], property_N[level]
+        sign_asked = jnp.where(states, jnp.int32(says), jnp.int32(denies))
+        question_Q = jnp.stack([entity, sign_asked, asked, jnp.int32(asks)])
+        conclusion_C = jnp.stack([entity, sign, asked, jnp.int32(stop)])
+        answer = jnp.where(sign == sign_asked, jnp.int32(true), jnp.int32(false))
+        return properties_Sx4, question_Q, conclusion_C, answer, jnp.asarray([true, false], jnp.int32)
+
+    def _cloze(self, property_P, concept_KxN, entity):
+        """The same in the form that asks for the property at the end; its answer is the conclusion."""
+        stop, asks, says, first = self.ids(f". ? is {PROPERTIES[0]}")
+        property_K = first + property_P[: self.n_chains]
+        properties_Sx4 = sentences(concept_KxN[:, -1], says, property_K, stop)
+        question_Q = jnp.stack([entity, jnp.int32(says), jnp.int32(asks)])
+        return properties_Sx4, question_Q, jnp.zeros(0, jnp.int32), property_K[0], property_K
+
+    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
+        """As `Reasoning.score`, with `final_accuracy` where there is a chain of thought."""
+        scores = super().score(logits_BxQxV, batch)
+        if self.chain_of_thought:
+            scores["final_accuracy"] = jnp.mean(at_end(right(logits_BxQxV, batch), batch), dtype=jnp.float32)
+        return scores
+
+    def _entities(self, uniform_KxE, place_K, held_out: bool):
+        """Distinct entities (K), each of which may stand with the concept it enters at."""
+        entity_E = jnp.arange(len(ENTITIES), dtype=jnp.int32)
+        free_E, chosen = jnp.ones(len(ENTITIES), bool), []
+        for uniform_E, place in zip(uniform_KxE, place_K, strict=True):
+            chosen.append(one_of(uniform_E, free_E & (is_held_out(entity_E, place) == held_out)))
+            free_E &= entity_E != chosen[-1]
+        return jnp.stack(chosen)

@@ -1,0 +1,156 @@
+"""Next-token prediction on real text: random windows of one long array of tokens.
+
+Nothing is read when the task is made. The text is prepared (see `lab.tasks.corpus`) when the first batch is asked for,
+traced or not, and kept for the life of the process.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lab import losses
+from lab.tasks import corpus
+from lab.tasks.batch import Batch, Task
+from lab.tasks.corpus import SPLITS, Corpus, Recipe
+
+LOSSES = ("last", "all")
+BLOCK = 2**24  # tokens counted at once
+IDENTITY = ("format", "sources", "separator", "tokenizer", "vocab_size", "valid_share", "vocabulary", "splits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Task):
+    """The task as a value.
+
+    Attributes:
+      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path: see `lab.tasks.corpus.Recipe`.
+      length: tokens of a window.
+      loss: `last`: the token after the window is predicted, `all`: every next token.
+    """
+
+    path: str
+    hf_id: str
+    separator: str
+    tokenizer: str
+    vocab_size: int
+    length: int
+    loss: str
+    valid_share: float
+    valid_path: str
+    splits = SPLITS
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"task.loss={self.loss!r}: one of {', '.join(LOSSES)}")
+        if self.length < 1:
+            raise ValueError(f"task.length={self.length}: must be at least 1")
+        self.recipe  # noqa: B018  refuses what cannot be
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+
+    def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
+        """`n` windows that start anywhere in the split, each place as likely; documents follow one another in them.
+
+        Raises:
+          ValueError: unknown split, a split shorter than a window, or as `lab.tasks.corpus.prepare`.
+        """
+        token_N = _on_device(self, split)
+        start_B = jax.random.randint(key, (n,), 0, token_N.size - self.length, jnp.int32)
+        place_BxL = start_B[:, None] + jnp.arange(self.length + 1, dtype=jnp.int32)[None]
+        window_BxL = token_N[place_BxL].astype(jnp.int32)
+        weights_BxL = jnp.ones((n, self.length), jnp.float32)
+        if self.loss == "last":
+            weights_BxL = weights_BxL.at[:, :-1].set(0.0)
+        return Batch(window_BxL[:, :-1], window_BxL[:, 1:], weights_BxL, {})
+
+    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
+        """At the positions that count: `accuracy`, and `over_unigram` in nats.
+
+        The latter is the loss minus that of always answering with the frequencies of the training tokens (plus 1/2
+        each), on the same targets: 0 on the plateau at the unigram entropy, negative once the context is used.
+        """
+        targets_BxQ, weights_BxQ = (
+            losses.last(values_BxL, logits_BxQxV.shape[1]) for values_BxL in (batch.targets_BxL, batch.weights_BxL)
+        )
+        count_V = frequencies(self) + 0.5
+        unigram_V = jnp.asarray(-np.log(count_V / count_V.sum()), weights_BxQ.dtype)
+        sum_nll, sum_weights = losses.cross_entropy(logits_BxQxV, batch.targets_BxL, batch.weights_BxL)
+        correct_BxQ = jnp.argmax(logits_BxQxV, axis=-1).astype(targets_BxQ.dtype) == targets_BxQ
+        sum_unigram = jnp.sum(weights_BxQ * unigram_V[targets_BxQ])
+        return {
+            "accuracy": jnp.sum(weights_BxQ * correct_BxQ.astype(weights_BxQ.dtype)) / sum_weights,
+            "over_unigram": (sum_nll - sum_unigram.astype(sum_nll.dtype)) / sum_weights,
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """`tokenizer.json`, and in `corpus.json` the hashes of the text and of its tokens; not where the text lies."""
+        prepared = _prepared(self.recipe)
+        said = {name: prepared.provenance[name] for name in IDENTITY}
+        return {"tokenizer.json": prepared.tokenizer.to_bytes(), "corpus.json": json.dumps(said, indent=1).encode()}
+
+
+def prepared(task: Text) -> Corpus:
+    """The text of a task: tokens, tokenizer, provenance.
+
+    Raises:
+      ValueError: as `lab.tasks.corpus.prepare`.
+    """
+    return _prepared(task.recipe)
+
+
+@functools.cache
+def frequencies(task: Text) -> np.ndarray:
+    """How often each token stands in split `train`: int64, (vocab_size,); not to be written to."""
+    token_N = prepared(task).tokens["train"]
+    count_V = np.zeros(task.vocab_size, np.int64)
+    for first in range(0, token_N.size, BLOCK):
+        count_V += np.bincount(token_N[first : first + BLOCK], minlength=task.vocab_size)
+    count_V.flags.writeable = False
+    return count_V
+
+
+def windows_ending_in(task: Text, key, token_I, n: int, split: str) -> np.ndarray:
+    """For each token, `n` windows whose last token it is, drawn with replacement among all that there are.
+
+    What the paper's A[i, k] is a mean over: attention given that the query token is i (arXiv 2605.01199).
+
+    Returns:
+      tokens, int32, (I, n, length).
+
+    Raises:
+      ValueError: a token that ends no window of the split.
+    """
+    token_N = prepared(task).tokens[split]
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # on the host, where the text lies
+    windows = []
+    for token in np.asarray(token_I):
+        last_M = np.flatnonzero(token_N[task.length - 1 :] == token)
+        if not last_M.size:
+            raise ValueError(f"token {token}: ends no window of {task.length} tokens in split {split!r}")
+        windows.append(draw.choice(last_M, n)[:, None] + np.arange(task.length)[None])
+    return np.asarray(token_N[np.stack(windows)], np.int32)
+
+
+_prepared = functools.cache(corpus.prepare)
+
+
+@functools.cache
+def _on_device(task: Text, split: str) -> jax.Array:
+    """The tokens of a split, in as few bytes as on disk."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: text has {', '.join(SPLITS)}")
+    token_N = prepared(task).tokens[split]
+    if not task.length < token_N.size < 2**31:
+        raise ValueError(
+            f"task.length={task.length}: {task.path or task.hf_id} has {token_N.size} tokens in split {split!r}; more "
+            "than a window and fewer than 2^31 are needed"
+        )
+    with jax.ensure_compile_time_eval():  # kept beyond the trace that asks first
+        return jnp.asarray(token_N)
