@@ -50,13 +50,13 @@ def cpu() -> ConfigDict:
                 frozen=(),
             ),
             grid=dict(
-                gamma=(1.661, 2.4914),  # initial std d_model^-gamma: 1e-2 and 1e-3
+                gamma=(1.661, 2.4914, 3.3219),  # initial std d_model^-gamma: 1e-2, 1e-3 and 1e-4
                 weight_decay=(0.0,),
                 learning_rate=(0.5,),
                 seed=(0, 1, 2),
             ),
             steps=20_000,
-            batch_size=256,
+            batch_size=64,
             train_size=0,
             data_order="row",
             data_seed=0,
@@ -73,7 +73,7 @@ def cpu() -> ConfigDict:
                 cycle=dict(),
                 escape=dict(
                     task=dict(stationary=(0.7, 0.1, 0.1, 0.1), asymmetry=(0.0, 1.0, 0.0, -1.0)),
-                    grid=dict(gamma=(2.4914,), delta=(0.0, 0.0025, 0.005, 0.01, 0.02)),
+                    grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
                 ),
                 collapse=collapse(),
             ),
@@ -97,6 +97,7 @@ def collapse() -> dict:
         optim=dict(family="adamw", warmup_steps=150, start_factor=1 / 15, clip_norm=1.0, frozen=("embed", "head")),
         grid=dict(gamma=(0.85, 1.4), gamma_embed=(0.5,), gamma_head=(0.5,), learning_rate=(1e-3,)),
         steps=1200,
+        batch_size=256,
         eval_every=100,
         snapshot_every=10,
     )

@@ -1,7 +1,7 @@
 """Pictures of one row through its stages: curves over training, embeddings on their way, attention as a film.
 
-Stages are given as `[(label, first, last), ...]` in training steps and shaded behind the curves. Time is linear: stages
-that follow one another have comparable lengths.
+Stages are given as `[(label, first, last), ...]` in training steps and shaded behind the curves. The step axis is
+logarithmic, linear below the first step after 0.
 """
 
 import io
@@ -24,20 +24,22 @@ def stages(step_T, panels, spans, title, levels=None, logarithmic=()):
 
     Args:
       step_T: T steps, or one array for each panel's title.
-      panels: title -> {label: T values}; labels that several panels share keep their colour.
+      panels: title -> {label: T values}; labels that several panels share keep their colour. A curve that is alone in
+        its panel is named by the title.
       spans: [(label, first step, last step), ...].
       levels: title -> {label: value} of dashed horizontal lines, e.g. an entropy.
       logarithmic: titles of panels with a logarithmic axis; values not above 0 are left blank there.
     """
     figure, axes = style.panels(len(panels), 3.35, 2.5, title)
-    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    labels = list(dict.fromkeys(label for curves in panels.values() if len(curves) > 1 for label in curves))
     strokes = dict(zip(labels, style.strokes(labels), strict=True))
+    alone = {"color": "black", "ls": "-"}
     for ax, (name, curves) in zip(axes, panels.items(), strict=True):
-        times_T = step_T[name] if isinstance(step_T, Mapping) else step_T
+        times_T = np.asarray(step_T[name] if isinstance(step_T, Mapping) else step_T)
         for label, values_T in curves.items():
             values_T = np.asarray(values_T, float)
             shown_T = np.where(values_T > 0, values_T, np.nan) if name in logarithmic else values_T
-            ax.plot(times_T, shown_T, **strokes[label], lw=1.6, label=label, gid="curve")
+            ax.plot(times_T, shown_T, **strokes.get(label, alone), lw=1.6, label=label, gid="curve")
         for label, value in (levels or {}).get(name, {}).items():
             ax.axhline(value, color=style.GREY, lw=1, ls=(0, (4, 3)), gid="level")
             ax.annotate(
@@ -50,8 +52,8 @@ def stages(step_T, panels, spans, title, levels=None, logarithmic=()):
             ax.margins(y=0.12)
         _shade(ax, spans)
         ax.set_title(name, loc="left")
-        ax.set_xlim(times_T[0], times_T[-1])
-        ax.set_xlabel("step")
+        ax.set_xscale("symlog", linthresh=np.append(times_T[times_T > 0], 1)[0], linscale=0.3)
+        ax.set(xlim=(times_T[0], times_T[-1]), xlabel="step")
     shades = [Line2D([], [], color=shade, lw=8, label=label) for label, shade in _shades(spans).items()]
     style.legend_below(figure, [Line2D([], [], **strokes[label], label=label) for label in labels] + shades)
     return figure
@@ -113,14 +115,17 @@ def laws(panels, title, notes=()):
     return figure
 
 
-def film(attention_TxIxJ, names, step_T, spans, title="Who attends to whom") -> bytes:
-    """A GIF of token attention over training: a frame per snapshot, titled with its step and stage."""
+def film(attention_TxIxJ, names, step_T, spans, title="Who attends to whom", queries=None) -> bytes:
+    """A GIF of token attention over training: a frame per snapshot, titled with its step and stage.
+
+    `names` are those of the keys, and of the queries where these have no others.
+    """
     frames = []
     for attention_IxJ, step in zip(np.asarray(attention_TxIxJ), step_T, strict=True):
         inside = [label for label, first, last in spans if first <= step < last]
         caption = f"step {int(step)}" + (f", {inside[-1]}" if inside else "")
         with style.paper():
-            figure = maps.token_attention({caption: attention_IxJ}, names, names, title, top=1.0)
+            figure = maps.token_attention({caption: attention_IxJ}, queries or names, names, title, top=1.0)
             figure.set_dpi(FRAME_DPI)
             canvas = FigureCanvasAgg(figure)
             canvas.draw()

@@ -86,13 +86,19 @@ def outdated(root: Path) -> dict[str, list[str]]:
 
 
 def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
-    """What each measurement is, by name, for the smallest preset: of the study's own, and of the catalogue's."""
+    """What each measurement is, by name, for the smallest preset: of the study's own, and of the catalogue's.
+
+    None for a variant that cannot be built without the user's data.
+    """
     smallest = next(iter(study.presets))
     config = importlib.import_module(f"lab.configs.{study.name}").get_config(smallest)
-    experiment = configs.experiment(next(iter(configs.variants(config).values())))
-    general = {one.name: measure.about(one) for one in catalogue.measures(experiment)}
-    own = {one.name: measure.about(one) for one in study.measures(experiment) if one.name not in general}
-    return own, general
+    own, general = {}, {}
+    for variant in configs.variants(config).values():
+        with contextlib.suppress(ValueError):
+            experiment = configs.experiment(variant)
+            general |= {one.name: measure.about(one) for one in catalogue.measures(experiment)}
+            own |= {one.name: measure.about(one) for one in study.measures(experiment)}
+    return {name: text for name, text in own.items() if name not in general}, general
 
 
 def reported(root: Path) -> bool:

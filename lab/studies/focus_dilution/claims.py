@@ -17,11 +17,12 @@ from lab.studies.focus_dilution import collapse, population
 
 PAPER = "arXiv 2605.01199"
 COMPANION = "arXiv 2510.06954"
-HYSTERESIS = 0.01  # attention mass, nats of entropy: what counts as a move and not as noise
+HYSTERESIS = 0.01  # attention mass: what counts as a move of the exact limit
+NOISE = {"focus": 0.05, "entropy": 0.1}  # attention mass, nats: what counts on samples, above the noise of minibatches
 GROWN = 2.0  # times its first value: W_Q has left where it started
 CONDENSED_RANK, CONDENSED_GAP = 1.1, 1e-3  # of W_0, nats: the paper's criterion as `stages.Thresholds` has it
 ESCAPED = 0.05  # s_2 / s_1 of W_0 at which a new direction is there
-FITTED = (3.0, 0.005)  # growth is fitted from this many times the least value on, until F has moved by this much
+FITTED = (0.05, 0.005)  # growth is fitted from this share of what it has reached when F has moved by this much
 
 Datasets = Mapping[str, xr.Dataset]
 
@@ -51,26 +52,38 @@ def largest_weights(datasets: Datasets) -> list[xr.Dataset]:
     return rows(variant(datasets, "cycle"), 0)
 
 
+def finite(row: xr.Dataset, name: str) -> xr.DataArray:
+    """
+    Raises:
+      Lacking: the row diverged; what snapshots hold from there on are the weights it was frozen at.
+    """
+    frozen = "snapshot" in row[name].dims and int(row["diverged_at"]) >= 0
+    if frozen or not np.isfinite(row[name]).all():
+        raise Lacking(f"a finite {name}: seed {int(row.seed)} diverged")
+    return row[name]
+
+
 def condensed_at(row: xr.Dataset) -> float:
     """Step of the limit at which the loss is at the unigram entropy and W_0 of rank one."""
     at_plateau_T = (abs(row["limit.gap"]) < CONDENSED_GAP) & (row["limit.rank_embedding"] < CONDENSED_RANK)
-    return _first(row.time, at_plateau_T)
+    return first(row.time, at_plateau_T)
 
 
 def grown_at(row: xr.Dataset) -> float:
     norm_T = row["limit.norm_query"]
-    return _first(row.time, norm_T > GROWN * norm_T[0])
+    return first(row.time, norm_T > GROWN * norm_T[0])
 
 
 def fallen_at(row: xr.Dataset, name: str, share: float = 0.5) -> float:
     """Step at which a rank is `share` of its way from where it starts down to one."""
     rank_T = row[name]
-    return _first(row.time, rank_T < 1 + (1 - share) * (rank_T[0] - 1))
+    return first(row.time, rank_T < 1 + (1 - share) * (rank_T[0] - 1))
 
 
 def plateau(row: xr.Dataset) -> xr.Dataset:
     """The state of the limit with the least gradient between condensation and the first move of attention."""
-    before_T = (row.time >= condensed_at(row)) & (abs(row["limit.focus"] - row["limit.focus"][0]) < HYSTERESIS)
+    moved_T = abs(row["limit.focus"] - row["limit.focus"][0]) >= HYSTERESIS
+    before_T = (row.time >= condensed_at(row)) & (moved_T.cumsum("time") == 0)  # F passes where it began again, later
     gradient_T = row["limit.gradient_norm"].where(before_T)
     if gradient_T.isnull().all():
         raise Lacking("a plateau: it did not condense before attention moved")
@@ -80,7 +93,7 @@ def plateau(row: xr.Dataset) -> xr.Dataset:
 def condensation_comes_first(datasets: Datasets) -> Measured:
     pairs = [(condensed_at(row), grown_at(row)) for row in smallest_weights(datasets)]
     note = f"Steps: condensed {_listed(a for a, _ in pairs)}, |W_Q| doubled {_listed(b for _, b in pairs)}."
-    return Measured(tuple(b / a for a, b in pairs), 1.0, note, strictly=True)
+    return Measured(tuple(_over(b, a) for a, b in pairs), 1.0, note, strictly=True)
 
 
 def plateau_is_unigram(datasets: Datasets) -> Measured:
@@ -118,14 +131,17 @@ def attention_collapses_later(datasets: Datasets) -> Measured:
     ratios = []
     for row in smallest_weights(datasets):
         embedding = fallen_at(row, "limit.rank_embedding")
-        ratios.append(min(fallen_at(row, f"limit.rank_{name}") for name in ("query", "key")) / embedding)
-    return Measured(
-        tuple(ratios), 1.0, "Step of half the fall of W_Q's or W_K's rank over that of W_0's.", strictly=True
-    )
+        collapsed = np.minimum(*(fallen_at(row, f"limit.rank_{name}") for name in ("query", "key")))  # NaN if one is
+        ratios.append(_over(float(collapsed), embedding))
+    note = "Step of half the fall of W_Q's or W_K's rank, the first of the two, over that of W_0's."
+    return Measured(tuple(ratios), 1.0, note, strictly=True)
 
 
 def symmetric_tokens_stall(datasets: Datasets) -> Measured:
-    still = variant(datasets, "escape").sel(delta=0.0)
+    dataset = variant(datasets, "escape")
+    if 0 not in dataset.delta:
+        raise Lacking("rows with delta 0")
+    still = dataset.sel(delta=0.0)
     largest = [float(row["limit.ratio_embedding"].isel(time=-1)) for row in rows(still, -1)]
     note = f"s_2 / s_1 of W_0 after {int(still.time[-1])} steps; the threshold is that of a new direction."
     return Measured(tuple(largest), at_most=ESCAPED, note=note, strictly=True)
@@ -135,6 +151,8 @@ def asymmetric_tokens_escape(datasets: Datasets) -> Measured:
     """Rank correlation of the escape time with delta."""
     dataset = variant(datasets, "escape")
     dataset = dataset.sel(delta=dataset.delta > 0)
+    if dataset.sizes["delta"] < 2:
+        raise Lacking("two values of delta above 0")
     times = {float(delta): [escaped_at(row) for row in rows(dataset.sel(delta=delta), -1)] for delta in dataset.delta}
     per_seed = [spearman(np.array([*times]), np.array(one)) for one in zip(*times.values(), strict=True)]
     listed = "; ".join(f"delta {delta:g}: {_listed(steps)}" for delta, steps in times.items())
@@ -144,26 +162,26 @@ def asymmetric_tokens_escape(datasets: Datasets) -> Measured:
 def escaped_at(row: xr.Dataset) -> float:
     """Step at which a second direction of W_0 is there, after it had condensed."""
     ratio_T = row["limit.ratio_embedding"]
-    return _first(row.time, (ratio_T > ESCAPED) & (row.time > condensed_at(row)))
+    return first(row.time, (ratio_T > ESCAPED) & (row.time > condensed_at(row)))
 
 
 def cycle_repeats(datasets: Datasets) -> Measured:
-    return _maxima(datasets, "limit", "time")
+    return _maxima(datasets, "limit", "time", HYSTERESIS)
 
 
 def cycle_repeats_in_the_flow(datasets: Datasets) -> Measured:
-    return _maxima(datasets, "fine", "time")
+    return _maxima(datasets, "fine", "time", HYSTERESIS)
 
 
 def cycle_survives_sampling(datasets: Datasets) -> Measured:
-    return _maxima(datasets, "state", "snapshot")
+    return _maxima(datasets, "state", "snapshot", NOISE["focus"])
 
 
 def entropy_falls_rises_falls(datasets: Datasets) -> Measured:
     turns = []
     for row in largest_weights(datasets):
-        entropy_T = _weighted(row["state.entropy"], row)
-        turns.append(float(len(stages.swings(row.snapshot.values, -entropy_T.values, HYSTERESIS))))
+        entropy_T = _weighted(finite(row, "state.entropy"), row)
+        turns.append(float(len(stages.swings(row.snapshot.values, -entropy_T.values, NOISE["entropy"]))))
     note = "Turns of the pi-weighted attention entropy: its first minimum and the maximum after it are two."
     return Measured(tuple(turns), 2.0, note)
 
@@ -172,7 +190,7 @@ def outer_weights_condense_first(datasets: Datasets) -> Measured:
     borders = [borders_of(row) for row in rows(variant(datasets, "collapse"), -1)]
     pairs = [(one.condensation_end.step, one.collapse_end.step) for one in borders]
     note = f"Steps: condensed {_listed(a for a, _ in pairs)}, collapsed {_listed(b for _, b in pairs)}."
-    return Measured(tuple(b / a for a, b in pairs), 1.0, note, strictly=True)
+    return Measured(tuple(_over(b, a) for a, b in pairs), 1.0, note, strictly=True)
 
 
 def attention_waits(datasets: Datasets) -> Measured:
@@ -187,7 +205,7 @@ def attention_waits(datasets: Datasets) -> Measured:
 def attention_loses_rank(datasets: Datasets) -> Measured:
     shares = []
     for row in rows(variant(datasets, "collapse"), -1):
-        rank_TxM = row["signals.effective_rank"].sel(matrix=["query", "key"])
+        rank_TxM = finite(row, "signals.effective_rank").sel(matrix=["query", "key"])
         shares.append(float((rank_TxM.min("snapshot") / rank_TxM.isel(snapshot=0)).max()))
     return Measured(tuple(shares), at_most=0.5, note="Least effective rank over the first, the larger of W_Q and W_K.")
 
@@ -202,13 +220,19 @@ def condition_is_met(datasets: Datasets) -> Measured:
 
 
 def direction_is_predicted(datasets: Datasets) -> Measured:
-    highest = [float(row["signals.aligned_value"].max("snapshot")) for row in rows(variant(datasets, "collapse"), -1)]
+    of_seeds = [finite(row, "signals.aligned_value") for row in rows(variant(datasets, "collapse"), -1)]
+    highest = [float(aligned_T.max("snapshot")) for aligned_T in of_seeds]
     note = "Mean |cos| of the rows of W_V with the leading singular vector of the leading-order flow, at its highest."
     return Measured(tuple(highest), 0.9, note)
 
 
 def borders_of(row: xr.Dataset) -> collapse.Borders:
-    return collapse.borders(row.snapshot.values, row["signals.cosine"].values, row["signals.effective_rank"].values)
+    """
+    Raises:
+      Lacking: the row diverged.
+    """
+    cosine_TxM, rank_TxM = (finite(row, f"signals.{name}").values for name in ("cosine", "effective_rank"))
+    return collapse.borders(row.snapshot.values, cosine_TxM, rank_TxM)
 
 
 CLAIMS = (
@@ -263,7 +287,7 @@ CLAIMS = (
     ),
     Claim(
         "F9", "Attention entropy goes down, up, down", f"{PAPER}, figures", "down, up, down",
-        "at least 2 turns of 0.01 nats", entropy_falls_rises_falls,
+        "at least 2 turns of 0.1 nats", entropy_falls_rises_falls,
     ),
     Claim(
         "R1", "Outer weights condense before W_Q and W_K collapse", f"{COMPANION}, stages", "in this order",
@@ -304,11 +328,13 @@ def _growth(datasets: Datasets, name: str, times: int) -> Measured:
     for row in smallest_weights(datasets):
         at = plateau(row)
         moved_T = abs(row["limit.focus"] - row["limit.focus"][0]) > FITTED[1]
-        during = row.sel(time=slice(float(at.time), _first(row.time, moved_T)))
+        during = row.sel(time=slice(float(at.time), first(row.time, moved_T)))
         value_T = abs(during[name]).values
+        if not value_T.size:
+            raise Lacking("growth between the plateau and the first move of attention")
         try:
             fitted = population.growth_rate(
-                during.time.values * float(row.learning_rate), value_T, FITTED[0] * value_T.min(), value_T.max()
+                during.time.values * float(row.learning_rate), value_T, FITTED[0] * value_T[-1], value_T[-1]
             )
         except ValueError as short:
             raise Lacking(f"a growing {name} ({short})") from short
@@ -318,18 +344,23 @@ def _growth(datasets: Datasets, name: str, times: int) -> Measured:
     return Measured(tuple(ratios), 0.9, f"Measured for predicted, per unit time: {', '.join(pairs)}.", at_most=1.1)
 
 
-def _maxima(datasets: Datasets, measure: str, time: str) -> Measured:
+def _maxima(datasets: Datasets, measure: str, time: str, hysteresis: float) -> Measured:
     counts = []
     for row in largest_weights(datasets):
-        turns = stages.swings(row[time].values, row[f"{measure}.focus"].values, HYSTERESIS)
+        turns = stages.swings(row[time].values, finite(row, f"{measure}.focus").values, hysteresis)
         counts.append(float((len(turns) + 1) // 2))  # the first turn is a maximum
     scale = float(largest_weights(datasets)[0].gamma)
-    return Measured(tuple(counts), 2.0, f"Maxima of F, each followed by a fall of 0.01, at gamma {scale:g}.")
+    return Measured(tuple(counts), 2.0, f"Maxima of F, each followed by a fall of {hysteresis:g}, at gamma {scale:g}.")
 
 
-def _first(time_T: xr.DataArray, holds_T: xr.DataArray) -> float:
+def first(time_T: xr.DataArray, holds_T: xr.DataArray) -> float:
     """The first time at which it holds; NaN if it never does."""
     return float(time_T[int(np.argmax(holds_T.values))]) if bool(holds_T.any()) else float("nan")
+
+
+def _over(later: float, earlier: float) -> float:
+    """Ratio of two steps; NaN where the earlier one is the start, before which nothing is seen."""
+    return later / earlier if earlier else float("nan")
 
 
 def _reached(step: float) -> float:

@@ -13,7 +13,7 @@ from lab.models import AttentionMLP, OneLayerAttention
 from lab.studies.focus_dilution import collapse, population
 from lab.tasks import Markov
 
-TIMES = 400  # states of the limit that are kept, evenly spaced
+TIMES = 400  # states of the limit that are kept: half of them, evenly spaced, in the first tenth of its training
 SPECTRA = 20  # of these states whose Hessian is taken
 FINER = 20  # times smaller than the learning rate are the steps that stand for gradient flow
 SEQUENCES = 512
@@ -39,7 +39,8 @@ def measures(experiment: Experiment) -> list[Measure]:
     if isinstance(experiment.model, AttentionMLP):
         return [signals(experiment)]
     if isinstance(experiment.model, OneLayerAttention) and isinstance(experiment.task, Markov):
-        return [state(experiment), limit(experiment), fine(experiment), spectra(experiment)]
+        alone = [] if experiment.task.asymmetry else [fine(experiment), spectra(experiment)]  # of the cycle itself
+        return [state(experiment), limit(experiment), *alone]
     model, task = type(experiment.model).__name__, type(experiment.task).__name__
     raise ValueError(f"focus_dilution measures OneLayerAttention on Markov, and AttentionMLP; not {model} on {task}")
 
@@ -137,7 +138,9 @@ def signals(experiment: Experiment) -> Measure:
 
 def limit_steps(experiment: Experiment) -> tuple[int, ...]:
     """The steps at which the limit is looked at."""
-    return tuple(int(step) for step in np.unique(np.linspace(0, experiment.steps, TIMES + 1).round()))
+    early = np.linspace(0, experiment.steps / 10, TIMES // 2 + 1)
+    late = np.linspace(experiment.steps / 10, experiment.steps, TIMES // 2 + 1)
+    return tuple(int(step) for step in np.unique(np.concatenate([early, late]).round()))
 
 
 def _descended(experiment: Experiment, row, step_T, finer: int = 1):

@@ -41,6 +41,7 @@ COMPANION = (
     "its theory."
 )
 FILM_FRAMES = 60
+THRESHOLDS = stages.Thresholds(loss_gap=0.01, rank=1.4)  # from the larger weights W_0 condenses to a rank of 1.3
 STAGES = ("condensation", "focus", "dilution", "new direction")
 
 
@@ -57,7 +58,7 @@ def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
 
 
 def spans(row: xr.Dataset, measure: str, time: str) -> list[tuple]:
-    """The stages of a row, `[(name, first step, last step), ...]`, one cycle after the other."""
+    """The stages of a row, `[(name, first step, last step), ...]`, one cycle after the other; none if it diverged."""
     step_T = row[time].values
     curves = stages.Curves(
         step_T,
@@ -68,9 +69,11 @@ def spans(row: xr.Dataset, measure: str, time: str) -> list[tuple]:
         row[f"{measure}.attention"].isel(key_token=0).transpose(time, "query_token").values[:, 1:],
         row[f"{measure}.singular_ratios"].transpose(time, "ratio").values,
     )
+    if not all(np.isfinite(values).all() for values in curves):
+        return []
     unigram = float((row[f"{measure}.loss"] - row[f"{measure}.gap"])[0])
     starts = []
-    for cycle in stages.detect(curves, unigram):
+    for cycle in stages.detect(curves, unigram, THRESHOLDS):
         begun = cycle.condensation_end.step
         starts += [(0.0, "condensation")] if not starts else []
         starts += [(step, name) for step, name in zip((begun, *cycle[1:]), ("", *STAGES[1:]), strict=True) if name]
@@ -197,7 +200,7 @@ def _laws(datasets: Mapping[str, xr.Dataset]) -> list[Picture]:
         for seed, row in enumerate(rows(cycle, index)):
             log_scale = float(row.gamma) * np.log(row.attrs["config"]["model"]["d_model"])
             moved_T = abs(row["limit.focus"] - row["limit.focus"][0]) > claims.HYSTERESIS
-            length = float(row.time[int(moved_T.argmax())]) if bool(moved_T.any()) else np.nan
+            length = claims.first(row.time, moved_T)
             x, y = points.setdefault(f"seed {seed}", ([], []))
             x.append(log_scale)
             y.append(length)
