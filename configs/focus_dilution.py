@@ -72,6 +72,7 @@ def cpu() -> ConfigDict:
             variants=dict(
                 cycle=dict(),
                 escape=dict(
+                    batch_size=32,
                     task=dict(stationary=(0.7, 0.1, 0.1, 0.1), asymmetry=(0.0, 1.0, 0.0, -1.0)),
                     grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
                 ),

@@ -1,0 +1,102 @@
+"""What claims and report of the NTP-CTP study stand on: the minimum that was found, and the Fisher information.
+
+Everything about the minimum is of the answer's loss on clean training sequences, for both objectives: rows differ in
+what they were trained on and in nothing that is measured. It is one measurement, of few numbers, because each costs
+more to compile than to take; the catalogue's `sharpness`, `flatness` and `noise` take more of them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lab import models
+from lab.analysis import curvature, fisher, flatness, objective, sharpness
+from lab.analysis.catalogue import loss, weights
+from lab.analysis.estimate import errors, named
+from lab.analysis.measure import Measure
+from lab.engine.step import Experiment
+from lab.tasks.answers import AnswerTask
+
+MATVECS, PROBES = 24, 16
+RADIUS = 0.05  # of the step up, in units of the weights (Foret et al. 2021)
+DIRECTIONS = 10
+
+
+def measures(experiment: Experiment) -> list[Measure]:
+    """
+    Raises:
+      ValueError: the model is not a transformer that answers everywhere, or the task does not tell answer from context.
+    """
+    model, task = experiment.model, experiment.task
+    if not isinstance(model, models.Transformer) or model.readout != "all":
+        raise ValueError(f"the ntp_ctp study measures transformers with model.readout='all', not {model}")
+    if not isinstance(task, AnswerTask):
+        raise ValueError(f"the ntp_ctp study measures tasks with an answer, not {type(task).__name__}")
+    return [minimum(experiment), information(experiment), terms(experiment), weights.norms(experiment)]
+
+
+def minimum(experiment: Experiment) -> Measure:
+    """Sharpness and trace of the Hessian, SAM, random lines, accuracy under noise in weights and embeddings.
+
+    Lines go along directions as long as the weights, tensor by tensor. `weight_accuracy` and `input_accuracy` are of
+    answer tokens; `accuracy` is that without noise, on the same sequences.
+    """
+
+    def function(row):
+        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        keys = jax.random.split(row.key, 5)
+        answer_loss = objective.answer_loss(experiment.model)
+        matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
+        top = sharpness.top(matvec, like_P, keys[0], 1, MATVECS, loss.TOLERANCE)
+        found = {"top": top.value_K[0], "top_residual": top.residual_K[0]}
+        found |= named("trace", sharpness.trace(matvec, like_P, keys[1], PROBES))
+        found["sam"] = flatness.sam(answer_loss, row.params, batches, RADIUS)
+        line = flatness.random_lines(
+            answer_loss, row.params, keys[2], flatness.tensor_normalized, DIRECTIONS, jnp.array(loss.ALPHAS), batches
+        )
+        return found | named("line", line) | _accuracies(experiment.model, row.params, keys[3:], batches)
+
+    nats = dict.fromkeys(("sam", *errors({"line": ""})), "nats")
+    of_hessian = dict.fromkeys(("top", "top_residual", *errors({"trace": ""})), "nats per weight^2")
+    shares = {"accuracy": "share"} | errors({"weight_accuracy": "share", "input_accuracy": "share"})
+    dims = dict.fromkeys(errors({"line": ""}), ("alpha",))
+    dims |= dict.fromkeys(errors({"weight_accuracy": "", "input_accuracy": ""}), ("sigma",))
+    coords = {"alpha": loss.ALPHAS, "sigma": loss.SIGMAS}
+    return Measure(
+        "minimum", function, nats | of_hessian | shares, dims, coords, "last", n=loss.SEQUENCES, stream=loss.STREAM
+    )
+
+
+def information(experiment: Experiment) -> Measure:
+    """Fisher information of the row's start: its largest eigenvalue and its trace."""
+
+    def function(row):
+        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        matvec, like_P = fisher.information(row.model, row.start, batches)
+        top_key, trace_key = jax.random.split(row.key)
+        top = sharpness.top(matvec, like_P, top_key, 1, MATVECS, loss.TOLERANCE)
+        found = {"top": top.value_K[0], "top_residual": top.residual_K[0]}
+        return found | named("trace", sharpness.trace(matvec, like_P, trace_key, PROBES))
+
+    units = dict.fromkeys(("top", "top_residual", *errors({"trace": ""})), "nats per weight^2")
+    return Measure("fisher", function, units, snapshots="last", n=loss.SEQUENCES, stream=loss.STREAM)
+
+
+def terms(experiment: Experiment) -> Measure:
+    """L_NTP over training, expanded around the row's start term by term: see `lab.analysis.fisher`."""
+
+    def function(row):
+        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        found = fisher.expansion(row.model, row.params, row.start, batches)
+        return found._asdict() | {"answer_share": fisher.answer_share(batches)}
+
+    units = dict.fromkeys(fisher.Expansion._fields, "nats") | {"answer_share": "share of targets"}
+    return Measure("expansion", function, units, snapshots="all", n=loss.SEQUENCES, stream=loss.STREAM)
+
+
+def _accuracies(model, params, keys, batches) -> dict:
+    score_of, sigmas_S = objective.answer_accuracy_of, jnp.array(loss.SIGMAS)
+    score, edited = objective.score(model, score_of), flatness.with_embedding_edit(model, score_of)
+    in_weights = flatness.weight_noise(score, params, keys[0], sigmas_S, loss.DRAWS, batches)
+    in_inputs = flatness.embedding_noise(edited, params, keys[1], sigmas_S, loss.DRAWS, batches)
+    clean = {"accuracy": objective.mean_loss(score, params, batches)}
+    return clean | named("weight_accuracy", in_weights) | named("input_accuracy", in_inputs)
