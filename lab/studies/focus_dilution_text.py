@@ -28,7 +28,7 @@ PER_DECILE, LEAST_COUNT, WINDOWS = 2, 30, 48
 MIDDLE = range(3, 7)  # deciles of token mass
 KEYS = 8  # most frequent tokens whose attention is kept
 MOVED, TURNED = 0.1, 0.1  # attention mass, nats
-FILM_FRAMES = 60
+FILM_FRAMES = 40
 
 TITLE = "Focus and dilution on real text"
 LEAD = (

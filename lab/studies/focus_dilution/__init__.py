@@ -12,7 +12,7 @@ STUDY = Study(
     papers=("arXiv 2605.01199", "arXiv 2510.06954"),
     presets={
         "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "10 minutes on two CPU cores",
+        "cpu": "up to 10 minutes on two CPU cores",
         "gpu": "minutes on one GPU (not yet timed)",
         "paper": "longer sequences, wider models, the companion as published (not yet timed)",
     },

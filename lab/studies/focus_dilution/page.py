@@ -40,7 +40,7 @@ COMPANION = (
     "first; W_Q and W_K hardly move until then and lose their rank afterwards. Thresholds and conditions as in "
     "its theory."
 )
-FILM_FRAMES = 60
+FILM_FRAMES = 40
 THRESHOLDS = stages.Thresholds(loss_gap=0.01, rank=1.4)  # from the larger weights W_0 condenses to a rank of 1.3
 STAGES = ("condensation", "focus", "dilution", "new direction")
 
