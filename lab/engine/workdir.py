@@ -22,6 +22,9 @@ from lab.engine.step import Experiment
 from lab.grid import Grid
 
 
+LATER = {"snapshot_every": 0}  # options younger than some trainings: what these did without them
+
+
 class Workdir:
     """Paths of a training's folder and what it says of itself. Nothing is read before it is asked for."""
 
@@ -35,7 +38,7 @@ class Workdir:
 
     @functools.cached_property
     def config(self) -> ml_collections.ConfigDict:
-        return self._read_as("config.json", lambda held: configs.from_json(held["config"]))
+        return self._read_as("config.json", lambda held: configs.from_json(LATER | held["config"]))
 
     @functools.cached_property
     def grid(self) -> Grid:
