@@ -21,7 +21,6 @@ from lab.engine.files import DamagedError, WorkdirError
 from lab.engine.step import Experiment
 from lab.grid import Grid
 
-
 LATER = {"snapshot_every": 0}  # options younger than some trainings: what these did without them
 
 
