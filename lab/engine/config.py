@@ -61,12 +61,12 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
         if not re.fullmatch("[a-z0-9_-]+", name):
             raise ValueError(f"variants: {name!r} cannot name a folder and pictures; use a-z, 0-9, - and _")
         variant = base.copy_and_resolve_references()
-        for section in ("task", "model"):
-            family = base[section].family
-            if changes.get(section, {}).get("family", family) != family:
-                with variant.unlocked():
-                    variant[section] = ml_collections.ConfigDict(changes[section])
         try:
+            for section in ("task", "model"):
+                family = base[section].family
+                if changes.get(section, {}).get("family", family) != family:
+                    with variant.unlocked():
+                        variant[section] = ml_collections.ConfigDict(changes[section])
             with variant.grid.unlocked():  # a variant may vary what the others do not; `grid` knows the names
                 variant.update(changes)
         except (AttributeError, KeyError, TypeError) as error:

@@ -57,6 +57,8 @@ def attention_of_probes(experiment: Experiment) -> Measure:
     task, n_layers = experiment.task, experiment.model.n_layers
     count_V = text.frequencies(task)
     chosen, labels = _probes(task, count_V)
+    if not chosen.size:
+        raise ValueError(f"no token of this text occurs {LEAST_COUNT} times: too short to follow single tokens")
     key_J = np.argsort(-count_V, kind="stable")[:KEYS]
     names = text.prepared(task).tokenizer.names
     windows_IxNxL = text.windows_ending_in(
@@ -116,6 +118,8 @@ def probes_go_and_return(datasets: Mapping[str, xr.Dataset]) -> Measured:
     counts, notes = [], []
     for row in _rows(datasets, "one_layer"):
         middle = {name: found for name, found in probe_turns(row).items() if _decile(name) in MIDDLE}
+        if not middle:
+            raise Lacking(f"probes of middle frequency: no token there occurs {LEAST_COUNT} times")
         back = {name: event for name, (event, lost) in middle.items() if lost >= 0.5}
         counts.append(float(len(back)))
         first = min((event.step for event in back.values()), default=math.nan)

@@ -16,6 +16,7 @@ from lab.analysis import stages
 from lab.analysis.embedding import spearman
 from lab.studies.claims import Claim, Lacking, Measured
 from lab.studies.focus_dilution import collapse, population
+from lab.tasks import markov
 
 PAPER = "arXiv 2605.01199"
 COMPANION = "arXiv 2510.06954"
@@ -47,7 +48,7 @@ def rows(dataset: xr.Dataset, gamma: int) -> list[xr.Dataset]:
 
 
 def smallest_weights(datasets: Datasets) -> list[xr.Dataset]:
-    return rows(variant(datasets, "cycle"), -1)
+    return rows(_with_limit(variant(datasets, "cycle")), -1)
 
 
 def largest_weights(datasets: Datasets) -> list[xr.Dataset]:
@@ -57,12 +58,36 @@ def largest_weights(datasets: Datasets) -> list[xr.Dataset]:
 def finite(row: xr.Dataset, name: str) -> xr.DataArray:
     """
     Raises:
-      Lacking: the row diverged; what snapshots hold from there on are the weights it was frozen at.
+      Lacking: it was not measured, or the row diverged; what snapshots hold from there on are the weights it was
+        frozen at.
     """
+    if name not in row:
+        raise Lacking(name)
     frozen = "snapshot" in row[name].dims and int(row["diverged_at"]) >= 0
     if frozen or not np.isfinite(row[name]).all():
         raise Lacking(f"a finite {name}: seed {int(row.seed)} diverged")
     return row[name]
+
+
+def has_limit(dataset: xr.Dataset) -> bool:
+    """Whether there is anything of the exact limit: not for other optimizers, nor with weight decay."""
+    return any(bool(dataset[name].notnull().any()) for name in dataset if name.startswith("limit."))
+
+
+def _with_limit(dataset: xr.Dataset) -> xr.Dataset:
+    """
+    Raises:
+      Lacking: it was not trained by plain gradient descent, or has weight decay.
+    """
+    if not has_limit(dataset):
+        raise Lacking("the exact limit, which is that of plain gradient descent without weight decay")
+    return dataset
+
+
+def law(dataset: xr.Dataset) -> np.ndarray:
+    """pi of the study's task, without asymmetry."""
+    task = dataset.attrs["config"]["task"]
+    return np.asarray(task["stationary"] or markov.stationary_of(task["transition"]))
 
 
 def condensed_at(row: xr.Dataset) -> float:
@@ -140,7 +165,7 @@ def attention_collapses_later(datasets: Datasets) -> Measured:
 
 
 def symmetric_tokens_stall(datasets: Datasets) -> Measured:
-    dataset = variant(datasets, "escape")
+    dataset = _escapes(datasets)
     if 0 not in dataset.delta:
         raise Lacking("rows with delta 0")
     still = dataset.sel(delta=0.0)
@@ -151,7 +176,7 @@ def symmetric_tokens_stall(datasets: Datasets) -> Measured:
 
 def asymmetric_tokens_escape(datasets: Datasets) -> Measured:
     """Rank correlation of the escape time with delta."""
-    dataset = variant(datasets, "escape")
+    dataset = _escapes(datasets)
     dataset = dataset.sel(delta=dataset.delta > 0)
     if dataset.sizes["delta"] < 2:
         raise Lacking("two values of delta above 0")
@@ -159,6 +184,13 @@ def asymmetric_tokens_escape(datasets: Datasets) -> Measured:
     per_seed = [spearman(np.array([*times]), np.array(one)) for one in zip(*times.values(), strict=True)]
     listed = "; ".join(f"delta {delta:g}: {_listed(steps)}" for delta, steps in times.items())
     return Measured(tuple(map(float, per_seed)), at_most=-0.9, note=f"Steps to escape: {listed}.")
+
+
+def _escapes(datasets: Datasets) -> xr.Dataset:
+    dataset = _with_limit(variant(datasets, "escape"))
+    if "delta" not in dataset.dims:
+        raise Lacking("an axis of delta")
+    return dataset
 
 
 def escaped_at(row: xr.Dataset) -> float:
@@ -320,8 +352,7 @@ def _to_top(row: xr.Dataset, measure: str) -> xr.DataArray:
 
 
 def _weighted(values_TxV: xr.DataArray, row: xr.Dataset) -> xr.DataArray:
-    law_V = np.asarray(row.attrs["config"]["task"]["stationary"])
-    return (values_TxV * xr.DataArray(law_V, dims="query_token")).sum("query_token")
+    return (values_TxV * xr.DataArray(law(row), dims="query_token")).sum("query_token")
 
 
 def _growth(datasets: Datasets, name: str, times: int) -> Measured:

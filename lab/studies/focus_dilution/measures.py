@@ -3,6 +3,8 @@
 `state` and `limit` have the same outputs (`population.portrait`), so that a training can be laid beside its limit.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
 from lab.models import AttentionMLP, OneLayerAttention
+from lab.optim import Optim
 from lab.studies.focus_dilution import collapse, population
 from lab.tasks import Markov
 
@@ -39,6 +42,13 @@ def measures(experiment: Experiment) -> list[Measure]:
     if isinstance(experiment.model, AttentionMLP):
         return [signals(experiment)]
     if isinstance(experiment.model, OneLayerAttention) and isinstance(experiment.task, Markov):
+        law_V = np.asarray(experiment.task.law({})[0])
+        if law_V.argmax() != 0:
+            raise ValueError(
+                f"focus_dilution follows token 0 as the most frequent: it must come first in {law_V.round(3)}"
+            )
+        if not _is_descent(experiment.optim):  # the limit is that of plain gradient descent
+            return [state(experiment)]
         alone = [] if experiment.task.asymmetry else [fine(experiment), spectra(experiment)]  # of the cycle itself
         return [state(experiment), limit(experiment), *alone]
     model, task = type(experiment.model).__name__, type(experiment.task).__name__
@@ -60,7 +70,8 @@ def state(experiment: Experiment) -> Measure:
 def limit(experiment: Experiment) -> Measure:
     """The row's start trained exactly, at its learning rate and for as many steps (`population.descend`).
 
-    `predicted` is `population.growth_constant` of the state.
+    `predicted` is `population.growth_constant` of the state, NaN for a chain given by its matrix. All is NaN for rows
+    with weight decay, which the limit does not have.
     """
     step_T = limit_steps(experiment)
 
@@ -73,7 +84,12 @@ def limit(experiment: Experiment) -> Measure:
         law_V, transition_VxV = chain
         stay = (jnp.trace(transition_VxV) - 1) / (law_V.size - 1)
         grow = jax.vmap(lambda gamma_V: population.growth_constant(gamma_V, law_V, stay, experiment.model.d_model))
-        return outputs | {"predicted": grow(outputs["gamma"])}
+        known = not experiment.task.transition
+        predicted_T = jnp.where(known, grow(outputs["gamma"]), jnp.nan)
+        without_decay = row.hparams["weight_decay"] == 0
+        return jax.tree.map(
+            lambda values: jnp.where(without_decay, values, jnp.nan), outputs | {"predicted": predicted_T}
+        )
 
     units = UNITS | {"predicted": "1 / time"}
     dims = {name: ("time", *axes) for name, axes in _dims(units).items()} | {
@@ -141,6 +157,11 @@ def limit_steps(experiment: Experiment) -> tuple[int, ...]:
     early = np.linspace(0, experiment.steps / 10, TIMES // 2 + 1)
     late = np.linspace(experiment.steps / 10, experiment.steps, TIMES // 2 + 1)
     return tuple(int(step) for step in np.unique(np.concatenate([early, late]).round()))
+
+
+def _is_descent(optim: Optim) -> bool:
+    plain = optim.family == "sgd" and optim.momentum == 0 and math.isinf(optim.clip_norm)
+    return plain and optim.schedule == "constant" and optim.warmup_steps == 0 and not optim.frozen
 
 
 def _descended(experiment: Experiment, row, step_T, finer: int = 1):

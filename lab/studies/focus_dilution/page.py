@@ -49,9 +49,11 @@ def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
     made = []
     if "cycle" in datasets:
         cycle = datasets["cycle"]
-        made.append(Section("The cycle in the exact limit", LIMIT, _limit(cycle)))
+        if claims.has_limit(cycle):
+            made.append(Section("The cycle in the exact limit", LIMIT, _limit(cycle)))
         made.append(Section("The cycle trained on samples", SAMPLED, _sampled(cycle)))
-        made.append(Section("How long stages last", LAWS, _laws(datasets)))
+        if claims.has_limit(cycle):
+            made.append(Section("How long stages last", LAWS, _laws(datasets)))
     if "collapse" in datasets:
         made.append(Section("Condensation, then rank collapse", COMPANION, _companion(datasets["collapse"])))
     return made
@@ -102,8 +104,9 @@ def _limit(dataset: xr.Dataset) -> list[Picture]:
         )
     )
     pictures.append(_film(row))
-    pictures.append(_fine(dataset))
-    pictures.append(_spectra(rows(dataset, -1)[0]))
+    if "fine.focus" in dataset:
+        pictures.append(_fine(dataset))
+        pictures.append(_spectra(rows(dataset, -1)[0]))
     return pictures
 
 
@@ -206,7 +209,7 @@ def _laws(datasets: Mapping[str, xr.Dataset]) -> list[Picture]:
             y.append(length)
     panels["First plateau"] = {"x": "log(1/ε)", "y": "step at which attention moves", "points": points, "log": "",
                                "line": _line(points)}  # fmt: skip
-    if "escape" in datasets:
+    if "escape" in datasets and "delta" in datasets["escape"].dims and (datasets["escape"].delta > 0).any():
         escape = datasets["escape"]
         points = {}
         for delta in escape.delta.values[escape.delta.values > 0]:
