@@ -88,14 +88,14 @@ def trajectories(paths, names, title, marks=None):
 
 
 @style.paper()
-def laws(panels, title, notes=()):
+def laws(panels, title):
     """Measured points and the line through them, a panel per title.
 
     Args:
       panels: title -> {"x": label, "y": label, "points": {label: (x_N, y_N)}, "line": (x_M, y_M) or None,
         "log": names of logarithmic axes, e.g. "xy"}.
     """
-    figure, axes = style.panels(len(panels), 4.2, 3.0, title, notes)
+    figure, axes = style.panels(len(panels), 4.2, 3.0, title)
     handles = {}
     for ax, (name, panel) in zip(axes, panels.items(), strict=True):
         for stroke, (label, (x_N, y_N)) in zip(

@@ -91,16 +91,22 @@ def _limit(dataset: xr.Dataset) -> list[Picture]:
         row = rows(dataset, index)[0]
         pictures.append(_portrait(row, "limit", "time", f"limit-{size}", f"γ = {float(row.gamma):g}, first seed"))
     row = rows(dataset, 0)[0]
-    paths = {f"γ = {float(one.gamma):g}": one["limit.coordinates"].transpose("time", "query_token", "axis").values
-             for one in (rows(dataset, -1)[0], row)}  # fmt: skip
+    shown = {f"γ = {float(one.gamma):g}": one for one in (rows(dataset, -1)[0], row)}
+    paths = {
+        label: one["limit.coordinates"].transpose("time", "query_token", "axis").values for label, one in shown.items()
+    }
+    starts = {
+        label: np.searchsorted(one.time.values, [first for _, first, _ in spans(one, "limit", "time")])
+        for label, one in shown.items()
+    }
     names = [f"token {token}" for token in range(row.sizes["query_token"])]
     pictures.append(
         Picture(
             "limit-paths",
             "Paths of the token embeddings",
             "In the plane that holds most of the final embedding; they start at the origin. One direction grows, "
-            "shrinks for rare tokens, and another opens.",
-            cycles.trajectories(paths, names, "Embeddings on their way"),
+            "shrinks for rare tokens, and another opens. Crosses are the beginnings of stages.",
+            cycles.trajectories(paths, names, "Embeddings on their way", starts),
         )
     )
     pictures.append(_film(row))
