@@ -15,6 +15,16 @@ class Lacking(Exception):
     """What a claim needs and this run has not, e.g. `weight decay 1`."""
 
 
+def variant(datasets: Mapping[str, xr.Dataset], name: str) -> xr.Dataset:
+    """
+    Raises:
+      Lacking: it was not trained.
+    """
+    if name not in datasets:
+        raise Lacking(f"variant {name}")
+    return datasets[name]
+
+
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """One number per seed, what they must reach, and what else a reader should know.

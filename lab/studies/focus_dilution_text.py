@@ -19,8 +19,9 @@ from lab.engine.step import Experiment
 from lab.report import cycles, maps
 from lab.report.page import Picture, Section
 from lab.studies import Study
-from lab.studies.claims import Claim, Lacking, Measured
+from lab.studies.claims import Claim, Lacking, Measured, variant
 from lab.studies.focus_dilution import probes
+from lab.studies.focus_dilution.claims import rows
 from lab.tasks import Text, text
 
 PAPER = "arXiv 2605.01199"
@@ -116,7 +117,7 @@ def probe_turns(row: xr.Dataset) -> dict[str, tuple[stages.Event, float]]:
 
 def probes_go_and_return(datasets: Mapping[str, xr.Dataset]) -> Measured:
     counts, notes = [], []
-    for row in _rows(datasets, "one_layer"):
+    for row in _seeds(variant(datasets, "one_layer")):
         middle = {name: found for name, found in probe_turns(row).items() if _decile(name) in MIDDLE}
         if not middle:
             raise Lacking(f"probes of middle frequency: no token there occurs {LEAST_COUNT} times")
@@ -129,7 +130,7 @@ def probes_go_and_return(datasets: Mapping[str, xr.Dataset]) -> Measured:
 
 def entropy_turns(datasets: Mapping[str, xr.Dataset]) -> Measured:
     counts, notes = [], []
-    for row in _rows(datasets, "one_layer"):
+    for row in _seeds(variant(datasets, "one_layer")):
         entropy_T = row["probes.entropy"].isel(layer=0).mean("probe").values
         events = stages.swings(row.snapshot.values, -entropy_T, TURNED)
         counts.append(float(len(events)))
@@ -140,7 +141,7 @@ def entropy_turns(datasets: Mapping[str, xr.Dataset]) -> Measured:
 
 def two_layers_too(datasets: Mapping[str, xr.Dataset]) -> Measured:
     counts = []
-    for row in _rows(datasets, "two_layer"):
+    for row in _seeds(variant(datasets, "two_layer")):
         found = probe_turns(row)
         counts.append(float(sum(lost >= 0.5 for name, (_, lost) in found.items() if _decile(name) in MIDDLE)))
     return Measured(tuple(counts), 1.0, "Probes of the deciles 4 to 7 that focus and dilute again in the first layer.")
@@ -242,16 +243,9 @@ def _word(name: str) -> str:
     return name.replace(probes.LEADING_SPACE, "_").replace("\n", "\\n") or "(unused)"
 
 
-def _rows(datasets: Mapping[str, xr.Dataset], name: str) -> list[xr.Dataset]:
-    if name not in datasets:
-        raise Lacking(f"variant {name}")
-    return _seeds(datasets[name])
-
-
 def _seeds(dataset: xr.Dataset) -> list[xr.Dataset]:
     """A row for every seed, the middle of every other axis."""
-    axes = {dim: dataset.sizes[dim] // 2 for dim in dataset["diverged_at"].dims if dim != "seed"}
-    return [dataset.isel(axes).sel(seed=seed) for seed in dataset.seed.values]
+    return rows(dataset, dataset.sizes["gamma"] // 2)
 
 
 STUDY = Study(

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from lab.analysis.embedding import spearman
-from lab.studies.claims import Claim, Lacking, Measured
+from lab.studies.claims import Claim, Lacking, Measured, variant
 from lab.studies.composition.measures import QUERY
 
 SMALL_DECAY, LARGE_DECAY = 0.01, 1.0
@@ -40,16 +40,6 @@ def final(dataset: xr.Dataset, name: str, weight_decay: float = SMALL_DECAY) -> 
     if not index.size:
         raise Lacking(f"weight decay {weight_decay:g}")
     return values.isel(weight_decay=index[0], learning_rate=n_rates // 2).transpose("seed", "gamma", ...)
-
-
-def variant(datasets: Datasets, name: str) -> xr.Dataset:
-    """
-    Raises:
-      Lacking: it was not trained.
-    """
-    if name not in datasets:
-        raise Lacking(f"variant {name}")
-    return datasets[name]
 
 
 def crossing(reasoning_G: np.ndarray, gamma_G: np.ndarray) -> float:

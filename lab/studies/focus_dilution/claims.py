@@ -14,7 +14,7 @@ import xarray as xr
 
 from lab.analysis import stages
 from lab.analysis.embedding import spearman
-from lab.studies.claims import Claim, Lacking, Measured
+from lab.studies.claims import Claim, Lacking, Measured, variant
 from lab.studies.focus_dilution import collapse, population
 from lab.tasks import markov
 
@@ -30,20 +30,9 @@ FITTED = (0.05, 0.005)  # growth is fitted from this share of what it has reache
 Datasets = Mapping[str, xr.Dataset]
 
 
-def variant(datasets: Datasets, name: str) -> xr.Dataset:
-    """
-    Raises:
-      Lacking: it was not trained.
-    """
-    if name not in datasets:
-        raise Lacking(f"variant {name}")
-    return datasets[name]
-
-
 def rows(dataset: xr.Dataset, gamma: int) -> list[xr.Dataset]:
     """One row for every seed: the gamma of this index, the middle of every other axis."""
-    axes = {dim: dataset.sizes[dim] // 2 for dim in dataset.coords if dim in dataset["diverged_at"].dims}
-    del axes["seed"]
+    axes = {dim: dataset.sizes[dim] // 2 for dim in dataset["diverged_at"].dims if dim != "seed"}
     return [dataset.isel(axes | {"gamma": gamma}).sel(seed=seed) for seed in dataset.seed.values]
 
 
