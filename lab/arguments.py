@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         "the claims table: of a workdir, or what the studies claim",
         _json={"action": "store_true", "help": "as JSON"},
+        _markdown={"action": "store_true", "help": "as a table for a README; with --workdir"},
     )
     return parser
 

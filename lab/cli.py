@@ -169,6 +169,8 @@ def _claims(args, config_args) -> None:
     from lab.studies import outcome
 
     if args.workdir is None:
+        if args.markdown:
+            raise ValueError("--markdown shows what was measured: it needs --workdir")
         rows = [
             {"study": name}
             | {field: getattr(claim, field) for field in ("id", "statement", "source", "published", "threshold")}
@@ -180,7 +182,7 @@ def _claims(args, config_args) -> None:
         )
     else:
         rows = outcome.read_claims(args.workdir)
-        text = outcome.table_text(rows)
+        text = outcome.table_markdown(rows) if args.markdown else outcome.table_text(rows)
     print(json.dumps(rows, indent=1) if args.json else text)
 
 

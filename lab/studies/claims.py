@@ -111,4 +111,4 @@ def _row(claim: Claim, measured: Measured, command: str) -> dict:
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 4)
+    return None if math.isnan(value) else float(f"{value:.6g}")

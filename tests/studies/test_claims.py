@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lab import studies
 from lab.report import page
-from lab.studies import claims
+from lab.studies import claims, outcome
 from lab.studies.claims import Claim, Measured
 
 
@@ -59,11 +59,18 @@ def claim(measure, name="X1"):
     return Claim(name, "statement", "source", "published", "at least 0.5", measure)
 
 
+@pytest.mark.parametrize("value", [2e-4, -4.2e-6, 0.0, 12345.678])
+def test_number_is_kept_and_printed_in_its_own_digits(value):
+    rows = claims.evaluate((claim(lambda datasets: Measured((value,) * 3, 0.5)),), {}, "command")
+    assert rows[0]["measured"] == pytest.approx(value, rel=1e-5)
+    assert f"{value:.3g} [" in outcome.table_text(rows) and f"{value:.3g} [" in outcome.table_markdown(rows)
+
+
 def test_table_holds_the_claims_words_and_its_numbers():
     (row,) = claims.evaluate((claim(lambda datasets: Measured((0.123456, 0.6, 0.9), 0.5, "note")),), {}, "command")
     assert row == {
         "id": "X1", "statement": "statement", "source": "source", "published": "published",
-        "threshold": "at least 0.5", "measured": 0.6, "low": 0.1235, "high": 0.9, "n_seeds": 3,
+        "threshold": "at least 0.5", "measured": 0.6, "low": 0.123456, "high": 0.9, "n_seeds": 3,
         "verdict": "does not hold", "note": "note", "command": "command",
     }  # fmt: skip
 

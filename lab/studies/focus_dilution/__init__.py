@@ -1,7 +1,7 @@
 """The learning cycle of attention: arXiv 2605.01199 on Markov chains, and its companion arXiv 2510.06954."""
 
 from lab.studies import Study
-from lab.studies.focus_dilution.claims import CLAIMS
+from lab.studies.focus_dilution import claims, companion
 from lab.studies.focus_dilution.measures import measures
 from lab.studies.focus_dilution.page import LEAD, TITLE, sections
 
@@ -17,7 +17,7 @@ STUDY = Study(
         "paper": "longer sequences, wider models, the companion as published (not yet timed)",
     },
     measures=measures,
-    claims=CLAIMS,
+    claims=claims.CLAIMS + companion.CLAIMS,
     target="test.excess",
     sections=sections,
 )

@@ -2,9 +2,10 @@
 
 Where the paper prints no scale (what counts as a move, as a cycle, as growth) it is ours, and the same for all rows.
 
-F1 to F7b are of the exact limit of each row's start; F8 and F9 of the same rows trained on samples; R1 to R5 of the
-companion. Where a grid has several initial scales, theory's statements (F1 to F5, R) take the smallest, for which they
-are asymptotic, and those on repeated cycles (F7 to F9) the largest, from which most cycles fit into the same time.
+F1 to F7b are of the exact limit of each row's start; F8 and F9 of the same rows trained on samples; those of the other
+paper stand in `companion`. Where a grid has several initial scales, theory's statements (F1 to F5) take the smallest,
+for which they are asymptotic, and those on repeated cycles (F7 to F9) the largest, from which most cycles fit into the
+same time.
 """
 
 from collections.abc import Mapping
@@ -15,11 +16,10 @@ import xarray as xr
 from lab.analysis import stages
 from lab.analysis.embedding import spearman
 from lab.studies.claims import Claim, Lacking, Measured, variant
-from lab.studies.focus_dilution import collapse, population
+from lab.studies.focus_dilution import population
 from lab.tasks import markov
 
 PAPER = "arXiv 2605.01199"
-COMPANION = "arXiv 2510.06954"
 HYSTERESIS = 0.01  # attention mass: what counts as a move of the exact limit
 CYCLE = {"focus": 0.05, "entropy": 0.1}  # attention mass, nats: rises and falls that make a cycle, above any noise
 GROWN = 2.0  # times its first value: W_Q has left where it started
@@ -108,13 +108,13 @@ def plateau(row: xr.Dataset) -> xr.Dataset:
 
 def condensation_comes_first(datasets: Datasets) -> Measured:
     pairs = [(condensed_at(row), grown_at(row)) for row in smallest_weights(datasets)]
-    note = f"Steps: condensed {_listed(a for a, _ in pairs)}, |W_Q| doubled {_listed(b for _, b in pairs)}."
-    return Measured(tuple(_over(b, a) for a, b in pairs), 1.0, note, strictly=True)
+    note = f"Steps: condensed {listed(a for a, _ in pairs)}, |W_Q| doubled {listed(b for _, b in pairs)}."
+    return Measured(tuple(over(b, a) for a, b in pairs), 1.0, note, strictly=True)
 
 
 def plateau_is_unigram(datasets: Datasets) -> Measured:
     found = [plateau(row) for row in smallest_weights(datasets)]
-    note = f"Loss minus unigram entropy in nats, at steps {_listed(float(one.time) for one in found)}."
+    note = f"Loss minus unigram entropy in nats, at steps {listed(float(one.time) for one in found)}."
     return Measured(tuple(float(one["limit.gap"]) for one in found), -1e-2, note, at_most=1e-2)
 
 
@@ -148,7 +148,7 @@ def attention_collapses_later(datasets: Datasets) -> Measured:
     for row in smallest_weights(datasets):
         embedding = fallen_at(row, "limit.rank_embedding")
         collapsed = np.minimum(*(fallen_at(row, f"limit.rank_{name}") for name in ("query", "key")))  # NaN if one is
-        ratios.append(_over(float(collapsed), embedding))
+        ratios.append(over(float(collapsed), embedding))
     note = "Step of half the fall of W_Q's or W_K's rank, the first of the two, over that of W_0's."
     return Measured(tuple(ratios), 1.0, note, strictly=True)
 
@@ -171,8 +171,8 @@ def asymmetric_tokens_escape(datasets: Datasets) -> Measured:
         raise Lacking("two values of delta above 0")
     times = {float(delta): [escaped_at(row) for row in rows(dataset.sel(delta=delta), -1)] for delta in dataset.delta}
     per_seed = [spearman(np.array([*times]), np.array(one)) for one in zip(*times.values(), strict=True)]
-    listed = "; ".join(f"delta {delta:g}: {_listed(steps)}" for delta, steps in times.items())
-    return Measured(tuple(map(float, per_seed)), at_most=-0.9, note=f"Steps to escape: {listed}.")
+    by_delta = "; ".join(f"delta {delta:g}: {listed(steps)}" for delta, steps in times.items())
+    return Measured(tuple(map(float, per_seed)), at_most=-0.9, note=f"Steps to escape: {by_delta}.")
 
 
 def _escapes(datasets: Datasets) -> xr.Dataset:
@@ -207,55 +207,6 @@ def entropy_falls_rises_falls(datasets: Datasets) -> Measured:
         turns.append(float(len(stages.swings(row.snapshot.values, -entropy_T.values, CYCLE["entropy"]))))
     note = "Turns of the pi-weighted attention entropy: its first minimum and the maximum after it are two."
     return Measured(tuple(turns), 2.0, note)
-
-
-def outer_weights_condense_first(datasets: Datasets) -> Measured:
-    borders = [borders_of(row) for row in rows(variant(datasets, "collapse"), -1)]
-    pairs = [(one.condensation_end.step, one.collapse_end.step) for one in borders]
-    note = f"Steps: condensed {_listed(a for a, _ in pairs)}, collapsed {_listed(b for _, b in pairs)}."
-    return Measured(tuple(_over(b, a) for a, b in pairs), 1.0, note, strictly=True)
-
-
-def attention_waits(datasets: Datasets) -> Measured:
-    ratios = []
-    for row in rows(variant(datasets, "collapse"), -1):
-        then = row.sel(snapshot=_reached(borders_of(row).condensation_end.step))
-        ratios.append(float(then["signals.change_outer"] / then["signals.change_inner"]))
-    note = "Relative change of W_V, W_1, W_2 over that of W_Q, W_K when condensation ends."
-    return Measured(tuple(ratios), 10.0, note)
-
-
-def attention_loses_rank(datasets: Datasets) -> Measured:
-    shares = []
-    for row in rows(variant(datasets, "collapse"), -1):
-        rank_TxM = finite(row, "signals.effective_rank").sel(matrix=["query", "key"])
-        shares.append(float((rank_TxM.min("snapshot") / rank_TxM.isel(snapshot=0)).max()))
-    return Measured(tuple(shares), at_most=0.5, note="Least effective rank over the first, the larger of W_Q and W_K.")
-
-
-def condition_is_met(datasets: Datasets) -> Measured:
-    lowest = []
-    for row in rows(variant(datasets, "collapse"), -1):
-        then = row.sel(snapshot=_reached(borders_of(row).condensation_end.step))
-        rates = [then[f"signals.{name}"] for name in ("a1_hidden", "a1_value", "a2_hidden", "a2_value")]
-        lowest.append(float(min(rates)))
-    return Measured(tuple(lowest), 0.95, "The lowest of |A1|/d and |A2|/d^2 of both sides when condensation ends.")
-
-
-def direction_is_predicted(datasets: Datasets) -> Measured:
-    of_seeds = [finite(row, "signals.aligned_value") for row in rows(variant(datasets, "collapse"), -1)]
-    highest = [float(aligned_T.max("snapshot")) for aligned_T in of_seeds]
-    note = "Mean |cos| of the rows of W_V with the leading singular vector of the leading-order flow, at its highest."
-    return Measured(tuple(highest), 0.9, note)
-
-
-def borders_of(row: xr.Dataset) -> collapse.Borders:
-    """
-    Raises:
-      Lacking: the row diverged.
-    """
-    cosine_TxM, rank_TxM = (finite(row, f"signals.{name}").values for name in ("cosine", "effective_rank"))
-    return collapse.borders(row.snapshot.values, cosine_TxM, rank_TxM)
 
 
 CLAIMS = (
@@ -312,26 +263,6 @@ CLAIMS = (
         "F9", "Attention entropy goes down, up, down", f"{PAPER}, figures", "down, up, down",
         "at least 2 turns of 0.1 nats", entropy_falls_rises_falls,
     ),
-    Claim(
-        "R1", "Outer weights condense before W_Q and W_K collapse", f"{COMPANION}, stages", "in this order",
-        "ratio of steps above 1", outer_weights_condense_first,
-    ),
-    Claim(
-        "R2", "W_Q and W_K stay where they are meanwhile", f"{COMPANION}, relative norm change", "static",
-        "outer weights change at least 10 times as much", attention_waits,
-    ),
-    Claim(
-        "R3", "Then the effective rank of W_Q and W_K collapses", f"{COMPANION}, effective rank", "collapses",
-        "at most half of what it was", attention_loses_rank,
-    ),
-    Claim(
-        "R4", "The condensation condition comes to hold", f"{COMPANION}, condition rates", "close to 1 in 200 steps",
-        "all rates at least 0.95", condition_is_met,
-    ),
-    Claim(
-        "R5", "Neurons point where the leading-order flow says", f"{COMPANION}, condensation theorem",
-        "cosine goes to 1 or -1", "mean |cos| at least 0.9", direction_is_predicted,
-    ),
 )  # fmt: skip
 
 
@@ -382,16 +313,10 @@ def first(time_T: xr.DataArray, holds_T: xr.DataArray) -> float:
     return float(time_T[int(np.argmax(holds_T.values))]) if bool(holds_T.any()) else float("nan")
 
 
-def _over(later: float, earlier: float) -> float:
+def over(later: float, earlier: float) -> float:
     """Ratio of two steps; NaN where the earlier one is the start, before which nothing is seen."""
     return later / earlier if earlier else float("nan")
 
 
-def _reached(step: float) -> float:
-    if np.isnan(step):
-        raise Lacking("condensation: the outer weights' cosines stay below one half")
-    return step
-
-
-def _listed(steps) -> str:
+def listed(steps) -> str:
     return ", ".join("never" if np.isnan(step) else f"{step:.0f}" for step in steps)

@@ -9,7 +9,7 @@ from lab.analysis import stages
 from lab.report import cycles
 from lab.report.page import Picture, Section
 from lab.studies.claims import Lacking
-from lab.studies.focus_dilution import claims
+from lab.studies.focus_dilution import claims, companion
 from lab.studies.focus_dilution.claims import rows
 
 TITLE = "Focus and dilution: the learning cycle of attention"
@@ -55,7 +55,7 @@ def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
         if claims.has_limit(cycle):
             made.append(Section("How long stages last", LAWS, _laws(datasets)))
     if "collapse" in datasets:
-        made.append(Section("Condensation, then rank collapse", COMPANION, _companion(datasets["collapse"])))
+        made.append(Section("Condensation, then rank collapse", COMPANION, _companion(datasets)))
     return made
 
 
@@ -245,12 +245,28 @@ def _line(points):
     return ends, np.polyval(np.polyfit(x[fine], y[fine], 1), ends)
 
 
-def _companion(dataset: xr.Dataset) -> list[Picture]:
+def _companion(datasets: Mapping[str, xr.Dataset]) -> list[Picture]:
     pictures = []
     for index, size in ((-1, "small"), (0, "large")):
-        row = rows(dataset, index)[0]
+        row = rows(datasets["collapse"], index)[0]
         pictures.append(_collapse(row, f"collapse-{size}", f"γ = {float(row.gamma):g}, first seed"))
-    return pictures
+    return [*pictures, _balances(datasets)]
+
+
+def _balances(datasets: Mapping[str, xr.Dataset]) -> Picture:
+    """What gradient flow conserves and what it grows, by how rows were trained."""
+    trained = {how: rows(datasets[name], -1) for name, how in (("collapse", "as trained"), ("descent", "plain descent"))
+               if name in datasets}  # fmt: skip
+    panels, times = {}, {}
+    for variable, label in (("balance_drift", "Drift of the balances"), ("energy", "Energy u W_V W_1 W_2 w")):
+        for how, seeds in trained.items():
+            panels[f"{label}, {how}"] = {f"seed {i}": row[f"signals.{variable}"].values for i, row in enumerate(seeds)}
+            times[f"{label}, {how}"] = seeds[0].snapshot.values
+    caption = (
+        "W_VᵀW_V − W_1W_1ᵀ and W_1ᵀW_1 − W_2W_2ᵀ do not change in gradient flow while tanh is linear; drift is their "
+        "change over the norms of the four. AdamW scales every weight's step on its own and does not keep them."
+    )
+    return Picture("balances", "What is conserved", caption, cycles.stages(times, panels, (), "Conservation laws"))
 
 
 def _collapse(row: xr.Dataset, name: str, title: str) -> Picture:
@@ -275,7 +291,7 @@ def _collapse(row: xr.Dataset, name: str, title: str) -> Picture:
         },
     }
     try:
-        found = claims.borders_of(row)
+        found = companion.borders_of(row)
         border = [found.condensation_end.step, found.collapse_start.step, found.collapse_end.step]
     except (Lacking, ValueError):
         border = [np.nan] * 3

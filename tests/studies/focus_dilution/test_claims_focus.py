@@ -9,8 +9,9 @@ from scipy.stats import spearmanr
 
 from lab.studies import claims
 from lab.studies.claims import Lacking
-from lab.studies.focus_dilution import collapse
-from lab.studies.focus_dilution.claims import CLAIMS, borders_of, plateau, rows
+from lab.studies.focus_dilution import STUDY, collapse
+from lab.studies.focus_dilution.claims import plateau, rows
+from lab.studies.focus_dilution.companion import borders_of
 
 SEEDS = (0, 1, 2)
 GAMMAS = (1.661, 2.4914)
@@ -87,6 +88,7 @@ def signals(**changes):
     row |= {"change_inner": np.where(SNAPSHOTS == 400, 0.1, 1e-3)}
     row |= {f"{kind}_{side}": np.where(SNAPSHOTS == 400, 0.97, 0.5) for kind in ("a1", "a2") for side in SIDES}
     row |= {"aligned_value": through((0, 0.1), (400, 0.95), (2000, 0.5), steps=SNAPSHOTS)}
+    row |= {"balance_drift": np.where(SNAPSHOTS == 400, 0.01, GARBAGE)}
     return {f"signals.{name}": changes.get(name, values) for name, values in row.items()}
 
 
@@ -147,7 +149,7 @@ def escaping(by_delta):
 
 
 def measure(name, datasets):
-    (claim,) = [claim for claim in CLAIMS if claim.id == name]
+    (claim,) = [claim for claim in STUDY.claims if claim.id == name]
     return claims._measure(claim, datasets)
 
 
@@ -493,7 +495,7 @@ def test_f9_weighs_query_tokens_by_their_frequency():
     assert measure("F9", large(*seeds)).per_seed == (0.0, 2.0, 0.0)
 
 
-# --- R1 to R5: the companion ---
+# --- R1 to R6: the companion ---
 
 
 def when(step, outer_end=400):
@@ -578,6 +580,18 @@ def test_r5_is_the_highest_alignment_of_values():
     assert measure("R5", collapsing(aligned(0.9), aligned(0.89), aligned(0.9))).verdict == "does not hold"
 
 
+def test_r6_is_the_drift_of_the_balances_when_condensation_ends():
+    def drifted(value):
+        return signals(balance_drift=np.where(SNAPSHOTS == 400, value, GARBAGE))
+
+    def descent(*seeds):
+        return {"descent": collapsing(*seeds)["collapse"]}
+
+    measured = measure("R6", descent(drifted(0.05), drifted(0.01), drifted(0.0)))
+    assert measured.per_seed == (0.05, 0.01, 0.0) and measured.verdict == "holds"
+    assert measure("R6", descent(drifted(0.01), drifted(0.051), drifted(0.01))).verdict == "does not hold"
+
+
 # --- all of them ---
 
 
@@ -585,18 +599,19 @@ def everything(seeds=SEEDS):
     both = [limit() | state() for _ in seeds]
     escapes = {0.0: NEVER * 0.9, 0.01: escape_at(900), 0.02: escape_at(600), 0.04: escape_at(300)}
     made = {"cycle": dataset([both, both]), **escaping({d: [ratio] * len(seeds) for d, ratio in escapes.items()})}
-    return made | {"collapse": dataset([[signals() for _ in seeds]] * 2)}
+    return made | {name: dataset([[signals() for _ in seeds]] * 2) for name in ("collapse", "descent")}
 
 
 OF_VARIANT = {
     "escape": {"F6a", "F6b"},
     "collapse": {"R1", "R2", "R3", "R4", "R5"},
+    "descent": {"R6"},
     "cycle": {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F7a", "F7b", "F8", "F9"},
 }
 
 
 def table_of(datasets):
-    return {row["id"]: row for row in claims.evaluate(CLAIMS, datasets, "c")}
+    return {row["id"]: row for row in claims.evaluate(STUDY.claims, datasets, "c")}
 
 
 def test_all_claims_hold_where_the_papers_are_right():
@@ -633,9 +648,9 @@ def test_row_without_numbers_is_not_measured_and_hurts_no_other_variant(variant)
 def test_row_that_diverged_in_training_counts_in_its_exact_limit_alone():
     """Its snapshots are there: they hold the weights at which it was frozen."""
     datasets = everything()
-    for name in ("cycle", "collapse"):
+    for name in ("cycle", "collapse", "descent"):
         datasets[name]["diverged_at"].loc[{"seed": 1}] = 900
-    of_snapshots = {"F8", "F9"} | OF_VARIANT["collapse"]
+    of_snapshots = {"F8", "F9"} | OF_VARIANT["collapse"] | OF_VARIANT["descent"]
     for name, row in table_of(datasets).items():
         assert row["verdict"] == ("not measured" if name in of_snapshots else "holds"), name
         assert ("seed 1 diverged" in row["note"]) == (name in of_snapshots), name

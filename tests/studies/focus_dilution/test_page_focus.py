@@ -21,7 +21,7 @@ N_FRAMES = 4
 AXES = ("gamma", "learning_rate", "seed", "weight_decay")
 WITHOUT_ESCAPE = {"limit-small", "limit-large", "limit-paths", "limit-film", "limit-fine", "limit-spectra",
                   "state-small", "state-large", "state-focus", "laws"}  # fmt: skip
-OF_COLLAPSE = {"collapse-small", "collapse-large"}
+OF_COLLAPSE = {"collapse-small", "collapse-large", "balances"}
 
 
 def through(*knots, steps=TIMES):
@@ -89,8 +89,8 @@ def companion(cosine=0.8):
     cosine_TxM[:, :3] = np.where(SNAPSHOTS >= 400, cosine, 0.2)[:, None]
     rank_TxM[:, 3:] = through((600, 10.0), (1600, 2.0), steps=SNAPSHOTS)[:, None]
     flat = np.full(len(SNAPSHOTS), 0.5)
-    names = ("change_outer", "change_inner", *(f"a{i}_{side}" for i in (1, 2) for side in ("hidden", "value")),
-             *(f"aligned_{matrix}" for matrix in collapse.MATRICES))  # fmt: skip
+    names = ("change_outer", "change_inner", "balance_drift", "energy", *(f"aligned_{m}" for m in collapse.MATRICES),
+             *(f"a{i}_{side}" for i in (1, 2) for side in ("hidden", "value")))  # fmt: skip
     groups = {("signals", "snapshot"): {"cosine": cosine_TxM, "effective_rank": rank_TxM} | dict.fromkeys(names, flat)}
     groups[("test", "step")] = {"loss": np.array([5.0, 3.0])}
     return dataset(groups, snapshot=SNAPSHOTS, step=[0, 2000], matrix=list(collapse.MATRICES))
@@ -271,6 +271,16 @@ def test_shaded_are_the_borders_of_the_companion_and_nothing_where_it_did_not_co
     # the fall of the ranks is 5 % done at 650 and 95 % at 1550: the snapshots after these
     assert shaded(found["collapse-small"]) == [(0, 400), (700, 1600), (1600, 2000)]
     assert shaded(pictures_of({"collapse": companion(0.4)})["collapse-small"]) == [(700, 1600), (1600, 2000)]
+
+
+def test_balances_are_drawn_as_trained_and_beside_it_by_plain_descent_where_there_is_any(found):
+    def titles(figure):
+        return [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+
+    both = pictures_of({"collapse": companion(), "descent": companion()})["balances"].figure
+    assert titles(both) == [f"{what}, {how}" for what in ("Drift of the balances", "Energy u W_V W_1 W_2 w")
+                            for how in ("as trained", "plain descent")]  # fmt: skip
+    assert titles(found["balances"].figure) == titles(both)[::2]
 
 
 def test_page_of_all_variants_is_written(complete, tmp_path, monkeypatch):
