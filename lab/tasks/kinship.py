@@ -12,7 +12,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.ontology import Reasoning, integers, is_held_out, one_of, permutation, sentences, swapped_in, uniforms
+from lab.tasks.reasoning import Reasoning, integers, is_held_out, one_of, permutation, sentences, swapped_in, uniforms
 
 # kind -> what a man and a woman of that relation are called
 RELATIONS = {

@@ -25,7 +25,7 @@ import numpy as np
 from lab.tasks import documents, tokenizer
 from lab.tasks.answers import AnswerTask, pack, padded
 from lab.tasks.batch import Batch
-from lab.tasks.ontology import at_end, plausible
+from lab.tasks.reasoning import at_end, plausible
 from lab.tasks.tokenizer import Tokenizer
 
 PADDING = "<pad>"  # token 0; the words follow in alphabetical order

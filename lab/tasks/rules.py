@@ -9,7 +9,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lab.tasks.ontology import (
+from lab.tasks.reasoning import (
     ENTITIES,
     PROPERTIES,
     Reasoning,

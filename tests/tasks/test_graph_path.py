@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from lab.tasks import GraphPath
-from lab.tasks.ontology import CONCEPTS, ENTITIES
+from lab.tasks.reasoning import CONCEPTS, ENTITIES
 
 ALPHA = 1e-3  # level of the tests on counts; the seeds are fixed, so they pass or fail for good
 N = 1500

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lab.tasks import Rules
-from lab.tasks.ontology import ENTITIES, PROPERTIES
+from lab.tasks.reasoning import ENTITIES, PROPERTIES
 
 ALPHA = 1e-3  # level of the tests on counts; the seeds are fixed, so they pass or fail for good
 N = 2500
