@@ -10,7 +10,9 @@ import numpy as np
 
 CORE = ("gamma", "weight_decay", "learning_rate", "seed")
 GROUP_RATES = ("gamma_embed", "gamma_qk", "gamma_vo", "gamma_mlp", "gamma_head")
-KNOWN = CORE + GROUP_RATES
+PERTURBATIONS = ("sam_radius", "weight_noise")  # see `lab.perturb`
+KNOWN = CORE + GROUP_RATES + PERTURBATIONS
+NOT_NEGATIVE = ("weight_decay", "learning_rate", *PERTURBATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ def product(axes: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
 
     Args:
       axes: hyperparameter -> its values. The core ones (`gamma`, `weight_decay`, `learning_rate`, `seed`) must be
-        there, group rates (`gamma_qk`, ...) may.
+        there, group rates (`gamma_qk`, ...), `sam_radius` and `weight_noise` may.
       extra: names of further hyperparameters that the study declares.
 
     Raises:
@@ -110,7 +112,7 @@ def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
             raise ValueError(f"grid.{name}={values!r}: {value!r} is not finite")
         if name == "seed" and (value != int(value) or not 0 <= value < 2**31):
             raise ValueError(f"grid.seed={values!r}: {value!r} is not an integer in [0, 2^31)")
-        if name in ("weight_decay", "learning_rate") and value < 0:
+        if name in NOT_NEGATIVE and value < 0:
             raise ValueError(f"grid.{name}={values!r}: {value!r} is negative")
     return tuple(int(value) if name == "seed" else float(value) for value in values)
 

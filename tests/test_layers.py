@@ -9,7 +9,7 @@ import pytest
 import lab
 
 LAB = Path(lab.__file__).parent
-VALUES = {"grid", "init", "optim", "losses", "rng", "tree"}
+VALUES = {"grid", "init", "optim", "losses", "rng", "tree", "perturb"}
 # what analysis may use of the engine: what reads, the lock, which sequences were trained on, and how rows are spread
 # over devices; never what trains
 READING = {"store", "table", "workdir", "step", "config", "data", "files", "process", "shard", "sweep"}

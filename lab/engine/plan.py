@@ -160,7 +160,7 @@ def device_names() -> str:
 
 def _measured(plan: Plan, experiment, grid, mesh, options: Options, most_steps, rows_each: int, fresh: bool) -> Plan:
     """The plan with its width measured, or remembered from an earlier training with the same shapes."""
-    place = _remembered(experiment, mesh, options, most_steps, rows_each)
+    place = _remembered(experiment, grid, mesh, options, most_steps, rows_each)
     if not fresh:
         with contextlib.suppress(DamagedError, KeyError, TypeError):
             known = files.read_json(place)
@@ -275,11 +275,12 @@ def _memory() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
 
 
-def _remembered(experiment: Experiment, mesh: Mesh, options: Options, most_steps: int, rows_each: int) -> Path:
+def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, most_steps, rows_each: int) -> Path:
     """Where the widths of a program on devices like these are kept."""
     home = platform.node() if jax.default_backend() == "cpu" else ""
     program = (
         experiment,
+        tuple(grid.columns),
         mesh.shape,
         options,
         most_steps,

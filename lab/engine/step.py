@@ -1,7 +1,7 @@
 """One row: its initial state, one training step, one evaluation. Nothing here knows that there are other rows."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lab import init, losses, models, optim, rng, tree
+from lab import init, losses, models, optim, perturb, rng, tree
 from lab.tasks import Batch, Task
 
 DATA_ORDERS = ("shared", "row")
@@ -79,14 +79,15 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
 
     Returns:
       `(state, {"train_loss", "grad_norm"})`: mean cross-entropy in nats on the batch before the step, and the global
-      gradient norm before clipping; NaN once the row has diverged.
+      norm before clipping of the gradient that is descended; NaN once the row has diverged. See `slope` for rows with
+      a `sam_radius` or `weight_noise`.
     """
 
     def loss(params):
         logits_BxQxV, _ = models.forward(experiment.model, params, batch.tokens_BxL)
         return losses.mean_cross_entropy(logits_BxQxV, batch)
 
-    value, grads = jax.value_and_grad(loss)(state.params)
+    value, grads = slope(loss, experiment, hparams, state.params, step)
     updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -97,6 +98,33 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
     moved = tree.select(alive & finite, (params, opt_state), (state.params, state.opt_state))
     metrics = {"train_loss": value, "grad_norm": grad_norm}
     return RowState(*moved, diverged_at), {name: jnp.where(alive, m, jnp.nan) for name, m in metrics.items()}
+
+
+def slope(loss: Callable, experiment: Experiment, hparams: Mapping, params, step):
+    """Loss and the gradient to descend, of a row that may have a `weight_noise` or a `sam_radius`: see `lab.perturb`.
+
+    Noise comes first, new at every step; SAM steps up from there, at the cost of a second gradient. Matrices that are
+    frozen are not perturbed. Where a grid has neither nothing of this is in the program; a value of 0 is the plain
+    step up to rounding.
+
+    Returns:
+      `(value, grads)`: the value is that of the plain weights under SAM, and of the noisy ones under noise, where the
+      plain one would cost a forward pass.
+    """
+
+    def unless_frozen(moved, kept):
+        still = optim.is_frozen(experiment.optim, params)
+        return jax.tree.map(lambda is_still, a, b: b if is_still else a, still, moved, kept)
+
+    around = params
+    if "weight_noise" in hparams:
+        key = rng.key(hparams["seed"], "weight_noise", step)
+        around = unless_frozen(perturb.jitter(params, key, hparams["weight_noise"]), params)
+    value, grads = jax.value_and_grad(loss)(around)
+    if "sam_radius" in hparams:
+        upward = unless_frozen(grads, jax.tree.map(jnp.zeros_like, grads))
+        grads = jax.grad(loss)(perturb.ascent(around, upward, hparams["sam_radius"]))
+    return value, grads
 
 
 def evaluate(experiment: Experiment, state: RowState, batches: Mapping[str, Batch]) -> dict[str, jax.Array]:
