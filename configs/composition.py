@@ -54,8 +54,10 @@ def cpu() -> ConfigDict:
                 final_norm=True,
                 tied_head=False,
                 readout="last",  # the loss reads one position, so nothing else is computed in the last block
+                compute_dtype="float32",
             ),
             init="paper",
+            start=dict(variant="", row=dict()),  # weights are drawn anew
             optim=dict(
                 family="adamw",
                 schedule="warmup_cosine",

@@ -34,6 +34,7 @@ def cpu() -> ConfigDict:
             ),
             model=dict(family="attention", vocab_size=4, d_model=D_MODEL),
             init="paper",
+            start=dict(variant="", row=dict()),  # weights are drawn anew
             optim=dict(
                 family="sgd",
                 schedule="constant",
@@ -77,6 +78,7 @@ def cpu() -> ConfigDict:
                     grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
                 ),
                 collapse=collapse(),
+                descent=descent(),
             ),
         )
     )
@@ -102,6 +104,14 @@ def collapse() -> dict:
         eval_every=100,
         snapshot_every=10,
     )
+
+
+def descent() -> dict:
+    """`collapse` by plain gradient descent, the law that its theory is written for: what does it conserve?"""
+    config = collapse()
+    config["optim"].update(family="sgd", warmup_steps=0, clip_norm=float("inf"))
+    config["grid"].update(gamma=(1.0,), learning_rate=(2.0,))
+    return config | dict(steps=1000)
 
 
 def smoke() -> ConfigDict:

@@ -45,6 +45,7 @@ def cpu() -> ConfigDict:
             ),
             model=dict(family="attention", vocab_size=vocab_size, d_model=d_model),
             init="paper",
+            start=dict(variant="", row=dict()),  # weights are drawn anew
             optim=dict(
                 family="adamw",
                 schedule="constant",
@@ -143,6 +144,7 @@ def _two_layers(vocab_size: int, length: int, d_model: int, d_ff: int) -> dict:
         final_norm=False,
         tied_head=False,
         readout="last",  # the loss reads one position, so nothing else is computed in the last block
+        compute_dtype="float32",
     )
 
 

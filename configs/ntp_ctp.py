@@ -16,10 +16,12 @@ COMPOSITION = dict(
     family="composition", setting="34_unseen", n_anchors=4, modulus=9, noise_groups=0, low=20, high=99, length=9,
     vocab_size=201, shuffle_context=False,
 )  # fmt: skip
+OTHER_KEYS = dict(COMPOSITION, low=110, high=189)  # the same anchors do the same to tokens that were never seen
 ADDITION = dict(family="addition", high=99, block=(40, 60), shuffle_context=False)
 KINSHIP = dict(family="kinship", hops_train=(2, 3), hops_ood=(4,), shuffle_context=False)
 ONTOLOGY = dict(family="ontology", hops_train=(1, 2, 3), hops_ood=(4, 5), n_chains=2, n_concepts=40, form="cloze",
                 chain_of_thought=False)  # fmt: skip
+CONTROLS = {"sam_radius": (0.05, 0.2), "weight_noise": (0.05, 0.2), "weight_decay": (1.0,)}
 GRAPH_PATH = dict(family="graph_path", hops_train=(1, 2, 3), hops_ood=(4,), width=2, n_parents=1, n_concepts=40)
 RULES = dict(family="rules", hops_train=(1, 2), hops_ood=(3,), width=2)
 
@@ -53,8 +55,10 @@ def cpu() -> ConfigDict:
                 final_norm=True,
                 tied_head=False,
                 readout="all",  # NTP's loss reads every position
+                compute_dtype="float32",
             ),
             init="paper",
+            start=dict(variant="", row=dict()),  # weights are drawn anew
             optim=dict(
                 family="adamw",
                 schedule="constant",
@@ -97,9 +101,17 @@ def cpu() -> ConfigDict:
                 addition=dict(
                     steps=2000, task=ADDITION, model=dict(vocab_size=16), grid=dict(context_noise=(0.0, 0.1))
                 ),
+                composition_then_other_keys=dict(_after_composition(OTHER_KEYS), steps=1500, eval_every=25),
+                **{f"addition_{axis}": _control(axis, values) for axis, values in CONTROLS.items()},
             ),
         )
     )
+
+
+def _control(axis: str, values: tuple) -> dict:
+    """Addition by CTP alone, at the usual scale, with a regularizer that flattens."""
+    grid = dict(ntp_weight=(0.0,), gamma=(0.5,), label_noise=(0.0,)) | {axis: values}
+    return dict(steps=2000, task=ADDITION, model=dict(vocab_size=16), grid=grid)
 
 
 def smoke() -> ConfigDict:
@@ -119,7 +131,7 @@ def smoke() -> ConfigDict:
         checkpoint_every=20,
         block_width=1,
     )
-    config.variants = dict(composition=dict())
+    config.variants = dict(composition=dict(), composition_then_other_keys=_after_composition(OTHER_KEYS))
     return config
 
 
@@ -177,4 +189,17 @@ def _all_tasks() -> dict:
         made[name] = dict(task=task, model=dict(vocab_size=vocab_size))
         shuffled = dict(task=dict(task, shuffle_context=True), model=dict(vocab_size=vocab_size))
         made[f"{name}_shuffled"] = shuffled | dict(grid=dict(ntp_weight=(1.0,)))
+    plain = dict(ntp_weight=(0.0, 1.0), context_noise=(0.0,), weight_decay=(0.01,))
+    made["composition_then_other_keys"] = _after_composition(OTHER_KEYS, **plain)
+    made["composition_then_addition"] = _after_composition(ADDITION, **plain)
     return made
+
+
+def _after_composition(task: dict, **axes: tuple) -> dict:
+    """A second task, learnt by either objective from what NTP made of composition; without injected noise."""
+    return dict(
+        task=dict(family="sequel", task=task, first=COMPOSITION),
+        model=dict(vocab_size=COMPOSITION["vocab_size"]),
+        start=dict(variant="composition", row=dict(ntp_weight=1.0)),
+        grid=dict(label_noise=(0.0,), **axes),
+    )

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """What a measurement is given: one row of the grid at one snapshot.
 
     Attributes:
-      model: the Flax module, answering at every position; static.
+      model: the Flax module, answering at every position, in its parameters' precision; static.
       params: its parameters at the snapshot.
       start: its parameters at the first snapshot, before training.
       hparams: its hyperparameters, scalars by name.
@@ -180,6 +180,18 @@ def about(one: Measure) -> str:
     return documented.splitlines()[0]
 
 
+def exact(experiment: Experiment) -> Experiment:
+    """The same, with a model as precise as its parameters, whatever it was trained in: what measurements are built of.
+
+    Rounded to bfloat16, a loss is constant over steps that curvature is taken from, and products of its Hessian are
+    noise. So a row is measured as the function that its float32 parameters define, not quite the one it was trained as.
+    """
+    model = experiment.model
+    if getattr(model, "compute_dtype", "float32") == "float32":
+        return experiment
+    return dataclasses.replace(experiment, model=model.clone(compute_dtype="float32"))
+
+
 def chosen_steps(steps: list[int], choice: str) -> list[int]:
     """`all` snapshots, the `last`, or a `log`-spaced part: the first, the last, and the last halved again and again."""
     if choice == "log":
@@ -227,7 +239,7 @@ def _layout(most: int) -> Layout:
 
 def _program(work: Workdir, one: Measure, scope: Scope, layout: Layout) -> Callable[..., dict[str, np.ndarray]]:
     """`(step, params_R, rows) -> outputs (len(rows), ...)` of a group of rows; it is compiled once."""
-    experiment, hparams_R = work.experiment, work.grid.arrays()
+    experiment, hparams_R = exact(work.experiment), work.grid.arrays()
     model = experiment.model.clone(readout="all") if hasattr(experiment.model, "readout") else experiment.model
     key = rng.key(experiment.data_seed, f"analysis/{one.name}/noise")
     start_R = work.params(work.snapshot_steps()[0])

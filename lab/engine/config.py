@@ -10,14 +10,17 @@ import re
 from collections.abc import Mapping
 
 import ml_collections
+import numpy as np
 
 from lab import grid as grids
 from lab import models, tasks
 from lab.engine.step import Experiment
 from lab.engine.sweep import Options
 from lab.optim import Optim
+from lab.tasks import Task
 
-SECTIONS = ("task", "model", "optim", "grid", "variants")
+SECTIONS = ("task", "model", "start", "optim", "grid", "variants")
+START = {"variant": str, "row": ml_collections.ConfigDict}
 SCALARS = {
     "study": str,
     "preset": str,
@@ -50,7 +53,8 @@ LEAST = {
 def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
     """The static variants of a config: `config.variants.<name>` holds what differs from the rest of the config.
 
-    A variant with a task or model of another family says all of it: nothing of the first one's options is left.
+    A variant with a task or model of another family says all of it: nothing of the first one's options is left. They
+    come in the order of their names, but behind the variant they start from (`start.variant`), where that is here too.
     """
     base = ml_collections.ConfigDict(config.to_dict())
     overrides = base.variants.to_dict()
@@ -67,12 +71,13 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
                 if changes.get(section, {}).get("family", family) != family:
                     with variant.unlocked():
                         variant[section] = ml_collections.ConfigDict(changes[section])
-            with variant.grid.unlocked():  # a variant may vary what the others do not; `grid` knows the names
+            # a variant may vary what the others do not; `grid` and `origin.matched` know the names
+            with variant.grid.unlocked(), variant.start.row.unlocked():
                 variant.update(changes)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"variants.{name}: {_first_line(error)}") from error
         resolved[name] = variant
-    return resolved
+    return _sources_first(resolved)
 
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -80,7 +85,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     _check_names(config)
     task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
     model = _build(models.FAMILIES, config.model.to_dict(), "model")
-    _check_fit(model, task)
+    _check_fit(model, task, config.grid)
     values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
     for name, least in LEAST.items():
         if config[name] < least:
@@ -136,6 +141,22 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
     return lines
 
 
+def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
+    ordered = {}
+
+    def add(name: str, later: tuple[str, ...]) -> None:
+        source = resolved[name].start.variant
+        if source in (*later, name):
+            raise ValueError(f"variants.{name}.start.variant={source!r}: {source} would start from itself in the end")
+        if source in resolved:
+            add(source, (*later, name))
+        ordered.setdefault(name, resolved[name])
+
+    for name in resolved:
+        add(name, ())
+    return ordered
+
+
 def _check_names(config) -> None:
     known = {*SCALARS, *SECTIONS}
     for name in config:
@@ -147,6 +168,21 @@ def _check_names(config) -> None:
     for name, kind in SCALARS.items():
         if not isinstance(config[name], kind) or isinstance(config[name], bool) is not (kind is bool):
             raise ValueError(f"config.{name}={config[name]!r}: expected {kind.__name__}")
+    _check_start(config.start)
+
+
+def _check_start(start) -> None:
+    for name in start:
+        if name not in START:
+            raise ValueError(f"start.{name}: unknown option{_nearest(name, START)}")
+    for name, kind in START.items():
+        if not isinstance(start.get(name), kind):
+            raise ValueError(f"start.{name}={start.get(name)!r}: expected {'dict' if name == 'row' else 'str'}")
+    for name, value in start.row.items():
+        if isinstance(value, bool) or not isinstance(value, int if name == "seed" else int | float):
+            raise ValueError(f"start.row.{name}={value!r}: expected a number" + " without fraction" * (name == "seed"))
+    if start.row and not start.variant:
+        raise ValueError("start.row says which row of another variant, and start.variant names none")
 
 
 def _build(families: Mapping, options: dict, section: str):
@@ -166,6 +202,8 @@ def _construct(kind: type, options: dict, section: str):
         if name not in fields:
             raise ValueError(f"{section}.{name}: unknown option{_nearest(name, fields)}")
         wanted = fields[name].type
+        if isinstance(wanted, type) and issubclass(wanted, Task) and isinstance(value, dict):
+            options[name] = value = _build(tasks.FAMILIES, dict(value), f"{section}.{name}")
         accepted = (int, float) if wanted is float else wanted
         if isinstance(wanted, type) and (
             not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)
@@ -177,12 +215,21 @@ def _construct(kind: type, options: dict, section: str):
     return kind(**options)
 
 
-def _check_fit(model, task) -> None:
-    for name, choices in (("activation", models.ACTIVATIONS), ("norm", models.NORMS), ("readout", models.READOUTS)):
+def _check_fit(model, task, axes: Mapping) -> None:
+    choices_of = {
+        "activation": models.ACTIVATIONS,
+        "norm": models.NORMS,
+        "readout": models.READOUTS,
+        "compute_dtype": models.transformer.COMPUTE_DTYPES,
+    }
+    for name, choices in choices_of.items():
         if hasattr(model, name) and getattr(model, name) not in choices:
             raise ValueError(f"model.{name}={getattr(model, name)!r}: one of {', '.join(choices)}")
     if getattr(model, "tied_head", False) and model.head_bias:
         raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
+    weights = axes.get("ntp_weight", getattr(task, "ntp_weight", 0.0))
+    if getattr(model, "readout", "all") == "last" and np.any(weights):
+        raise ValueError(f"model.readout='last' with ntp_weight={weights}: context is predicted everywhere; use 'all'")
     for name, least in (("vocab_size", task.vocab_size), ("max_length", task.length)):
         if hasattr(model, name) and getattr(model, name) < least:
             raise ValueError(f"model.{name}={getattr(model, name)}: the task needs at least {least}")

@@ -108,7 +108,7 @@ def npz_hash(path: Path) -> str:
 
 
 def training_of(workdir: Path) -> str | None:
-    """Hash of the config and the grid in a folder; None where they are missing or damaged.
+    """Hash of the config, the grid and the weights started from in a folder; None where missing or damaged.
 
     Equal for two folders whose files may stand in for each other, and for no others.
     """
@@ -213,7 +213,9 @@ def _parse(content: bytes) -> dict:
 @functools.lru_cache(maxsize=16)
 def _training(config: bytes, grid: bytes) -> str | None:
     try:
-        identity = {"config": _parse(config)["config"], "grid": _parse(grid)}
+        held = _parse(config)
+        identity = {"config": held["config"], "grid": _parse(grid)}
+        identity |= {"start": held["start"]} if held.get("start") else {}
     except (ValueError, KeyError):
         return None
     return hashlib.sha256(_canonical(identity)).hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 
 from lab.engine import config as configs
-from lab.engine import files, status, train
+from lab.engine import files, origin, status, train
 from lab.engine.job import TrainingJob
 from lab.engine.status import Progress
 from lab.engine.workdir import Workdir
@@ -57,7 +57,8 @@ def launch(
 ) -> Launched:
     """Submits a job for every variant that is not trained, nor being trained, nor queued on the cluster already.
 
-    Every variant is checked before the first job is submitted. submitit keeps its files and logs in `workdir/jobs`.
+    Every variant is checked before the first job is submitted. submitit keeps its files and logs in `workdir/jobs`. A
+    variant that starts from another one's weights (`config.start`) gets its job when launched after that is trained.
 
     Args:
       cluster: `slurm`, or `local` for processes of this machine, all at once.
@@ -70,15 +71,15 @@ def launch(
       WorkdirError: a folder holds another training.
     """
     root = Path(workdir).absolute()
-    resolved = configs.variants(config)
-    grids = {name: train.prepare(variant, root / name, None)[1] for name, variant in resolved.items()}
+    prepared = train.prepare_variants(config, root)
     executor = _executor(root, cluster, resources)
-    jobs = {name: job for name, job in _queued(root).items() if name in resolved} if cluster == "slurm" else {}
+    jobs = {name: job for name, job in _queued(root).items() if name in prepared} if cluster == "slurm" else {}
     lines = {}
-    for name, variant in resolved.items():
-        line = status.read(name, Workdir(root / name))
-        line = dataclasses.replace(line, steps=variant.steps, rows=len(grids[name]))
-        lines[name] = _spared(line, jobs.get(name)) or dataclasses.replace(line, state="queued")
+    for name, (variant, work, grid) in prepared.items():
+        line = status.read(name, Workdir(work.path))
+        line = dataclasses.replace(line, steps=variant.steps, rows=len(grid))
+        waits = origin.waits_for(work.path, variant)
+        lines[name] = _spared(line, jobs.get(name), waits) or dataclasses.replace(line, state="queued")
         if name not in jobs and lines[name].state == "queued":
             job = TrainingJob(configs.to_json(variant), str(root / name), config_file, set_up)
             jobs[name] = _submit(executor, f"{variant.study}-{name}", job)
@@ -86,14 +87,16 @@ def launch(
     return Launched(cluster, root, lines, jobs)
 
 
-def _spared(line: Progress, job) -> Progress | None:
-    """The line of a variant that needs no job, or has one already; None for all others."""
+def _spared(line: Progress, job, waits: str) -> Progress | None:
+    """The line of a variant that needs no job, has one already, or cannot start yet; None for all others."""
     if line.state == "trained":
         return dataclasses.replace(line, note="trained already, not launched")
     if job is not None:
         return dataclasses.replace(line, state="queued", note=f"job {job.job_id} has it, not launched again")
     if line.state == "running":
         return dataclasses.replace(line, note="another process trains it, not launched")
+    if waits:
+        return dataclasses.replace(line, note=f"{waits}, not launched: launch that first, then this again")
     return None
 
 

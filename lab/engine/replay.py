@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab.engine import config as configs
-from lab.engine import schedule, shard, store, table
+from lab.engine import origin, schedule, shard, store, table
 from lab.engine.rows import Rows
 from lab.engine.workdir import Workdir
 from lab.tree import named_leaves
@@ -42,7 +42,8 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
 
     Raises:
       ValueError: no such row.
-      WorkdirError: nothing was trained, or what was is damaged.
+      WorkdirError: nothing was trained, or what was is damaged; it started from another training's weights, and that
+        is not there any more or ends with others.
     """
     work = Workdir(workdir)
     config, grid = work.config, work.grid
@@ -53,7 +54,8 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
     layout = shard.layout(mesh, 1, 1)
     ends, _, kept = schedule.boundaries(config)
     alone = Rows(work.experiment, grid.take([row]), layout, schedule.longest_chunk(config), configs.options(config))
-    alone.start()
+    origin.refuse_other(work)
+    alone.start(origin.weights(work.path, config, grid, row, row + 1))
 
     losses, params, done, in_grid = [np.zeros((0, 2))], {}, 0, -1
     for end, chunk in zip(

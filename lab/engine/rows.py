@@ -1,5 +1,7 @@
 """The rows of a training on their devices: started or resumed, advanced chunk by chunk, evaluated, fetched."""
 
+from collections.abc import Mapping
+
 import jax
 
 from lab.engine import data, shard, store, sweep
@@ -7,6 +9,8 @@ from lab.engine.shard import Layout
 from lab.engine.step import Experiment, RowState
 from lab.engine.sweep import Options
 from lab.grid import Grid
+
+NONE: Mapping = {}
 
 
 class Rows:
@@ -26,9 +30,16 @@ class Rows:
         self.waves: list[RowState] = []
         self.wave = layout.abstract(jax.eval_shape(self.programs.start, self.hparams[0]), options.split_params)
 
-    def start(self) -> None:
-        """The rows before training."""
-        self.waves = [self._park(self.programs.start(hparams)) for hparams in self.hparams]
+    def start(self, given: Mapping = NONE) -> None:
+        """The rows before training.
+
+        Args:
+          given: fields of `RowState` that are not as drawn, see `origin.weights`; of the rows that this process needs,
+            see `Layout.needed`.
+        """
+        placed = self.layout.place(dict(given), self.options.split_params)
+        drawn = zip(self.hparams, placed, strict=True)
+        self.waves = [self._park(self.programs.start(hparams)._replace(**fields)) for hparams, fields in drawn]
 
     def resume(self, rows_R: RowState) -> None:
         """The rows that `fetch` gave; those that this process needs, see `Layout.needed`."""

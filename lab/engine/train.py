@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab.engine import config as configs
-from lab.engine import data, files, plan, process, schedule, shard, store, table, verify
+from lab.engine import data, files, origin, plan, process, schedule, shard, store, table, verify
 from lab.engine import step as steps
 from lab.engine.files import DamagedError, WorkdirError
 from lab.engine.provenance import provenance
@@ -36,9 +36,7 @@ def train_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid:
 
     Every variant is checked before the first one starts. See `train`.
     """
-    resolved = configs.variants(config)
-    prepared = [(variant, *prepare(variant, Path(workdir) / name, grid)) for name, variant in resolved.items()]
-    return [_run(*one) for one in prepared]
+    return [_run(*one) for one in prepare_variants(config, workdir, grid).values()]
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> Path:
@@ -54,15 +52,35 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
 
     Raises:
       ValueError: an impossible config.
-      WorkdirError: the folder holds another training, or another process is training in it.
+      WorkdirError: the folder holds another training, or another process is training in it; or the training starts
+        from the weights of one that is not trained to its end (`config.start`, see `lab.engine.origin`).
       SaveError: the disk is full or refuses; what was saved before is whole.
       Interrupted: SIGTERM came; the state is saved.
     """
     return _run(config, *prepare(config, workdir, grid))
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None) -> tuple[Workdir, Grid]:
+def prepare_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> dict:
+    """Name -> `(config, folder, rows)` of every variant, checked: what `_run` is given, in the order to train them.
+
+    Raises:
+      ValueError, WorkdirError: as `train`.
+    """
+    prepared = {}
+    for name, variant in configs.variants(config).items():
+        source = prepared.get(variant.start.variant)
+        planned = None if source is None else (source[0], source[2])
+        prepared[name] = (variant, *prepare(variant, Path(workdir) / name, grid, planned))
+    return prepared
+
+
+def prepare(
+    config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None, source: origin.Planned | None = None
+) -> tuple[Workdir, Grid]:
     """Checks a training before anything is written.
+
+    Args:
+      source: what it starts from, if it does and that is still to be trained.
 
     Raises:
       ValueError, WorkdirError: as `train`.
@@ -72,6 +90,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid |
     work = Workdir(workdir)
     if not _refuse_other(work, config, grid):
         _trace(experiment, grid)
+        origin.check(work.path, config, grid, source)
     return work, grid
 
 
@@ -93,13 +112,17 @@ def _begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool
     """Writes what is to be trained, unless it is there; returns whether it is trained and whole."""
     verify.set_aside_identity(work, _say)
     _refuse_other(work, config, grid)  # again: another process may have begun here since
+    begun = (work.path / "config.json").is_file()
+    start = {} if begun else origin.identity(work.path, config, grid)
     if not (work.path / "grid.json").is_file():
         files.write_json(work.path / "grid.json", grid.to_json())
     kept = configs.experiment(config).task.files()
     for name, content in kept.items():
         files.write_bytes(work.data / name, content)
-    if not (work.path / "config.json").is_file():
-        said = {"config": configs.to_json(config), "data": files.hashes(kept), **provenance()}
+    if begun:
+        origin.refuse_other(work)
+    else:
+        said = {"config": configs.to_json(config), "data": files.hashes(kept), "start": start, **provenance()}
         files.write_json(work.path / "config.json", said)
     return verify.whole(work)
 
@@ -198,7 +221,7 @@ def _resume(work: Workdir, rows: Rows) -> int:
 
     step = process.by_first(newest)
     if step < 0:
-        rows.start()
+        rows.start(origin.weights(work.path, work.config, work.grid, *rows.layout.needed))
     else:
         rows.resume(store.restore(work.checkpoints, step, abstract, rows.layout.needed))
         _say(f"{work.path}: continuing at step {step}")

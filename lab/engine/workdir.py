@@ -21,7 +21,9 @@ from lab.engine.files import DamagedError, WorkdirError
 from lab.engine.step import Experiment
 from lab.grid import Grid
 
-LATER = {"snapshot_every": 0}  # options younger than some trainings: what these did without them
+# Options younger than some trainings, at what these did without them: of all, and of transformers.
+LATER = {"snapshot_every": 0, "start": {"variant": "", "row": {}}}
+LATER_MODEL = {"compute_dtype": "float32"}
 
 
 class Workdir:
@@ -37,7 +39,7 @@ class Workdir:
 
     @functools.cached_property
     def config(self) -> ml_collections.ConfigDict:
-        return self._read_as("config.json", lambda held: configs.from_json(LATER | held["config"]))
+        return self._read_as("config.json", lambda held: configs.from_json(_completed(held["config"])))
 
     @functools.cached_property
     def grid(self) -> Grid:
@@ -51,6 +53,11 @@ class Workdir:
     def data_hashes(self) -> dict[str, str]:
         """Of the files that the task wanted kept, see `Task.files`; older trainings had none."""
         return self.read_json("config.json").get("data", {})
+
+    @property
+    def started_from(self) -> dict[str, str]:
+        """See `origin.identity`; older trainings had no choice."""
+        return self.read_json("config.json").get("start", {})
 
     def snapshot_steps(self) -> list[int]:
         return store.steps(self.snapshots)
@@ -106,6 +113,11 @@ def variants_in(root: str | Path) -> dict[str, Workdir]:
     if not found:
         raise WorkdirError(f"{root}: no training here (no config.json in it or one folder below)")
     return found
+
+
+def _completed(config: dict) -> dict:
+    model = config["model"]
+    return LATER | config | {"model": LATER_MODEL | model if model["family"] == "transformer" else model}
 
 
 def _is_training(path: Path) -> bool:

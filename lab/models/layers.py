@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -35,8 +36,30 @@ class Dense(nn.Dense):
         return flat.reshape(*inputs.shape[:-1], self.features)
 
 
-def dense(d_in: int, features: int, use_bias: bool, name: str) -> Dense:
-    return Dense(features, use_bias=use_bias, kernel_init=unit_normal(d_in), bias_init=uniform_bias(d_in), name=name)
+def product(compute_dtype: str, contract: Callable) -> Callable:
+    """`contract(lhs, rhs, ...)`, in `bfloat16` of rounded operands and with a rounded result, in the dtype of `lhs`.
+
+    The casts have the gradients' products, too, be of rounded operands: all three run where matrix units are fastest.
+    """
+    if compute_dtype == "float32":
+        return contract
+
+    def rounded(lhs, rhs, *args, **kwargs):
+        result = contract(lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16), *args, **kwargs)
+        return result.astype(lhs.dtype)
+
+    return rounded
+
+
+def dense(d_in: int, features: int, use_bias: bool, name: str, compute_dtype: str = "float32") -> Dense:
+    return Dense(
+        features,
+        use_bias=use_bias,
+        kernel_init=unit_normal(d_in),
+        bias_init=uniform_bias(d_in),
+        dot_general=product(compute_dtype, jax.lax.dot_general),
+        name=name,
+    )
 
 
 def embedding(size: int, d_model: int, name: str | None = None) -> nn.Embed:

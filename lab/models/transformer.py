@@ -1,5 +1,6 @@
 """Decoder-only transformer. Attention is plain einsum-softmax: the pattern is data, and second derivatives exist."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from lab.models.acts import Tape
-from lab.models.layers import ACTIVATIONS, dense, embedding, layer_norm
+from lab.models.layers import ACTIVATIONS, dense, embedding, layer_norm, product
 
 NORMS = ("pre", "post", "none")
 READOUTS = ("last", "all")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 MASKED = -1e9  # finite, so that a masked score has a derivative
 
 
@@ -38,14 +40,18 @@ class Attention(nn.Module):
     d_head: int
     d_model: int
     use_bias: bool
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
         batch, length, _ = h_BxLxD.shape
 
         def project(name, h):
-            flat = dense(self.d_model, self.n_heads * self.d_head, self.use_bias, name)(h)
+            flat = dense(self.d_model, self.n_heads * self.d_head, self.use_bias, name, self.compute_dtype)(h)
             return flat.reshape(batch, h.shape[1], self.n_heads, self.d_head)
+
+        def einsum(subscripts, lhs, rhs):
+            return product(self.compute_dtype, functools.partial(jnp.einsum, subscripts))(lhs, rhs)
 
         q_BxQxHxK = tape("attn/q", project("query", h_BxLxD[:, length - n_queries :]))
         k_BxLxHxK = tape("attn/k", project("key", h_BxLxD))
@@ -53,15 +59,15 @@ class Attention(nn.Module):
 
         # batch axes first: twice as fast on a CPU, where the products are many and small
         q_BxHxQxK, k_BxHxLxK, v_BxHxLxK = (jnp.swapaxes(a, 1, 2) for a in (q_BxQxHxK, k_BxLxHxK, v_BxLxHxK))
-        score_BxHxQxL = jnp.einsum("bhqk,bhlk->bhql", q_BxHxQxK, k_BxHxLxK) / math.sqrt(self.d_head)
+        score_BxHxQxL = einsum("bhqk,bhlk->bhql", q_BxHxQxK, k_BxHxLxK) / math.sqrt(self.d_head)
         query_position_Qx1 = jnp.arange(length - n_queries, length)[:, None]
         visible_QxL = query_position_Qx1 >= jnp.arange(length)[None, :]
         score_BxHxQxL = tape("attn/score", jnp.where(visible_QxL, score_BxHxQxL, MASKED))
         pattern_BxHxQxL = tape("attn/pattern", jax.nn.softmax(score_BxHxQxL))
 
-        z_BxHxQxK = jnp.einsum("bhql,bhlk->bhqk", pattern_BxHxQxL, v_BxHxLxK)
+        z_BxHxQxK = einsum("bhql,bhlk->bhqk", pattern_BxHxQxL, v_BxHxLxK)
         z_BxQxHxK = tape("attn/z", jnp.swapaxes(z_BxHxQxK, 1, 2))
-        out = dense(self.n_heads * self.d_head, self.d_model, self.use_bias, "out")
+        out = dense(self.n_heads * self.d_head, self.d_model, self.use_bias, "out", self.compute_dtype)
         return tape("attn/out", out(z_BxQxHxK.reshape(batch, n_queries, -1)))
 
 
@@ -70,12 +76,13 @@ class MLP(nn.Module):
     d_ff: int
     activation: str
     use_bias: bool
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, h_BxQxD, tape: Callable):
-        pre_BxQxF = tape("mlp/pre", dense(self.d_model, self.d_ff, self.use_bias, "in")(h_BxQxD))
+        pre_BxQxF = tape("mlp/pre", dense(self.d_model, self.d_ff, self.use_bias, "in", self.compute_dtype)(h_BxQxD))
         post_BxQxF = tape("mlp/post", ACTIVATIONS[self.activation](pre_BxQxF))
-        return tape("mlp/out", dense(self.d_ff, self.d_model, self.use_bias, "out")(post_BxQxF))
+        return tape("mlp/out", dense(self.d_ff, self.d_model, self.use_bias, "out", self.compute_dtype)(post_BxQxF))
 
 
 class Block(nn.Module):
@@ -88,11 +95,12 @@ class Block(nn.Module):
     activation: str
     norm: str
     use_bias: bool
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
-        attention = Attention(self.n_heads, self.d_head, self.d_model, self.use_bias, name="attn")
-        mlp = MLP(self.d_model, self.d_ff, self.activation, self.use_bias, name="mlp")
+        attention = Attention(self.n_heads, self.d_head, self.d_model, self.use_bias, self.compute_dtype, name="attn")
+        mlp = MLP(self.d_model, self.d_ff, self.activation, self.use_bias, self.compute_dtype, name="mlp")
 
         def norm(where, name, h):
             return layer_norm(name)(h) if self.norm == where else h
@@ -113,6 +121,10 @@ class Transformer(nn.Module):
         all a loss on the answer reads; `all`: Q = L. Both have the same parameters and agree at the last position.
       norm: `pre`, `post` or `none`. final_norm: a LayerNorm before the head.
       use_bias: biases in attention and MLP; head_bias: in the head. tied_head: the head is the token embedding.
+      compute_dtype: `bfloat16`: matrix products inside blocks are of operands rounded to it. Parameters, gradients, the
+        residual stream, LayerNorm, softmax and the head stay what they are with `float32`, which is: as precise as the
+        parameters. So all activations are recorded, edited and cached in the parameters' dtype. ("Mixed Precision
+        Training", arXiv 1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
     """
 
     vocab_size: int
@@ -129,6 +141,7 @@ class Transformer(nn.Module):
     final_norm: bool
     tied_head: bool
     readout: str
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
@@ -142,7 +155,7 @@ class Transformer(nn.Module):
             n_queries = 1 if answers_only else length
             block = Block(
                 self.n_heads, self.d_head, self.d_model, self.d_ff, self.activation, self.norm, self.use_bias,
-                name=f"block_{i}",
+                self.compute_dtype, name=f"block_{i}",
             )  # fmt: skip
             h = block(h, n_queries, lambda name, value, i=i: tape(f"block_{i}/{name}", value))
 

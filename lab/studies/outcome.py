@@ -58,7 +58,7 @@ def report(root: Path) -> tuple[Path, list[dict]]:
     trained = _trained(root)
     study = _study(trained)
     for name, work in trained.items():
-        if measure.missing(work, study.measures(work.experiment)):
+        if measure.missing(work, _own(work)):
             raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
     left_out = outdated(root)
     datasets = {
@@ -134,7 +134,13 @@ def table_markdown(rows: list[dict]) -> str:
     """The claims as a table for a README."""
     lines = ["| claim | published | measured: median, range over seeds | needs | verdict |", "|---|---|---|---|---|"]
     for row in rows:
-        cells = f"**{row['id']}** {row['statement']}", row["published"], _interval(row), row["threshold"], row["verdict"]
+        cells = (
+            f"**{row['id']}** {row['statement']}",
+            row["published"],
+            _interval(row),
+            row["threshold"],
+            row["verdict"],
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -174,12 +180,12 @@ def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
 
 
 def _own(work: Workdir) -> list[Measure]:
-    return studies.get(work.config.study).measures(work.experiment)
+    return studies.get(work.config.study).measures(measure.exact(work.experiment))
 
 
 def _known(work: Workdir) -> dict[str, Measure]:
     """The catalogue, and what the study adds or does its own way, where it can measure this model at all."""
-    known = {one.name: one for one in catalogue.measures(work.experiment)}
+    known = {one.name: one for one in catalogue.measures(measure.exact(work.experiment))}
     with contextlib.suppress(ValueError):
         known |= {one.name: one for one in _own(work)}
     return known

@@ -12,6 +12,7 @@ from lab.tasks.ontology import Ontology
 from lab.tasks.question_files import QuestionFiles
 from lab.tasks.rules import Rules
 from lab.tasks.scan import Scan
+from lab.tasks.sequel import Sequel
 from lab.tasks.text import Text
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "QuestionFiles",
     "Rules",
     "Scan",
+    "Sequel",
     "Task",
     "Text",
 ]
@@ -45,4 +47,5 @@ FAMILIES: dict[str, type] = {
     "rules": Rules,
     "kinship": Kinship,
     "question_files": QuestionFiles,
+    "sequel": Sequel,
 }

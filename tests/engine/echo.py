@@ -91,10 +91,11 @@ def config(**changes) -> ConfigDict:
     Chunks end at 0, 4, 6, 8, 12, 16, 18, 20, 24.
     """
     options = dict(
-        study="echo", preset="tiny", init="paper", steps=24, batch_size=4, train_size=13, data_order="row", data_seed=5,
-        eval_every=4, eval_size=16, snapshots=3, snapshot_every=0, checkpoint_every=6, block_width=1,
-        data_devices=1, split_params=False, deterministic=False, task=dict(family="echo"),
-        model=dict(family="emb_mlp", vocab_size=8, d_model=8, d_ff=8, activation="tanh"), optim=OPTIM,
+        study="echo", preset="tiny", init="paper", start=dict(variant="", row=dict()), steps=24, batch_size=4,
+        train_size=13, data_order="row", data_seed=5, eval_every=4, eval_size=16, snapshots=3, snapshot_every=0,
+        checkpoint_every=6, block_width=1, data_devices=1, split_params=False, deterministic=False,
+        task=dict(family="echo"), model=dict(family="emb_mlp", vocab_size=8, d_model=8, d_ff=8, activation="tanh"),
+        optim=OPTIM,
         grid=dict(gamma=(0.5,), weight_decay=(0.1,), learning_rate=(0.01, 0.003, 1e30), seed=(4,)), variants={},
     )  # fmt: skip
     return ConfigDict(options | changes)

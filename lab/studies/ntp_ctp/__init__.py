@@ -1,14 +1,13 @@
 """Why next-token prediction reasons better than answer-only training: arXiv 2502.02007."""
 
 from lab.studies import Study
-from lab.studies.ntp_ctp.claims import CLAIMS
+from lab.studies.ntp_ctp import claims, controls, flow, page, transfer
 from lab.studies.ntp_ctp.measures import measures
-from lab.studies.ntp_ctp.page import LEAD, TITLE, sections
 
 STUDY = Study(
     name="ntp_ctp",
-    title=TITLE,
-    lead=LEAD,
+    title=page.TITLE,
+    lead=page.LEAD,
     papers=("arXiv 2502.02007",),
     presets={
         "smoke": "seconds; every part runs, nothing is learnt",
@@ -16,8 +15,8 @@ STUDY = Study(
         "gpu": "all tasks, minutes on one GPU (not yet timed)",
         "paper": "GPT-2 small from scratch on every task: days on one GPU (not yet timed)",
     },
-    measures=measures,
-    claims=CLAIMS,
+    measures=lambda experiment: [*measures(experiment), *flow.measures(experiment)],
+    claims=(*claims.CLAIMS, *controls.CLAIMS, *transfer.CLAIMS, *flow.CLAIMS),
     target="ood.accuracy",
-    sections=sections,
+    sections=lambda datasets: [*page.sections(datasets), *controls.sections(datasets), *transfer.sections(datasets)],
 )

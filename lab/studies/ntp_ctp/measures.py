@@ -14,6 +14,7 @@ from lab.analysis.catalogue import loss, weights
 from lab.analysis.estimate import errors, named
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
+from lab.tasks import Sequel
 from lab.tasks.answers import AnswerTask
 
 MATVECS, PROBES = 24, 16
@@ -27,6 +28,8 @@ def measures(experiment: Experiment) -> list[Measure]:
       ValueError: the model is not a transformer that answers everywhere, or the task does not tell answer from context.
     """
     model, task = experiment.model, experiment.task
+    if isinstance(task, Sequel):
+        return []  # what becomes of both tasks is in the metrics
     if not isinstance(model, models.Transformer) or model.readout != "all":
         raise ValueError(f"the ntp_ctp study measures transformers with model.readout='all', not {model}")
     if not isinstance(task, AnswerTask):

@@ -8,7 +8,8 @@ import xarray as xr
 from lab.analysis import complexity
 from lab.report import cycles, figures, measures
 from lab.report.page import Picture, Section
-from lab.studies.ntp_ctp.claims import CTP, NTP, PLAIN, SMALL, USUAL, accuracy, rows
+from lab.studies.ntp_ctp import flow
+from lab.studies.ntp_ctp.claims import CTP, NTP, PLAIN, SMALL, USUAL, accuracy, anew, rows
 
 TITLE = "Why does next-token prediction reason better than training on answers?"
 LEAD = (
@@ -44,7 +45,7 @@ def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
     """One for every variant that was trained with both objectives."""
     return [
         Section(f"Both objectives: {name}", TASK, _pictures(name, dataset))
-        for name, dataset in datasets.items()
+        for name, dataset in anew(datasets).items()
         if {CTP, NTP} <= set(np.atleast_1d(dataset.get("ntp_weight", CTP)).tolist())
     ]
 
@@ -76,6 +77,8 @@ def _pictures(name: str, dataset: xr.Dataset) -> list[Picture]:
     drawn += [_taught_noise(name, dataset, axis) for axis in PLAIN if dataset.sizes.get(axis, 1) > 1]
     if "expansion.ntp" in dataset:
         drawn.append(_expansion(name, dataset))
+    if "flow.pattern" in dataset:
+        drawn.append(flow.picture(name, dataset))
     if {"minimum.top", "norm.log_frobenius_whole"} <= set(dataset):
         drawn.append(_suspects(name, dataset))
     return drawn
