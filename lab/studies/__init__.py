@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab.studies.claims import Claim
 
-NAMES = ("composition", "focus_dilution", "focus_dilution_text", "ntp_ctp")
+NAMES = ("composition", "focus_dilution", "focus_dilution_text", "ntp_ctp", "ntp_ctp_files")
 
 
 @dataclasses.dataclass(frozen=True)
