@@ -7,7 +7,10 @@ from pathlib import Path
 
 from lab.studies.claims import Claim
 
-NAMES = ("composition", "focus_dilution", "focus_dilution_text", "ntp_ctp", "ntp_ctp_files")
+NAMES = (
+    "composition", "complexity_control", "complexity_control_language", "focus_dilution", "focus_dilution_text",
+    "ntp_ctp", "ntp_ctp_files",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""What the complexity-control study measures in a trained row."""
+
+import jax
+
+from lab import models
+from lab.analysis import condensation, curvature, objective, sharpness
+from lab.analysis.catalogue import loss, weights
+from lab.analysis.measure import Measure
+from lab.engine.step import Experiment
+from lab.studies.complexity_control import circuits
+from lab.tasks import Composition
+
+THRESHOLD = 0.4  # cosine from which two neurons count as one (the released notebook of arXiv 2501.08537)
+MATVECS = 24
+
+
+def measures(experiment: Experiment) -> list[Measure]:
+    """Complexity and circuits where both orders of a pair are held out; nothing elsewhere, where metrics say all.
+
+    Raises:
+      ValueError: the model is not a transformer.
+    """
+    if not isinstance(experiment.model, models.Transformer):
+        raise ValueError(f"the complexity_control study measures transformers, not {type(experiment.model).__name__}")
+    if not isinstance(experiment.task, Composition) or experiment.task.setting != "34_unseen":
+        return []
+    of_weights = [weights.ranks(experiment), condensed(), weights.norms(experiment)]
+    return [*of_weights, minimum(experiment), loss.quantized(experiment), *circuits.measures(experiment)]
+
+
+def condensed() -> Measure:
+    """Condensation of W_Q of the first block."""
+
+    def function(row):
+        kernel_DxN = row.params["block_0"]["attn"]["query"]["kernel"]
+        found = condensation.condensation(kernel_DxN, THRESHOLD)
+        return {name: found[name] for name in ("n_groups", "fraction_above")}
+
+    return Measure("condensation", function, {"n_groups": "groups", "fraction_above": "share of neuron pairs"})
+
+
+def minimum(experiment: Experiment) -> Measure:
+    """Largest eigenvalue of the Hessian of the answer's loss, alone: the catalogue's `sharpness` takes more of it."""
+
+    def function(row):
+        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        answer_loss = objective.answer_loss(experiment.model)
+        matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
+        top_key, _ = jax.random.split(row.key)
+        found = sharpness.top(matvec, like_P, top_key, 1, MATVECS, loss.TOLERANCE)
+        return {"top": found.value_K[0], "top_residual": found.residual_K[0]}
+
+    units = dict.fromkeys(("top", "top_residual"), "nats per weight^2")
+    return Measure("minimum", function, units, snapshots="last", n=loss.SEQUENCES, stream=loss.STREAM)
