@@ -97,21 +97,23 @@ def cpu() -> ConfigDict:
             split_params=False,
             deterministic=False,
             variants=dict(
-                composition=dict(steps=4000),
+                composition=dict(steps=4000, grid=dict(label_noise=(0.0,))),  # wrong answers: see addition
                 addition=dict(
                     steps=2000, task=ADDITION, model=dict(vocab_size=16), grid=dict(context_noise=(0.0, 0.1))
                 ),
                 composition_then_other_keys=dict(_after_composition(OTHER_KEYS), steps=1500, eval_every=25),
-                **{f"addition_{axis}": _control(axis, values) for axis, values in CONTROLS.items()},
+                **{f"addition_{axis}": _control(0.0, **{axis: values}) for axis, values in CONTROLS.items()},
+                addition_shuffled=_control(1.0, shuffle_context=True),
             ),
         )
     )
 
 
-def _control(axis: str, values: tuple) -> dict:
-    """Addition by CTP alone, at the usual scale, with a regularizer that flattens."""
-    grid = dict(ntp_weight=(0.0,), gamma=(0.5,), label_noise=(0.0,)) | {axis: values}
-    return dict(steps=2000, task=ADDITION, model=dict(vocab_size=16), grid=grid)
+def _control(ntp_weight: float, shuffle_context: bool = False, **axes: tuple) -> dict:
+    """Addition by one objective, at the usual scale: CTP with a regularizer, or NTP on contexts without structure."""
+    grid = dict(ntp_weight=(ntp_weight,), gamma=(0.5,), label_noise=(0.0,)) | axes
+    task = dict(ADDITION, shuffle_context=shuffle_context)
+    return dict(steps=2000, task=task, model=dict(vocab_size=16), grid=grid)
 
 
 def smoke() -> ConfigDict:

@@ -258,13 +258,13 @@ def _balances(datasets: Mapping[str, xr.Dataset]) -> Picture:
     trained = {how: rows(datasets[name], -1) for name, how in (("collapse", "as trained"), ("descent", "plain descent"))
                if name in datasets}  # fmt: skip
     panels, times = {}, {}
-    for variable, label in (("balance_drift", "Drift of the balances"), ("energy", "Energy u W_V W_1 W_2 w")):
+    for variable, label in (("balance_drift", "Drift of the balances"), ("energy", "Energy")):
         for how, seeds in trained.items():
             panels[f"{label}, {how}"] = {f"seed {i}": row[f"signals.{variable}"].values for i, row in enumerate(seeds)}
             times[f"{label}, {how}"] = seeds[0].snapshot.values
     caption = (
         "W_VᵀW_V − W_1W_1ᵀ and W_1ᵀW_1 − W_2W_2ᵀ do not change in gradient flow while tanh is linear; drift is their "
-        "change over the norms of the four. AdamW scales every weight's step on its own and does not keep them."
+        "change over the norms of the four. AdamW scales every weight's step on its own and does not keep them. Energy is u W_V W_1 W_2 w."
     )
     return Picture("balances", "What is conserved", caption, cycles.stages(times, panels, (), "Conservation laws"))
 

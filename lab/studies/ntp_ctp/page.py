@@ -26,7 +26,7 @@ TASK = (
 OBJECTIVES = {CTP: "CTP", NTP: "NTP"}
 ACCURACIES = {"training": lambda ds: ds["train.accuracy"], "out of distribution": accuracy}
 SHARPNESS = {"minimum.top": "sharpness", "minimum.trace": "trace of the Hessian", "minimum.sam": "SAM sharpness",
-             "train.loss": "loss on training answers"}  # fmt: skip
+             "log_loss": "log10 of the loss on training answers"}  # fmt: skip
 TERMS = {
     "ntp": "NTP loss", "answer": "answers", "start": "context at the start", "slope": "slope",
     "quadratic": "Fisher", "remainder": "remainder",
@@ -93,6 +93,7 @@ def _training(name: str, dataset: xr.Dataset, plain: Mapping[str, float]) -> Pic
 
 def _sharpness(name: str, dataset: xr.Dataset, plain: Mapping[str, float]) -> Picture:
     title = "Sharpness of the answer's loss by objective"
+    dataset = dataset.assign(log_loss=np.log10(dataset["train.loss"]))
     figure = figures.curves_against_gamma(dataset, SHARPNESS, hue="ntp_weight", title=title, **plain)
     caption = "At the last step; ntp weight 0 is CTP, 1 is NTP. SAM: rise of the loss after a step of length 0.05 up."
     return Picture(f"{name}-sharpness", "Sharpness against objective", caption, figure)

@@ -278,7 +278,7 @@ def test_balances_are_drawn_as_trained_and_beside_it_by_plain_descent_where_ther
         return [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
 
     both = pictures_of({"collapse": companion(), "descent": companion()})["balances"].figure
-    assert titles(both) == [f"{what}, {how}" for what in ("Drift of the balances", "Energy u W_V W_1 W_2 w")
+    assert titles(both) == [f"{what}, {how}" for what in ("Drift of the balances", "Energy")
                             for how in ("as trained", "plain descent")]  # fmt: skip
     assert titles(found["balances"].figure) == titles(both)[::2]
 

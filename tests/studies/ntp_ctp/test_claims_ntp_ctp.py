@@ -157,7 +157,7 @@ def test_n4c_compares_what_wrong_answers_cost():
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("N5a", {"context_noise": 0.1}), ("N5b", {"label_noise": 0.2}), ("N5c", {"weight_decay": 1.0})],
+    [("N5a", {"context_noise": 0.1}), ("N5b", {"label_noise": 0.2})],
 )
 def test_n5_is_the_gain_where_there_is_a_gap(name, at):
     made = answered((0.5, 0.1, 0.3), None, answered((0.2, 0.2, 0.2), (0.9, 0.9, 0.9)), **at)

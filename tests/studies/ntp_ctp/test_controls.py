@@ -72,6 +72,13 @@ def test_regularizers_count_at_the_strength_of_ntps_sharpness(name, axis, label)
     assert measure(name, a=within).per_seed == pytest.approx((0.4, 0.4, 0.4))
 
 
+def test_weight_decay_1_counts_however_sharp_it_is():
+    held = variant("weight_decay", pairs={0.1: (10, 0.9), 1.0: (1e6, (0.5, 0.1, 0.4))})
+    found = measure("N5c", a=task(), a_weight_decay=held)
+    assert found.per_seed == pytest.approx((0.3, -0.1, 0.2)) and "decay 1 has sharpness 1e+06" in found.note
+    assert measure("N5c", a=task(), a_weight_decay=held.sel(weight_decay=[0.1])).verdict == "not measured"
+
+
 def test_flat_means_at_most_twice_as_sharp_and_flatter_is_flat():
     sharper = variant("sam_radius", pairs={0.02: (40, 0.3), 0.05: (20.1, 0.9)})
     found = measure("N5d", a=task(), a_sam_radius=sharper)
