@@ -264,7 +264,8 @@ def _balances(datasets: Mapping[str, xr.Dataset]) -> Picture:
             times[f"{label}, {how}"] = seeds[0].snapshot.values
     caption = (
         "W_VᵀW_V − W_1W_1ᵀ and W_1ᵀW_1 − W_2W_2ᵀ do not change in gradient flow while tanh is linear; drift is their "
-        "change over the norms of the four. AdamW scales every weight's step on its own and does not keep them. Energy is u W_V W_1 W_2 w."
+        "change over the norms of the four. AdamW scales every weight's step on its own and does not keep them. Energy "
+        "is u W_V W_1 W_2 w."
     )
     return Picture("balances", "What is conserved", caption, cycles.stages(times, panels, (), "Conservation laws"))
 
