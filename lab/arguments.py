@@ -4,11 +4,15 @@ What cannot be taken is refused by name, with what would be accepted.
 """
 
 import argparse
+import ast
 import difflib
+import re
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+AXIS = re.compile(r"--config\.grid\.(\w+)=(.*)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,12 +131,15 @@ def parser() -> argparse.ArgumentParser:
 def read_config(config_args: list[str], options: list[str]) -> ConfigDict:
     """The config named by `--config=FILE[:PRESET]` with its `--config.name=value` overrides.
 
-    What is overridden for the whole config is taken out of the variants, so that the user's word counts everywhere.
+    What is overridden for the whole config is taken out of the variants, so that the user's word counts everywhere. An
+    axis of the grid may be one that the file does not vary: `lab.grid` knows the names.
     """
     refuse([arg for arg in config_args if not arg.startswith("--config")], options)
     for path in (arg.removeprefix("--config=") for arg in config_args if arg.startswith("--config=")):
         if not Path(path.partition(":")[0]).is_file():
             raise ValueError(f"--config={path}: no such file; e.g. --config=configs/composition.py:cpu")
+    axes = {found[1]: found[2] for arg in config_args if (found := AXIS.fullmatch(arg))}
+    config_args = [arg for arg in config_args if not AXIS.fullmatch(arg)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lab", *config_args])
     try:
@@ -143,7 +150,9 @@ def read_config(config_args: list[str], options: list[str]) -> ConfigDict:
         raise ValueError(_one_line(error)) from error
     if config is None:
         raise ValueError("--config=FILE[:PRESET] is missing, e.g. --config=configs/composition.py:cpu")
-    for name in config_flags.get_override_values(values["config"]):
+    for name, text in axes.items():
+        config.grid[name] = _numbers(name, text)
+    for name in (*config_flags.get_override_values(values["config"]), *(f"grid.{axis}" for axis in axes)):
         for variant in () if name.startswith("variants.") else config.variants.values():
             _forget(variant, name.split("."))
     return config
@@ -166,6 +175,16 @@ def chosen_variants(config: ConfigDict, names: str | None) -> ConfigDict:
     for name in set(config.variants) - set(chosen):
         del config.variants[name]
     return config
+
+
+def _numbers(axis: str, text: str) -> tuple:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"--config.grid.{axis}={text}: expected a tuple of numbers, e.g. '(0.5,)'")
+    return tuple(value)
 
 
 def _forget(variant, path: list[str]) -> None:

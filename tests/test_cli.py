@@ -319,6 +319,11 @@ def test_users_word_at_top_level_wins_over_the_variants(two_variants):
     assert after["plain"].grid.learning_rate == before["plain"].grid.learning_rate != (0.5,)
 
 
+def test_axis_that_the_file_does_not_vary_can_be_said(two_variants):
+    for variant in configs.variants(read_config(two_variants, "--config.grid.sam_radius=(0.0,0.1)")).values():
+        assert variant.grid.sam_radius == (0.0, 0.1) and len(configs.grid(variant)) % 2 == 0
+
+
 def test_users_word_for_one_variant_counts_there_only(two_variants):
     before = configs.variants(read_config(two_variants))
     after = configs.variants(read_config(two_variants, "--config.variants.special.steps=9"))
@@ -340,6 +345,8 @@ def test_users_word_for_one_variant_counts_there_only(two_variants):
         (("train", CONFIG, "--config.model.norm=batch"), "model.norm='batch': one of pre, post, none"),
         (("train", CONFIG, "--config.grid.seed=(0,0)"), r"grid.seed=\(0, 0\): a value is repeated"),
         (("train", CONFIG, "--config.grid.gamma=('a',)"), "'a' is not a number"),
+        (("train", CONFIG, "--config.grid.gamma=0.3"), "grid.gamma=0.3: expected a tuple of numbers"),
+        (("train", CONFIG, "--config.grid.sam_radius=(-1,)"), "-1 is negative"),
         (("train", CONFIG, *TINY[:4], "--config.optim.warmup_steps=8"), r"warmup_steps=8: must lie in \[0, steps=8\)"),
         (("train", CONFIG, "--config.task.setting=43"), "task.setting='43': one of 34_wrong, 34_unseen, all_pairs"),
         (("train", CONFIG, "--config.eval_size=31"), "n=31 must be even"),
