@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lab import init, losses, models, optim, perturb, rng, tree
+from lab import init, models, optim, perturb, rng, tree
 from lab.tasks import Batch, Task
 
 DATA_ORDERS = ("shared", "row")
@@ -68,8 +68,7 @@ def transform(experiment: Experiment, hparams: Mapping) -> optax.GradientTransfo
 
 def start(experiment: Experiment, hparams: Mapping) -> RowState:
     """The row before training. Rows with the same seed start from the same draw, scaled to their own rates."""
-    example = jnp.zeros((1, experiment.task.length), jnp.int32)
-    params = models.init(experiment.model, rng.key(hparams["seed"], "init"), example)
+    params = models.init(experiment.model, rng.key(hparams["seed"], "init"), experiment.task.example())
     params = init.rescale(params, init.rates(hparams), experiment.init_convention)
     return RowState(params, transform(experiment, hparams).init(params), jnp.int32(-1))
 
@@ -78,14 +77,14 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
     """One step of gradient descent; a row whose loss, gradient or new weights are not finite is frozen from then on.
 
     Returns:
-      `(state, {"train_loss", "grad_norm"})`: mean cross-entropy in nats on the batch before the step, and the global
+      `(state, {"train_loss", "grad_norm"})`: `Task.mean_loss` on the batch before the step, and the global
       norm before clipping of the gradient that is descended; NaN once the row has diverged. See `slope` for rows with
       a `sam_radius` or `weight_noise`.
     """
 
     def loss(params):
-        logits_BxQxV, _ = models.forward(experiment.model, params, batch.tokens_BxL)
-        return losses.mean_cross_entropy(logits_BxQxV, batch)
+        outputs, _ = models.forward(experiment.model, params, batch.tokens_BxL)
+        return experiment.task.mean_loss(outputs, batch)
 
     value, grads = slope(loss, experiment, hparams, state.params, step)
     updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
@@ -131,8 +130,7 @@ def evaluate(experiment: Experiment, state: RowState, batches: Mapping[str, Batc
     """Loss and scores on a batch of every split, named `<split>.<score>`; NaN for a row that has diverged."""
     metrics = {}
     for split, batch in batches.items():
-        logits_BxQxV, _ = models.forward(experiment.model, state.params, batch.tokens_BxL)
-        scores = {"loss": losses.mean_cross_entropy(logits_BxQxV, batch)}
-        scores |= experiment.task.score(logits_BxQxV, batch)
+        outputs, _ = models.forward(experiment.model, state.params, batch.tokens_BxL)
+        scores = {"loss": experiment.task.mean_loss(outputs, batch)} | experiment.task.score(outputs, batch)
         metrics |= {f"{split}.{name}": jnp.where(state.diverged_at < 0, s, jnp.nan) for name, s in scores.items()}
     return metrics

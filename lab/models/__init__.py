@@ -11,6 +11,7 @@ from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.layers import ACTIVATIONS
 from lab.models.mlp import EmbMLP, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
+from lab.models.unet import UNet
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,16 +23,18 @@ __all__ = [
     "OneLayerAttention",
     "Transformer",
     "TwoLayerMLP",
+    "UNet",
     "forward",
     "init",
 ]
 
-# those that read tokens; TwoLayerMLP reads vectors, which no task gives yet
+# those that tasks give inputs to: tokens, or noised pictures for UNet; TwoLayerMLP reads vectors, which none gives yet
 FAMILIES: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "emb_mlp": EmbMLP,
     "attention": OneLayerAttention,
     "attention_mlp": AttentionMLP,
+    "unet": UNet,
 }
 NO_EDITS: Mapping[str, Callable] = {}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from lab.studies.claims import Claim
 
 NAMES = (
-    "composition", "complexity_control", "complexity_control_language", "focus_dilution", "focus_dilution_text",
-    "ntp_ctp", "ntp_ctp_files",
+    "composition", "complexity_control", "complexity_control_language", "concept_graph", "focus_dilution",
+    "focus_dilution_text", "ntp_ctp", "ntp_ctp_files",
 )  # fmt: skip
 
 

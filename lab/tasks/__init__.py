@@ -13,6 +13,7 @@ from lab.tasks.question_files import QuestionFiles
 from lab.tasks.rules import Rules
 from lab.tasks.scan import Scan
 from lab.tasks.sequel import Sequel
+from lab.tasks.shapes import Shapes
 from lab.tasks.text import Text
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Rules",
     "Scan",
     "Sequel",
+    "Shapes",
     "Task",
     "Text",
 ]
@@ -48,4 +50,5 @@ FAMILIES: dict[str, type] = {
     "kinship": Kinship,
     "question_files": QuestionFiles,
     "sequel": Sequel,
+    "shapes": Shapes,
 }

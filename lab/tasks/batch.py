@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from lab import losses
 
 
 class Batch(NamedTuple):
     """B sequences of L tokens.
+
+    A task that is not of language (see `lab.tasks.shapes`) gives in the first three fields what its model reads, what
+    its loss compares the answer with, and weights: any trees of arrays with leading axis B.
 
     Attributes:
       tokens_BxL: int32, what the model reads.
@@ -26,7 +32,7 @@ class Task:
     """What a task gives; subclasses are frozen dataclasses, so that a task is a static argument of jit.
 
     Attributes:
-      vocab_size, length: sizes the model must have.
+      vocab_size, length: sizes the model must have; 0 where there are no tokens.
       splits: `train`, then the splits evaluation reports.
       hparams: those of its fields that a grid may vary, by name: a row that has one samples with it, others with the
         field.
@@ -50,6 +56,14 @@ class Task:
     def alter(self, batch: Batch, hparams: Mapping) -> Batch:
         """What a row is trained on in place of a batch drawn for all rows: other weights of positions, noise, ..."""
         return batch
+
+    def example(self):
+        """What a model's parameters are shaped on: a batch of one, of what it reads; its values do not matter."""
+        return jnp.zeros((1, self.length), jnp.int32)
+
+    def mean_loss(self, outputs, batch: Batch) -> jax.Array:
+        """What is descended, as one number: mean cross-entropy in nats, unless a task says otherwise."""
+        return losses.mean_cross_entropy(outputs, batch)
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Accuracies by the name of the solution that earns them."""

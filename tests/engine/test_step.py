@@ -1,5 +1,6 @@
 """One row: where it starts, what one step does to it, when it stops, and what its numbers mean."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import models, rng
+from lab import losses, models, rng
 from lab.engine import data
 from lab.engine import step as engine
 from lab.engine.step import RowState
 from lab.models import Transformer
 from lab.optim import Optim
+from lab.tasks import Batch, Task
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
@@ -182,3 +184,50 @@ def test_forward_written_out_here_is_the_model(row, echo):
         rtol=0,
         atol=32 * EPS,  # both below 1
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Line(Task):
+    """No language: y = 2 x of pairs of numbers, by the mean absolute error."""
+
+    vocab_size = length = 0
+    splits = ("train",)
+
+    def example(self):
+        return jnp.zeros((1, 2), jnp.float32)
+
+    def sample(self, key, n, split, hparams):
+        x_Bx2 = jax.random.normal(key, (n, 2), jnp.float32)
+        return Batch(x_Bx2, 2 * x_Bx2, jnp.ones((n,), jnp.float32), {})
+
+    def mean_loss(self, outputs, batch):
+        return jnp.mean(jnp.abs(outputs - batch.targets_BxL))
+
+    def score(self, outputs, batch):
+        return {"sign": jnp.mean((outputs > 0) == (batch.targets_BxL > 0), dtype=jnp.float32)}
+
+
+def test_a_task_says_what_is_descended_evaluated_and_what_a_model_starts_on(echo):
+    experiment = echo.experiment(task=Line(), model=models.TwoLayerMLP(2, 16, 2, "tanh", False))
+    state = engine.start(experiment, HPARAMS)
+    batch = batch_at(experiment, 0)
+    first, second = (np.asarray(state.params[name]["kernel"], np.float64) for name in ("in", "out"))
+    assert first.shape == (2, 16)
+    hidden = np.tanh(np.asarray(batch.tokens_BxL, np.float64) @ first)
+    error = hidden @ second - np.asarray(batch.targets_BxL, np.float64)
+    moved, metrics = jax.jit(functools.partial(engine.train_step, experiment))(HPARAMS, state, batch, 0)
+    assert metrics["train_loss"] == pytest.approx(np.abs(error).mean(), rel=64 * EPS)  # 18 terms each
+    slope = hidden.T @ np.sign(error) / error.size
+    step = np.asarray(moved.params["out"]["kernel"]) - np.asarray(state.params["out"]["kernel"])
+    assert (np.sign(step) == -np.sign(slope)).mean() == 1  # Adam's first step goes against every slope; decay is less
+    scores = engine.evaluate(experiment, state, {"train": batch})
+    assert set(scores) == {"train.loss", "train.sign"} and scores["train.loss"] == pytest.approx(np.abs(error).mean())
+
+
+def test_tasks_that_say_nothing_are_of_language(echo, row, same_bits):
+    experiment, state, _ = row
+    batch = batch_at(experiment, 0)
+    logits_BxQxV, _ = models.forward(experiment.model, state.params, batch.tokens_BxL)
+    same_bits(experiment.task.mean_loss(logits_BxQxV, batch), losses.mean_cross_entropy(logits_BxQxV, batch))
+    example = experiment.task.example()
+    assert example.shape == (1, experiment.task.length) and example.dtype == jnp.int32

@@ -7,6 +7,7 @@ from lab import models
 from lab.analysis.catalogue import attention, loss, weights
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
+from lab.tasks import Task
 
 MOST_EDGES = 1000  # that are cut one by one
 
@@ -15,7 +16,10 @@ def measures(experiment: Experiment) -> list[Measure]:
     """Every measurement that the experiment's model and task allow."""
     of_weights = [weights.ranks, weights.spectra, weights.directions, weights.norms, weights.lazy]
     of_loss = [loss.tangent_kernel, loss.sharp, loss.density, loss.flat, loss.noise, loss.singular, loss.quantized]
-    builders = [*of_weights, *of_loss, loss.subspace, *_of_attention(experiment)]
+    of_loss = [*of_loss, loss.subspace]
+    if type(experiment.task).mean_loss is not Task.mean_loss:
+        of_loss = []  # they are of cross-entropy
+    builders = [*of_weights, *of_loss, *_of_attention(experiment)]
     return [build(experiment) for build in builders]
 
 

@@ -99,5 +99,4 @@ def _matrices(experiment: Experiment) -> tuple[str, ...]:
 
 def shapes(experiment: Experiment):
     """Parameters of a row, as shapes and dtypes."""
-    example = jnp.zeros((1, experiment.task.length), jnp.int32)
-    return jax.eval_shape(lambda: models.init(experiment.model, rng.key(0, "init"), example))
+    return jax.eval_shape(lambda: models.init(experiment.model, rng.key(0, "init"), experiment.task.example()))
