@@ -95,7 +95,7 @@ def _spared(line: Progress, job, waits: str) -> Progress | None:
         return dataclasses.replace(line, state="queued", note=f"job {job.job_id} has it, not launched again")
     if line.state == "running":
         return dataclasses.replace(line, note="another process trains it, not launched")
-    if waits:
+    if waits and not line.step:
         return dataclasses.replace(line, note=f"{waits}, not launched: launch that first, then this again")
     return None
 

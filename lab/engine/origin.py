@@ -143,7 +143,11 @@ def refuse_other(work: Workdir) -> None:
     """
     if waits_for(work.path, work.config):
         return
-    if configs.differences(work.started_from, identity(work.path, work.config, work.grid)):
+    try:
+        now = identity(work.path, work.config, work.grid)
+    except ValueError:  # trained again with another grid, or another model
+        now = {}
+    if configs.differences(work.started_from, now):
         source = _source(work.path, work.config).path
         raise WorkdirError(f"{work.path} started from other weights than {source} ends with now; use another workdir")
 

@@ -10,8 +10,6 @@ from lab.engine.step import Experiment, RowState
 from lab.engine.sweep import Options
 from lab.grid import Grid
 
-NONE: Mapping = {}
-
 
 class Rows:
     """All rows of a grid. Where they are too many for the devices' memory, waves of them wait in the host's.
@@ -30,7 +28,7 @@ class Rows:
         self.waves: list[RowState] = []
         self.wave = layout.abstract(jax.eval_shape(self.programs.start, self.hparams[0]), options.split_params)
 
-    def start(self, given: Mapping = NONE) -> None:
+    def start(self, given: Mapping = data.NONE) -> None:
         """The rows before training.
 
         Args:

@@ -121,10 +121,11 @@ class Transformer(nn.Module):
         all a loss on the answer reads; `all`: Q = L. Both have the same parameters and agree at the last position.
       norm: `pre`, `post` or `none`. final_norm: a LayerNorm before the head.
       use_bias: biases in attention and MLP; head_bias: in the head. tied_head: the head is the token embedding.
-      compute_dtype: `bfloat16`: matrix products inside blocks are of operands rounded to it. Parameters, gradients, the
-        residual stream, LayerNorm, softmax and the head stay what they are with `float32`, which is: as precise as the
-        parameters. So all activations are recorded, edited and cached in the parameters' dtype. ("Mixed Precision
-        Training", arXiv 1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
+      compute_dtype: `bfloat16`: matrix products inside blocks are of operands rounded to it. Parameters, the residual
+        stream, LayerNorm, softmax and the head stay what they are with `float32`, which is: as precise as the
+        parameters; results of those products and gradients of their kernels are rounded, in that dtype. So all
+        activations are recorded, edited and cached in the parameters' dtype. ("Mixed Precision Training", arXiv
+        1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
     """
 
     vocab_size: int

@@ -194,8 +194,9 @@ def _from_the_start(work, variant):
     train.train(variant, work.path)
 
 
-def test_source_that_ends_elsewhere_now_is_refused(root, copied, config, echo):
-    other = configs.variants(echo.config(variants={"first": {"grid": FIRST, "data_seed": 6}}))["first"]
+@pytest.mark.parametrize("change", [{"data_seed": 6}, {"grid": FIRST | {"seed": (7, 8)}}])
+def test_source_that_ends_elsewhere_now_is_refused(root, copied, config, echo, change):
+    other = configs.variants(echo.config(variants={"first": {"grid": FIRST} | change}))["first"]
     shutil.rmtree(copied / "first")
     train.train(other, copied / "first")
     before = echo.digests(copied / "again")

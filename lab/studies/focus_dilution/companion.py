@@ -62,7 +62,10 @@ def balances_are_kept(datasets: Datasets) -> Measured:
     drifts = []
     for row in rows(variant(datasets, "descent"), -1):
         drifts.append(float(row["signals.balance_drift"].sel(snapshot=_reached(borders_of(row).condensation_end.step))))
-    note = "Change of W_V^T W_V - W_1 W_1^T and W_1^T W_1 - W_2 W_2^T over the norms of the four, by plain descent."
+    note = (
+        "Change of W_V^T W_V - W_1 W_1^T and W_1^T W_1 - W_2 W_2^T over the norms of the four, by plain descent. It is "
+        "the smaller the shorter the steps: at steps of 2 it was 0.06, of 0.5, chosen thereupon, 0.01."
+    )
     return Measured(tuple(drifts), at_most=0.05, note=note)
 
 

@@ -3,7 +3,7 @@
 Weight decay, wrong answers, SAM and noise in the weights are axes of a task's grid, or of a variant `<task>_<axis>` of
 CTP alone with the same seeds: a product of all would be too many rows. Sharpness is the largest eigenvalue of the
 Hessian of the answer's loss on clean training sequences, the median over seeds; rows are those of `claims.rows`. Which
-CTP counts is chosen by sharpness, never by accuracy. All of this was written before any run.
+CTP counts is chosen by sharpness, never by accuracy. Rules and thresholds were written before any run of this study.
 
 That a flat CTP generalizes does not show that flatness did it, since a regularizer does other things too. That it does
 not generalize refutes that this sharpness is enough; a row whose loss was driven to zero is flat whatever it learnt.
@@ -22,7 +22,18 @@ from lab.analysis import regression
 from lab.report import style
 from lab.report.page import Picture, Section
 from lab.studies.claims import Claim, Lacking, Measured
-from lab.studies.ntp_ctp.claims import CONTROL, CTP, NTP, PAPER, accuracy, anew, both, final, measured, over_tasks, rows
+from lab.studies.ntp_ctp.claims import (
+    CONTROL,
+    CTP,
+    PAPER,
+    accuracy,
+    both,
+    compared,
+    final,
+    measured,
+    over_tasks,
+    rows,
+)
 
 REGULARIZERS = {
     "weight_decay": "decay", "label_noise": "label noise", "sam_radius": "SAM", "weight_noise": "weight noise",
@@ -51,11 +62,6 @@ class Trained(NamedTuple):
     label: str
     value: float
     rows: xr.Dataset
-
-
-def tasks(datasets: Datasets) -> list[str]:
-    """The variants that were trained with both objectives, from weights drawn anew."""
-    return [name for name, ds in anew(datasets).items() if {CTP, NTP} <= set(np.atleast_1d(ds.get("ntp_weight", CTP)))]
 
 
 def regularized(datasets: Datasets, name: str, axis: str) -> list[Trained]:
@@ -109,13 +115,15 @@ def decayed(datasets: Datasets) -> Measured:
 
 
 def gained(axis: str, datasets: Datasets) -> Measured:
-    """What CTP gains out of distribution by a regularizer that makes it as flat as NTP; NaN where NTP is not ahead."""
+    """What CTP gains out of distribution by a regularizer that makes it as flat as NTP; NaN where NTP is not ahead, or
+    plain CTP is as flat already and there is nothing to make flat."""
 
     def of_task(name: str):
         ctp, ntp = both(datasets[name])
         found = matched(regularized(datasets, name, axis), ntp)
         gain_S = final(accuracy(found.rows)) - final(accuracy(ctp))
-        return np.where(_gap(ctp, ntp) > 0, gain_S, np.nan), _said(found, ctp, ntp)
+        is_sharp = log_sharpness(ctp) > log_sharpness(ntp) + np.log(MATCHED)
+        return np.where((_gap(ctp, ntp) > 0) & is_sharp, gain_S, np.nan), _said(found, ctp, ntp)
 
     return _over_tasks(of_task, datasets)
 
@@ -153,7 +161,7 @@ def table(datasets: Datasets, name: str) -> dict[str, np.ndarray]:
 
 def sections(datasets: Datasets) -> list[Section]:
     """One for every task whose sharpness was measured."""
-    return [_section(datasets, name) for name in tasks(datasets) if "minimum.top" in datasets[name]]
+    return [_section(datasets, name) for name in compared(datasets) if "minimum.top" in datasets[name]]
 
 
 def _section(datasets: Datasets, name: str) -> Section:
@@ -250,7 +258,7 @@ def _said(found: Trained, ctp: xr.Dataset, ntp: xr.Dataset) -> str:
 def _over_tasks(of_task: Callable[[str], tuple[np.ndarray, str]], datasets: Datasets) -> Measured:
     """`over_tasks` of the tasks that have the number; the note says with which sharpness."""
     of_tasks, said, lacking = {}, [], None
-    for name in tasks(datasets):
+    for name in compared(datasets):
         try:
             of_tasks[name], words = of_task(name)
             said.append(f"{name}: {words}.")

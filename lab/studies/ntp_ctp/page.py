@@ -9,7 +9,7 @@ from lab.analysis import complexity
 from lab.report import cycles, figures, measures
 from lab.report.page import Picture, Section
 from lab.studies.ntp_ctp import flow
-from lab.studies.ntp_ctp.claims import CTP, NTP, PLAIN, SMALL, USUAL, accuracy, anew, rows
+from lab.studies.ntp_ctp.claims import CTP, NTP, PLAIN, SMALL, USUAL, accuracy, compared, rows
 
 TITLE = "Why does next-token prediction reason better than training on answers?"
 LEAD = (
@@ -45,8 +45,7 @@ def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
     """One for every variant that was trained with both objectives."""
     return [
         Section(f"Both objectives: {name}", TASK, _pictures(name, dataset))
-        for name, dataset in anew(datasets).items()
-        if {CTP, NTP} <= set(np.atleast_1d(dataset.get("ntp_weight", CTP)).tolist())
+        for name, dataset in compared(datasets).items()
     ]
 
 

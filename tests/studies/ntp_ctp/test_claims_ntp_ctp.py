@@ -238,6 +238,21 @@ def test_models_and_tasks_that_cannot_be_measured_are_refused():
         measures(configs.experiment(variant))
 
 
+def test_row_that_diverged_is_not_slow():
+    made = dataset()
+    learnt = xr.DataArray([0.0, 1.0, 1.0, 1.0], {"step": list(STEPS)})
+    made["train.accuracy"] = learnt * xr.ones_like(made["diverged_at"])
+    assert measure("N1", a=made).median == 1
+    made["diverged_at"].loc[{"ntp_weight": NTP}] = 150
+    assert measure("N1", a=made).verdict == "not measured"
+
+
+def test_controls_of_a_task_are_no_tasks():
+    made = answered(0.1, 0.9)
+    for of in module.CONTROLS:
+        assert measure("N2", a=made, **{f"a_{of}": answered(0.9, 0.1)}).per_seed == measure("N2", a=made).per_seed
+
+
 def test_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="preset 'huge': one of smoke, cpu, gpu, paper"):
         config.get_config("huge")

@@ -8,6 +8,7 @@ import xarray as xr
 
 from lab.studies import claims
 from lab.studies.claims import Lacking
+from lab.studies.ntp_ctp import claims as module
 from lab.studies.ntp_ctp import controls
 from lab.studies.ntp_ctp.claims import CTP, NTP
 from lab.studies.ntp_ctp.controls import CLAIMS, MARKERS, Trained, matched, regularized, sections, table
@@ -72,6 +73,12 @@ def test_regularizers_count_at_the_strength_of_ntps_sharpness(name, axis, label)
     assert measure(name, a=within).per_seed == pytest.approx((0.4, 0.4, 0.4))
 
 
+def test_there_is_nothing_to_make_flat_where_plain_ctp_is_as_flat_as_ntp():
+    held = variant("sam_radius", pairs={0.05: (9, 0.7)})
+    assert measure("N5d", a=task(ctp=(20.1, 0.2)), a_sam_radius=held).median == pytest.approx(0.5)
+    assert measure("N5d", a=task(ctp=(19.9, 0.2)), a_sam_radius=held).verdict == "not measured"
+
+
 def test_weight_decay_1_counts_however_sharp_it_is():
     held = variant("weight_decay", pairs={0.1: (10, 0.9), 1.0: (1e6, (0.5, 0.1, 0.4))})
     found = measure("N5c", a=task(), a_weight_decay=held)
@@ -113,7 +120,7 @@ def test_tasks_are_pooled_and_variants_of_controls_are_no_tasks():
     found = measure("N5d", a=task(), b=task(), a_sam_radius=first, b_sam_radius=second)
     assert found.per_seed == pytest.approx((0.3,) * 3) and found.verdict == "holds"
     later = task().assign({f"{FIRST}train.accuracy": 1.0})
-    assert controls.tasks({"a": task(), "a_sam_radius": first, "a_then_b": later}) == ["a"]
+    assert list(module.compared({"a": task(), "a_sam_radius": first, "a_then_b": later})) == ["a"]
     assert measure("N5d", a_sam_radius=first).verdict == "not measured"
 
 
