@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jax.scipy.special import logsumexp
 
-from lab.analysis.phase import draws
+from lab.analysis.phase import resamples
 from lab.analysis.rank import matrix_names, singular_values
 from lab.analysis.scale import by_peak
 from lab.models import EmbMLP, Transformer, TwoLayerMLP
@@ -141,7 +141,7 @@ def predictors(
     _, cell_R = np.unique([_coordinate(dataset, knob) for knob in knobs], axis=1, return_inverse=True)
     strata = {"none": np.zeros_like(cluster_R), "knobs": cell_R.ravel()}
 
-    counts_BxS = _resamples(cluster_R.max() + 1, n_bootstrap, seed)
+    counts_BxS = resamples(cluster_R.max() + 1, n_bootstrap, seed)
 
     values, counted = [], []
     for measure in measures.values():
@@ -235,12 +235,6 @@ def _coordinate(dataset: xr.Dataset, name: str) -> np.ndarray:
         raise ValueError(f"no coordinate {name!r}; the rows have {', '.join(map(str, dataset.coords))}")
     rows = dataset["diverged_at"]
     return dataset[name].broadcast_like(rows).transpose(*rows.dims).values.ravel()
-
-
-def _resamples(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
-    """How often each of n clusters occurs: first in the sample itself, then in each resample."""
-    drawn_BxS = [np.bincount(draw, minlength=n) for draw in draws(n, n_bootstrap, seed)]
-    return np.array([np.ones(n), *drawn_BxS])
 
 
 def _interval(value_xB: np.ndarray, level: float):

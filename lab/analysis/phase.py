@@ -34,6 +34,12 @@ def draws(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(n, size=(n_bootstrap, n))
 
 
+def resamples(n: int, n_bootstrap: int, seed: int) -> np.ndarray:
+    """How often each of n clusters occurs (1 + n_bootstrap, n): first in the sample itself, then in each resample."""
+    drawn_BxN = [np.bincount(draw, minlength=n) for draw in draws(n, n_bootstrap, seed)]
+    return np.array([np.ones(n), *drawn_BxN])
+
+
 def bootstrap_median(values_S: np.ndarray, n_bootstrap: int, level: float, seed: int) -> Bootstrapped:
     """Median over the values that are not NaN; where there are none it is NaN, and so is the interval of one value.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from lab.analysis.phase import draws
+from lab.analysis.phase import resamples
 
 SINGULAR = 1e-10  # smallest eigenvalue of correlations below which predictors are one and the same
 
@@ -52,8 +52,7 @@ def ols(
 
     _, group_N = np.unique(np.asarray(group_N)[known_N], return_inverse=True)
     n_groups = group_N.max() + 1
-    counts_BxG = np.array([np.bincount(one, minlength=n_groups) for one in draws(n_groups, n_bootstrap, seed)])
-    correlation_ZxZ, *resampled = correlations(table_NxZ, group_N, np.concatenate([np.ones((1, n_groups)), counts_BxG]))
+    correlation_ZxZ, *resampled = correlations(table_NxZ, group_N, resamples(n_groups, n_bootstrap, seed))
     if np.linalg.eigvalsh(correlation_ZxZ[:-1, :-1])[0] < SINGULAR:
         raise ValueError(f"predictors {', '.join(predictors)} are linearly dependent: leave one of them out")
 

@@ -16,7 +16,7 @@ from lab.studies.claims import Claim, Lacking, Measured, variant
 from lab.studies.complexity_control import language, noise
 from lab.studies.complexity_control.circuits import CIRCUITS
 from lab.studies.complexity_control.published import EQUIVALENCE, PAPER
-from lab.studies.composition.claims import LARGE_DECAY, NAMED, SMALL_DECAY, crossing, final
+from lab.studies.composition.claims import LARGE_DECAY, NAMED, SMALL_DECAY, crossings, final, numbers
 from lab.studies.composition.measures import QUERY
 
 DESTROYED, SPARED = 0.5, 0.1  # shares of its accuracy that cutting edges costs
@@ -57,12 +57,12 @@ def suspects(dataset: xr.Dataset) -> xr.Dataset:
 
 def boundary_moves(datasets: Datasets) -> Measured:
     dataset = variant(datasets, "phase")
-    small, large = (_crossings(dataset, decay) for decay in (SMALL_DECAY, LARGE_DECAY))
+    small, large = (crossings(dataset, decay) for decay in (SMALL_DECAY, LARGE_DECAY))
     note = (
         f"Median boundary {np.median(small):.2f} at decay {SMALL_DECAY:g}, {np.median(large):.2f} at {LARGE_DECAY:g}; "
         f"linear between gamma {_listed(dataset.gamma.values)}, and at the first of them where that reasons already."
     )
-    return Measured(_numbers(small - large), 0.05, note)
+    return Measured(numbers(small - large), 0.05, note)
 
 
 def accuracy_jumps(datasets: Datasets) -> Measured:
@@ -70,7 +70,7 @@ def accuracy_jumps(datasets: Datasets) -> Measured:
     above_S = _boundary(reasoning)
     jumps = [_step(one, above) for one, above in zip(reasoning.values, above_S, strict=True)]
     at = ", ".join("none" if np.isnan(a) else f"{reasoning.gamma.values[int(a)]:g}" for a in above_S)
-    return Measured(_numbers(jumps), 0.8, f"Between two gammas of the grid; the upper one, by seed: {at}.")
+    return Measured(numbers(jumps), 0.8, f"Between two gammas of the grid; the upper one, by seed: {at}.")
 
 
 def rank_collapses_before(datasets: Datasets) -> Measured:
@@ -84,7 +84,7 @@ def rank_collapses_before(datasets: Datasets) -> Measured:
     by_gamma = ", ".join(
         f"{g:g}: {r:.2f}" for g, r in zip(now.gamma.values, np.nanmedian(ratio_SxG, axis=0), strict=True)
     )
-    return Measured(_numbers(ratios), at_most=0.5, note=f"Share of the initial stable rank left, by gamma: {by_gamma}.")
+    return Measured(numbers(ratios), at_most=0.5, note=f"Share of the initial stable rank left, by gamma: {by_gamma}.")
 
 
 def commutes_in_the_middle(datasets: Datasets) -> Measured:
@@ -98,18 +98,18 @@ def commutes_in_the_middle(datasets: Datasets) -> Measured:
         f"Highest share answered alike but wrong: {np.median(inside_S):.2f} in rows that know the seen pairs only, "
         f"{np.median(outside_S):.2f} in all others; {int(memory.sum())} rows of the former."
     )
-    return Measured(_numbers(inside_S - outside_S), 0.5, note)
+    return Measured(numbers(inside_S - outside_S), 0.5, note)
 
 
 def cutting_destroys(datasets: Datasets) -> Measured:
     lost = _lost(datasets)
-    return Measured(_numbers(lost["reasoning"]), DESTROYED, _each(lost))
+    return Measured(numbers(lost["reasoning"]), DESTROYED, _each(lost))
 
 
 def cutting_spares(datasets: Datasets) -> Measured:
     lost = _lost(datasets)
     worst_S = np.maximum(lost["symmetric"], lost["random"])
-    return Measured(_numbers(worst_S), at_most=SPARED, note=_each(lost))
+    return Measured(numbers(worst_S), at_most=SPARED, note=_each(lost))
 
 
 def anchors_are_one(datasets: Datasets) -> Measured:
@@ -118,7 +118,7 @@ def anchors_are_one(datasets: Datasets) -> Measured:
     gap = final(dataset, "equivalence.gap").where(whole >= NAMED).isel(gamma=-1)
     means = {name: final(dataset, f"equivalence.{name}").isel(gamma=-1).median() for name in EQUIVALENCE}
     listed = ", ".join(f"{name.replace('_', ' ')} {float(mean):.2f}" for name, mean in means.items())
-    return Measured(_numbers(gap), 0.42, f"Mean cosines at gamma {float(gap.gamma):g}: {listed}.")
+    return Measured(numbers(gap), 0.42, f"Mean cosines at gamma {float(gap.gamma):g}: {listed}.")
 
 
 CLAIMS = (
@@ -161,11 +161,6 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def _crossings(dataset: xr.Dataset, decay: float) -> np.ndarray:
-    reasoning = final(dataset, "ood_43.reasoning", decay)
-    return np.array([crossing(one, reasoning.gamma.values) for one in reasoning.values])
-
-
 def _boundary(reasoning: xr.DataArray) -> np.ndarray:
     """By seed: index of the first gamma that reasons; NaN where none does."""
     reasons_SxG = reasoning.values >= NAMED
@@ -193,10 +188,6 @@ def _lost(datasets: Datasets) -> dict[str, np.ndarray]:
 
 def _each(lost: Mapping[str, np.ndarray]) -> str:
     return f"Median loss: {', '.join(f'{name} {np.median(values):.2f}' for name, values in lost.items())}."
-
-
-def _numbers(values) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.asarray(values))
 
 
 def _listed(values) -> str:

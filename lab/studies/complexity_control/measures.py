@@ -3,11 +3,12 @@
 import jax
 
 from lab import models
-from lab.analysis import condensation, curvature, objective, sharpness
+from lab.analysis import curvature, objective, sharpness
 from lab.analysis.catalogue import loss, weights
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
 from lab.studies.complexity_control import circuits
+from lab.studies.composition.measures import condensed
 from lab.tasks import Composition
 
 THRESHOLD = 0.4  # cosine from which two neurons count as one (the released notebook of arXiv 2501.08537)
@@ -24,19 +25,8 @@ def measures(experiment: Experiment) -> list[Measure]:
         raise ValueError(f"the complexity_control study measures transformers, not {type(experiment.model).__name__}")
     if not isinstance(experiment.task, Composition) or experiment.task.setting != "34_unseen":
         return []
-    of_weights = [weights.ranks(experiment), condensed(), weights.norms(experiment)]
+    of_weights = [weights.ranks(experiment), condensed(THRESHOLD), weights.norms(experiment)]
     return [*of_weights, minimum(experiment), loss.quantized(experiment), *circuits.measures(experiment)]
-
-
-def condensed() -> Measure:
-    """Condensation of W_Q of the first block."""
-
-    def function(row):
-        kernel_DxN = row.params["block_0"]["attn"]["query"]["kernel"]
-        found = condensation.condensation(kernel_DxN, THRESHOLD)
-        return {name: found[name] for name in ("n_groups", "fraction_above")}
-
-    return Measure("condensation", function, {"n_groups": "groups", "fraction_above": "share of neuron pairs"})
 
 
 def minimum(experiment: Experiment) -> Measure:

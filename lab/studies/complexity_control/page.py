@@ -98,11 +98,10 @@ def _phases(dataset: xr.Dataset) -> list[Picture]:
     ]
     made = dataset.assign(alike=alike_but_wrong(dataset))
     shown = ACCURACIES | {"alike": "(3,4) and (4,3) alike but wrong"}
-    rate = {"learning_rate": float(dataset.learning_rate[dataset.sizes["learning_rate"] // 2])}
     drawn.append(
         Picture(
             "phase-accuracies", "Accuracies over the grid", "At the last evaluation.",
-            figures.phase_diagram(made, shown, title="Accuracies over the grid", **rate),
+            figures.phase_diagram(made, shown, title="Accuracies over the grid", **_rate(dataset)),
         )
     )  # fmt: skip
     return drawn

@@ -56,6 +56,17 @@ def crossing(reasoning_G: np.ndarray, gamma_G: np.ndarray) -> float:
     return float(np.interp(NAMED, reasoning_G[right - 1 : right + 1], gamma_G[right - 1 : right + 1]))
 
 
+def crossings(dataset: xr.Dataset, decay: float) -> np.ndarray:
+    """`crossing` of every seed at one weight decay."""
+    reasoning = final(dataset, "ood_43.reasoning", decay)
+    return np.array([crossing(one, reasoning.gamma.values) for one in reasoning.values])
+
+
+def numbers(values) -> tuple[float, ...]:
+    """One a seed, as `Measured` takes them."""
+    return tuple(float(value) for value in np.asarray(values))
+
+
 def seen_pairs_generalize(datasets: Datasets) -> Measured:
     worst, n_rows = {}, 0
     for dataset in datasets.values():
@@ -72,24 +83,24 @@ def scale_picks_the_solution(datasets: Datasets) -> Measured:
     dataset = variant(datasets, "wrong")
     large, small = _ends(final(dataset, "ood_43.reasoning") - final(dataset, "ood_43.symmetric"))
     note = f"Reasoning minus symmetric accuracy: {_at_both(large, small)}."
-    return Measured(_numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
+    return Measured(numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
 
 
 def reasoning_rises(datasets: Datasets) -> Measured:
     reasoning = final(variant(datasets, "unseen"), "ood_43.reasoning")
     low, high = reasoning.isel(gamma=0), reasoning.max("gamma")
     note = f"From {_median(low):.2f} at gamma {float(low.gamma):g} to {_median(high):.2f} at the best gamma."
-    return Measured(_numbers(high - low), 0.8, note)
+    return Measured(numbers(high - low), 0.8, note)
 
 
 def decay_moves_the_crossing(datasets: Datasets) -> Measured:
-    small, large = (_crossings(variant(datasets, "unseen"), decay) for decay in (SMALL_DECAY, LARGE_DECAY))
+    small, large = (crossings(variant(datasets, "unseen"), decay) for decay in (SMALL_DECAY, LARGE_DECAY))
     grid = ", ".join(f"{gamma:g}" for gamma in variant(datasets, "unseen").gamma.values)
     note = (
         f"Median crossing {np.median(small):.2f} at decay {SMALL_DECAY}, {np.median(large):.2f} at {LARGE_DECAY:g}; "
         f"linear between gamma {grid}, and at the first of them where that reasons already."
     )
-    return Measured(_numbers(small - large), 0.05, note)
+    return Measured(numbers(small - large), 0.05, note)
 
 
 def stable_rank_falls(datasets: Datasets) -> Measured:
@@ -97,7 +108,7 @@ def stable_rank_falls(datasets: Datasets) -> Measured:
     log_rank = np.log(final(variant(datasets, "unseen"), "rank.stable").sel(matrix=QUERY))
     below, above = map(np.exp, _across(log_rank, datasets))
     note = f"Geometric mean of memory rows {np.median(below):.1f}, of reasoning rows {np.median(above):.1f}."
-    return Measured(_numbers(below / above), 2.0, note)
+    return Measured(numbers(below / above), 2.0, note)
 
 
 def condensation_rises(datasets: Datasets) -> Measured:
@@ -110,7 +121,7 @@ def condensation_rises(datasets: Datasets) -> Measured:
 def embeddings_are_ordered(datasets: Datasets) -> Measured:
     below, above = _across(final(variant(datasets, "unseen"), "embedding.order"), datasets)
     note = f"|Spearman| of the best component: memory rows {np.median(below):.2f}, reasoning {np.median(above):.2f}."
-    return Measured(_numbers(above - below), 0.5, note)
+    return Measured(numbers(above - below), 0.5, note)
 
 
 def circuits_differ(datasets: Datasets) -> Measured:
@@ -120,13 +131,13 @@ def circuits_differ(datasets: Datasets) -> Measured:
     if "flow.reasoning_score" in datasets.get("unseen", ()):
         unseen = _ends(final(datasets["unseen"], "flow.reasoning_score"))
         note += f" In 34_unseen, reasoning circuit score alone: {_at_both(*unseen)}."
-    return Measured(_numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
+    return Measured(numbers(np.minimum(-large, small)), 0.0, note, strictly=True)
 
 
 def fused_vectors_agree(datasets: Datasets) -> Measured:
     large, small = _ends(final(variant(datasets, "wrong"), "fused.contrast"))
     note = f"Cosine of fused vectors, equal minus other outputs: {_at_both(large, small)}."
-    return Measured(_numbers(small - large), 0.25, note)
+    return Measured(numbers(small - large), 0.25, note)
 
 
 CLAIMS = (
@@ -214,20 +225,11 @@ def _at_both(large: xr.DataArray, small: xr.DataArray) -> str:
     return ", ".join(f"{_median(values):.2f} at gamma {float(values.gamma):g}" for values in (large, small))
 
 
-def _crossings(dataset: xr.Dataset, decay: float) -> np.ndarray:
-    reasoning = final(dataset, "ood_43.reasoning", decay)
-    return np.array([crossing(one, reasoning.gamma.values) for one in reasoning.values])
-
-
 def _across(values: xr.DataArray, datasets: Datasets) -> tuple[np.ndarray, np.ndarray]:
     """Per seed: mean over rows below and over rows above the crossing; NaN where a side is empty."""
     reasoning = final(variant(datasets, "unseen"), "ood_43.reasoning")
     below, above = values.where(reasoning < NAMED), values.where(reasoning >= NAMED)
     return below.mean("gamma").values, above.mean("gamma").values
-
-
-def _numbers(values) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.asarray(values))
 
 
 def _median(values: xr.DataArray) -> float:

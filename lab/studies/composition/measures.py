@@ -29,9 +29,11 @@ def measures(experiment: Experiment) -> list[Measure]:
     return [*parts, attention(experiment), fused_vectors(experiment)] if experiment.model.n_layers >= 2 else parts
 
 
-def condensed() -> Measure:
+def condensed(threshold: float = THRESHOLD) -> Measure:
+    """Condensation of W_Q of the first block."""
+
     def function(row):
-        found = condensation.condensation(_query(row.params), THRESHOLD)
+        found = condensation.condensation(_query(row.params), threshold)
         return {name: found[name] for name in ("n_groups", "fraction_above")}
 
     return Measure("condensation", function, {"n_groups": "groups", "fraction_above": "share of neuron pairs"})

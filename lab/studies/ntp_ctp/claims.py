@@ -136,7 +136,11 @@ def slower(dataset: xr.Dataset) -> np.ndarray:
 
 def gap(dataset: xr.Dataset, gamma: int = USUAL) -> np.ndarray:
     """NTP's accuracy out of distribution minus CTP's."""
-    ctp, ntp = both(dataset, gamma=gamma)
+    return lead(*both(dataset, gamma=gamma))
+
+
+def lead(ctp: xr.Dataset, ntp: xr.Dataset) -> np.ndarray:
+    """As `gap`, of rows of the two objectives."""
     return final(accuracy(ntp)) - final(accuracy(ctp))
 
 
@@ -165,7 +169,7 @@ def gap_by_noise_alone(datasets: Datasets) -> Measured:
     for name, dataset in tasks(datasets).items():
         noise = datasets.get(f"{name}_{SHUFFLED}")
         if noise is not None and np.array_equal(noise["seed"], dataset["seed"]):
-            of_tasks[name] = final(accuracy(rows(noise, NTP))) - final(accuracy(rows(dataset, CTP)))
+            of_tasks[name] = lead(rows(dataset, CTP), rows(noise, NTP))
     if not of_tasks:
         raise Lacking("a variant with shuffled contexts")
     return over_tasks(of_tasks, ratio=False)

@@ -30,6 +30,7 @@ from lab.studies.ntp_ctp.claims import (
     both,
     compared,
     final,
+    lead,
     measured,
     over_tasks,
     rows,
@@ -109,7 +110,7 @@ def decayed(datasets: Datasets) -> Measured:
         if not found:
             raise Lacking(f"weight decay {LARGE_DECAY:g}")
         gain_S = final(accuracy(found[0].rows)) - final(accuracy(ctp))
-        return np.where(_gap(ctp, ntp) > 0, gain_S, np.nan), _said(found[0], ctp, ntp)
+        return np.where(lead(ctp, ntp) > 0, gain_S, np.nan), _said(found[0], ctp, ntp)
 
     return _over_tasks(of_task, datasets)
 
@@ -123,7 +124,7 @@ def gained(axis: str, datasets: Datasets) -> Measured:
         found = matched(regularized(datasets, name, axis), ntp)
         gain_S = final(accuracy(found.rows)) - final(accuracy(ctp))
         is_sharp = log_sharpness(ctp) > log_sharpness(ntp) + np.log(MATCHED)
-        return np.where((_gap(ctp, ntp) > 0) & is_sharp, gain_S, np.nan), _said(found, ctp, ntp)
+        return np.where((lead(ctp, ntp) > 0) & is_sharp, gain_S, np.nan), _said(found, ctp, ntp)
 
     return _over_tasks(of_task, datasets)
 
@@ -140,7 +141,7 @@ def explained(datasets: Datasets) -> Measured:
         for axis in REGULARIZERS:
             candidates += regularized(datasets, name, axis)
         found = matched(candidates, ntp)
-        gap_S, left_S = _gap(ctp, ntp), _gap(found.rows, ntp)
+        gap_S, left_S = lead(ctp, ntp), lead(found.rows, ntp)
         return np.where(gap_S > 0, gap_S - 2 * left_S, np.nan), _said(found, ctp, ntp)
 
     return _over_tasks(of_task, datasets)
@@ -243,10 +244,6 @@ def _columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
 
 def _log(values: xr.DataArray) -> xr.DataArray:
     return np.log(values.where(values > 0))
-
-
-def _gap(chosen: xr.Dataset, ntp: xr.Dataset) -> np.ndarray:
-    return final(accuracy(ntp)) - final(accuracy(chosen))
 
 
 def _said(found: Trained, ctp: xr.Dataset, ntp: xr.Dataset) -> str:

@@ -27,16 +27,21 @@ TEXT = (
 CURVES = {"second task": lambda ds: ds["train.accuracy"], "first task": lambda ds: ds[KNOWN]}
 
 
+def second(datasets: Datasets) -> Datasets:
+    """The variants that start from another's weights."""
+    first = anew(datasets)
+    return {name: dataset for name, dataset in datasets.items() if name not in first}
+
+
 def finetuned(of_task: Callable[[xr.Dataset], np.ndarray], ratio: bool, datasets: Datasets) -> Measured:
     """`pooled`, of the variants that start from another's weights.
 
     Raises:
       Lacking: there is none, or none has the number.
     """
-    second = {name: dataset for name, dataset in datasets.items() if name not in anew(datasets)}
-    if not second:
+    if not (later := second(datasets)):
         raise Lacking("a second training that starts from the weights of a first one")
-    return pooled(of_task, ratio, second)
+    return pooled(of_task, ratio, later)
 
 
 def forgotten(dataset: xr.Dataset) -> np.ndarray:
@@ -54,9 +59,7 @@ def forgotten_on_average(dataset: xr.Dataset) -> np.ndarray:
 def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
     """One for every variant that starts from another's weights."""
     return [
-        Section(f"A second task: {name}", TEXT, [_curves(name, dataset)])
-        for name, dataset in datasets.items()
-        if name not in anew(datasets)
+        Section(f"A second task: {name}", TEXT, [_curves(name, dataset)]) for name, dataset in second(datasets).items()
     ]
 
 
