@@ -1,6 +1,6 @@
 """Complexity control: phases over initial scale and weight decay, cut circuits, corrupted primitives, addition.
 
-    python -m lab reproduce complexity_control --preset=cpu        # 20 minutes on two CPU cores (estimated)
+    python -m lab reproduce complexity_control --preset=cpu        # 14 minutes on two CPU cores
 
 Expect at weight decay 0.01 seen pairs without the unseen one at gamma 0.4 (0.9 to 1.0, against 0.1 to 0.3), and
 reasoning at 0.75 (0.95), which is gone when the reasoning circuit is cut (0.03 or less); of addition's held-out block

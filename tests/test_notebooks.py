@@ -7,7 +7,13 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-PICTURES = {"01_quickstart": 2, "02_analysis": 12, "03_focus_dilution": 5, "04_ntp_ctp": 5}
+PICTURES = {
+    "01_quickstart": 2,
+    "02_analysis": 12,
+    "03_focus_dilution": 5,
+    "04_ntp_ctp": 5,
+    "05_complexity_control": 6,
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -86,10 +86,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
     model = _build(models.FAMILIES, config.model.to_dict(), "model")
     _check_fit(model, task, config.grid)
-    if isinstance(task, tasks.Shapes) and config.train_size:
-        raise ValueError(
-            f"train_size={config.train_size}: would fix noise and times; use train_size=0 and task.images_per_class"
-        )
+    task.check_train_size(config.train_size)
     values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
     for name, least in LEAST.items():
         if config[name] < least:
@@ -231,10 +228,11 @@ def _check_fit(model, task, axes: Mapping) -> None:
             raise ValueError(f"model.{name}={getattr(model, name)!r}: one of {', '.join(choices)}")
     if getattr(model, "tied_head", False) and model.head_bias:
         raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
-    if isinstance(model, models.UNet) is not isinstance(task, tasks.Shapes):
+    if models.reads(type(model)) != task.inputs:
+        reading = [name for name, kind in models.FAMILIES.items() if models.reads(kind) == task.inputs]
         raise ValueError(
-            f"model.family: {type(model).__name__} cannot read {type(task).__name__}; 'unet' goes with "
-            "task.family='shapes'"
+            f"model.family: {type(model).__name__} reads {models.reads(type(model))}, {type(task).__name__} gives "
+            f"{task.inputs}; these are read by {', '.join(reading)}"
         )
     weights = axes.get("ntp_weight", getattr(task, "ntp_weight", 0.0))
     if getattr(model, "readout", "all") == "last" and np.any(weights):

@@ -26,9 +26,10 @@ __all__ = [
     "UNet",
     "forward",
     "init",
+    "reads",
 ]
 
-# those that tasks give inputs to: tokens, or noised pictures for UNet; TwoLayerMLP reads vectors, which none gives yet
+# those that tasks give inputs to; TwoLayerMLP reads vectors, which none gives yet
 FAMILIES: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "emb_mlp": EmbMLP,
@@ -37,6 +38,11 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "unet": UNet,
 }
 NO_EDITS: Mapping[str, Callable] = {}
+
+
+def reads(family: type[nn.Module]) -> str:
+    """What models of a family read: tokens, unless its attribute `reads` says otherwise."""
+    return getattr(family, "reads", "tokens")
 
 
 def init(model: nn.Module, key, inputs):

@@ -36,6 +36,8 @@ class UNet(nn.Module):
 
     base_width: int
 
+    reads = "noised pictures"
+
     @nn.compact
     def __call__(self, inputs, edits: Mapping[str, Callable]):
         if not isinstance(inputs, tuple):

@@ -32,6 +32,7 @@ class Task:
     """What a task gives; subclasses are frozen dataclasses, so that a task is a static argument of jit.
 
     Attributes:
+      inputs: what its model reads, as `models.reads` says of families.
       vocab_size, length: sizes the model must have; 0 where there are no tokens.
       splits: `train`, then the splits evaluation reports.
       hparams: those of its fields that a grid may vary, by name: a row that has one samples with it, others with the
@@ -41,6 +42,7 @@ class Task:
       dims: score name -> its extra dimensions; scores not listed are scalars.
     """
 
+    inputs = "tokens"
     vocab_size: int
     length: int
     splits: tuple[str, ...]
@@ -68,6 +70,12 @@ class Task:
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Accuracies by the name of the solution that earns them."""
         raise NotImplementedError
+
+    def check_train_size(self, train_size: int) -> None:
+        """
+        Raises:
+          ValueError: no training set of `train_size` examples may be drawn once and kept.
+        """
 
     def files(self) -> dict[str, bytes]:
         """What a training keeps of its data, by file name: a training whose data say otherwise is not continued."""

@@ -64,6 +64,7 @@ class Shapes(Task):
     images_per_class: int
     trained: tuple[str, ...] = ("000", "100", "010", "111")
 
+    inputs = "noised pictures"
     vocab_size = length = 0
     splits = ("train", "seen", "unseen")
 
@@ -103,6 +104,12 @@ class Shapes(Task):
         noised_BxSxSx3 = jnp.sqrt(kept_Bx1x1x1) * clean_BxSxSx3 + jnp.sqrt(1 - kept_Bx1x1x1) * noise_BxSxSx3
         inputs = Noised(noised_BxSxSx3, (time_B + 1).astype(jnp.float32) / self.n_times, bits(class_B))
         return Batch(inputs, noise_BxSxSx3, jnp.ones((n,), jnp.float32), {"class_B": class_B})
+
+    def check_train_size(self, train_size: int) -> None:
+        if train_size:
+            raise ValueError(
+                f"train_size={train_size}: would fix noise and times; use train_size=0 and task.images_per_class"
+            )
 
     def mean_loss(self, noise_BxSxSxC, batch: Batch) -> jax.Array:
         """Mean squared error of the noise, over numbers of a picture and then over pictures by weight."""

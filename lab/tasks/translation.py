@@ -71,7 +71,8 @@ class Translation(AnswerTask):
     Attributes:
       path: folder with the files, plain, .xz or .gz, or with folders that hold them; "" for `hf_id`.
       hf_id: data set on Hugging Face, "" for `path`.
-      length: tokens of a sequence but for the last; padded to it, at the end.
+      length: at most so many tokens of a sequence but for its last. Batches of a split are as long as the longest that
+        it holds, and padded at the end: where splits differ, training does not pay for the longest of all.
       vocab_size: at least four more than the training items have words.
       train_items: train on the first n items of one random order, so that a smaller set lies in every larger one; 0
         for all. A grid may vary it (with config.train_size=0); more than there are gives weights of NaN, on which a
@@ -117,7 +118,7 @@ class Translation(AnswerTask):
         return prepared(self).longest_answer
 
     def draw(self, key, n: int, split: str, hparams: Mapping) -> Batch:
-        """`n` sequences of a split, int32 tokens of shape (n, length).
+        """`n` sequences of a split, int32 tokens of shape (n, longest of the split).
 
         Training items are drawn with replacement. Of other splits each item comes as often as any, but for one: n =
         their number is the whole split.
@@ -140,7 +141,8 @@ class Translation(AnswerTask):
         else:
             index_B = jnp.tile(jax.random.permutation(key, n_items), -(-n // n_items))[:n]
         sequence_BxM = sequence_NxM[index_B].astype(jnp.int32)
-        answers_BxM = jnp.arange(self.length + 1, dtype=jnp.int32)[None] >= first_N[index_B].astype(jnp.int32)[:, None]
+        places_M = jnp.arange(sequence_BxM.shape[1], dtype=jnp.int32)
+        answers_BxM = places_M[None] >= first_N[index_B].astype(jnp.int32)[:, None]
         info = {"kind_B": kind_N[index_B].astype(jnp.int32)} if split in self.kinds_of else {}
         batch = pack(sequence_BxM, answers_BxM & (sequence_BxM != PAD), info)
         return batch._replace(weights_BxL=sound * batch.weights_BxL)
@@ -270,7 +272,7 @@ def _table(task: Translation, split: str, pairs: Sequence[Pair], ids: Mapping[st
     questions = [[*(ids.get(word, UNKNOWN) for word in pair.source), SEPARATOR] for pair in pairs]
     answers = [[*(ids.get(word, UNKNOWN) for word in pair.target), END] for pair in pairs]
     dtype = np.int16 if max(task.vocab_size, task.length + 1) < 2**15 else np.int32
-    sequence_NxM = padded(questions, answers, task.length)[0].astype(dtype)
+    sequence_NxM = padded(questions, answers, max(sizes) - 1)[0].astype(dtype)
     first_N = np.array([len(question) for question in questions], dtype)
     kind_N = np.array([task.kinds.index(pair.kind) if pair.kind in task.kinds else -1 for pair in pairs], np.int16)
     facts = {

@@ -1,7 +1,5 @@
 """The study of concept graphs from the command line to its page, its claims, and the mosaic of what is drawn."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -111,13 +109,18 @@ def test_mosaic_lays_out_classes_down_and_examples_across():
     assert study._label("011", ("000",)) == "011 small blue circle *"
 
 
-def test_other_tasks_and_pictures_noised_once_are_refused():
+def test_other_tasks_and_models_and_pictures_noised_once_are_refused():
     (variant, *_) = configs.variants(composition.smoke()).values()
     with pytest.raises(ValueError, match="concept_graph measures a model of shapes, not of Composition"):
         study.measures(configs.experiment(variant))
-    experiment = configs.experiment(configs.variants(config.smoke())["main"])
-    with pytest.raises(ValueError, match=r"train_size=64: use task\.images_per_class"):
-        study.measures(dataclasses.replace(experiment, train_size=64))
+    changed = config.smoke()
+    changed.model = {**composition.smoke().model}
+    with pytest.raises(ValueError, match=r"Transformer reads tokens, Shapes gives noised pictures; .* read by unet$"):
+        configs.experiment(configs.variants(changed)["main"])
+    changed = config.smoke()
+    changed.train_size = 64
+    with pytest.raises(ValueError, match=r"train_size=64: would fix noise .* task\.images_per_class"):
+        configs.experiment(configs.variants(changed)["main"])
 
 
 @pytest.mark.parametrize("preset", config.PRESETS)

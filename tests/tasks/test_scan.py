@@ -102,8 +102,9 @@ def items(task, batch):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_sequence_is_a_command_and_its_actions(task, split):
     batch = batch_of(task, split)
-    assert batch.tokens_BxL.shape == (2000, LENGTH)
     part = {tuple(command) for command in parted()[split == "test"]}
+    longest = max(len(command) + len(interpret(command)) for command in part)
+    assert batch.tokens_BxL.shape == (2000, longest + 1) and longest < LENGTH  # with <sep> and <eos>, less the last
     seen = set()
     for question, answer in items(task, batch):
         assert question[-1] == "<sep>" and answer[-1] == "<eos>"

@@ -44,8 +44,8 @@ def attention(experiment: Experiment) -> Measure:
 
 def head_scores(experiment: Experiment) -> Measure:
     """Previous-token, duplicate and induction scores on sequences of distinct tokens said twice."""
-    half = experiment.task.length // 2
     sample = experiment.task.sample(rng.key(experiment.data_seed, "analysis/tokens"), SEQUENCES, "train", {})
+    half = sample.tokens_BxL.shape[1] // 2
     seen_S = np.unique(np.asarray(sample.tokens_BxL))
 
     def function(row):

@@ -73,14 +73,13 @@ def sharp(experiment: Experiment) -> Measure:
         gauss_newton, _ = curvature.gauss_newton(logits, objective.answer_loss_of, row.params, batches)
         peak = row.hparams["learning_rate"]
         rates = {"": peak * jnp.asarray(factor(row.step), like_P.dtype), "_at_peak": peak}
-        of_gauss_newton = sharpness.top(gauss_newton, like_P, keys[1], 1, MATVECS // 2, TOLERANCE)
-        found = _ritz("top", top) | _ritz("bottom", bottom) | _one_ritz("gauss_newton", of_gauss_newton)
+        found = _ritz("top", top) | _ritz("bottom", bottom)
+        found |= largest("gauss_newton", gauss_newton, like_P, keys[1], MATVECS // 2)
         edges = {"edge": lambda rate: sharpness.edge_of_stability(rate, top.value_K[0], momentum)}
         if adam:
             scaled = curvature.preconditioned(matvec, _adams_scale(experiment, loss, row))
-            of_adam = sharpness.top(scaled, like_P, keys[2], 1, MATVECS, TOLERANCE)
-            found |= _one_ritz("adam_top", of_adam)
-            edges["adam_edge"] = lambda rate: sharpness.adam_edge_of_stability(rate, of_adam.value_K[0], trained.b1)
+            found |= largest("adam_top", scaled, like_P, keys[2], MATVECS)
+            edges["adam_edge"] = lambda rate: sharpness.adam_edge_of_stability(rate, found["adam_top"], trained.b1)
         found |= {f"{name}{at}": edge(rate) for name, edge in edges.items() for at, rate in rates.items()}
         return found | {"rate": rates[""]} | named("trace", sharpness.trace(matvec, like_P, keys[3], TRACE_PROBES))
 
@@ -226,12 +225,14 @@ def subspace(experiment: Experiment) -> Measure:
     )
 
 
+def largest(name: str, matvec, like_P, key, matvecs: int) -> dict[str, jax.Array]:
+    """The largest eigenvalue of an operator as `<name>`, its residual as `<name>_residual`, and `<name>_converged`."""
+    found = sharpness.top(matvec, like_P, key, 1, matvecs, TOLERANCE)
+    return {output: values_1[0] for output, values_1 in _ritz(name, found).items()}
+
+
 def _ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:
     return {name: found.value_K, f"{name}_residual": found.residual_K, f"{name}_converged": found.converged_K}
-
-
-def _one_ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:
-    return {output: values_1[0] for output, values_1 in _ritz(name, found).items()}
 
 
 def _adams_scale(experiment: Experiment, loss, row):

@@ -1,9 +1,7 @@
 """What the complexity-control study measures in a trained row."""
 
-import jax
-
 from lab import models
-from lab.analysis import curvature, objective, sharpness
+from lab.analysis import curvature, objective
 from lab.analysis.catalogue import loss, weights
 from lab.analysis.measure import Measure
 from lab.engine.step import Experiment
@@ -36,9 +34,7 @@ def minimum(experiment: Experiment) -> Measure:
         batches = objective.minibatches(row.batch, loss.MINIBATCH)
         answer_loss = objective.answer_loss(experiment.model)
         matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
-        top_key, _ = jax.random.split(row.key)
-        found = sharpness.top(matvec, like_P, top_key, 1, MATVECS, loss.TOLERANCE)
-        return {"top": found.value_K[0], "top_residual": found.residual_K[0]}
+        return loss.largest("top", matvec, like_P, row.key, MATVECS)
 
-    units = dict.fromkeys(("top", "top_residual"), "nats per weight^2")
+    units = dict.fromkeys(("top", "top_residual"), "nats per weight^2") | {"top_converged": "yes or no"}
     return Measure("minimum", function, units, snapshots="last", n=loss.SEQUENCES, stream=loss.STREAM)

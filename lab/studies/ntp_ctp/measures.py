@@ -20,6 +20,8 @@ from lab.tasks.answers import AnswerTask
 MATVECS, PROBES = 24, 16
 RADIUS = 0.05  # of the step up, in units of the weights (Foret et al. 2021)
 DIRECTIONS = 10
+OF_MATRIX = dict.fromkeys(("top", "top_residual", *errors({"trace": ""})), "nats per weight^2")
+OF_MATRIX |= {"top_converged": "yes or no"}
 
 
 def measures(experiment: Experiment) -> list[Measure]:
@@ -49,8 +51,7 @@ def minimum(experiment: Experiment) -> Measure:
         keys = jax.random.split(row.key, 5)
         answer_loss = objective.answer_loss(experiment.model)
         matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
-        top = sharpness.top(matvec, like_P, keys[0], 1, MATVECS, loss.TOLERANCE)
-        found = {"top": top.value_K[0], "top_residual": top.residual_K[0]}
+        found = loss.largest("top", matvec, like_P, keys[0], MATVECS)
         found |= named("trace", sharpness.trace(matvec, like_P, keys[1], PROBES))
         found["sam"] = flatness.sam(answer_loss, row.params, batches, RADIUS)
         line = flatness.random_lines(
@@ -59,13 +60,12 @@ def minimum(experiment: Experiment) -> Measure:
         return found | named("line", line) | _accuracies(experiment.model, row.params, keys[3:], batches)
 
     nats = dict.fromkeys(("sam", *errors({"line": ""})), "nats")
-    of_hessian = dict.fromkeys(("top", "top_residual", *errors({"trace": ""})), "nats per weight^2")
     shares = {"accuracy": "share"} | errors({"weight_accuracy": "share", "input_accuracy": "share"})
     dims = dict.fromkeys(errors({"line": ""}), ("alpha",))
     dims |= dict.fromkeys(errors({"weight_accuracy": "", "input_accuracy": ""}), ("sigma",))
     coords = {"alpha": loss.ALPHAS, "sigma": loss.SIGMAS}
     return Measure(
-        "minimum", function, nats | of_hessian | shares, dims, coords, "last", n=loss.SEQUENCES, stream=loss.STREAM
+        "minimum", function, nats | OF_MATRIX | shares, dims, coords, "last", n=loss.SEQUENCES, stream=loss.STREAM
     )
 
 
@@ -76,12 +76,10 @@ def information(experiment: Experiment) -> Measure:
         batches = objective.minibatches(row.batch, loss.MINIBATCH)
         matvec, like_P = fisher.information(row.model, row.start, batches)
         top_key, trace_key = jax.random.split(row.key)
-        top = sharpness.top(matvec, like_P, top_key, 1, MATVECS, loss.TOLERANCE)
-        found = {"top": top.value_K[0], "top_residual": top.residual_K[0]}
+        found = loss.largest("top", matvec, like_P, top_key, MATVECS)
         return found | named("trace", sharpness.trace(matvec, like_P, trace_key, PROBES))
 
-    units = dict.fromkeys(("top", "top_residual", *errors({"trace": ""})), "nats per weight^2")
-    return Measure("fisher", function, units, snapshots="last", n=loss.SEQUENCES, stream=loss.STREAM)
+    return Measure("fisher", function, OF_MATRIX, snapshots="last", n=loss.SEQUENCES, stream=loss.STREAM)
 
 
 def terms(experiment: Experiment) -> Measure:
