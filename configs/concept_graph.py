@@ -1,6 +1,9 @@
 """Concept graphs: a diffusion model is asked for combinations of shape, colour and size that it never saw.
 
-    python -m lab reproduce concept_graph --preset=cpu
+    python -m lab reproduce concept_graph --preset=cpu        # 15 minutes on two CPU cores (estimated)
+
+Expect trained combinations drawn cleanly from gamma 0.7 on (score 0.9 to 1), and mostly trained ones in place of unseen
+ones (0 to 0.25); from gamma 0.3 neither.
 
 Paper: "Complexity Control Facilitates Reasoning-Based Compositional Generalization" (arXiv 2501.08537), image
 generation, in the setting of "Compositional Abilities Emerge Multiplicatively" (arXiv 2310.09336).

@@ -17,6 +17,8 @@ class TwoLayerMLP(nn.Module):
     activation: str
     use_bias: bool
 
+    reads = "vectors"
+
     @nn.compact
     def __call__(self, x_BxD, edits: Mapping[str, Callable]):
         tape = Tape(edits)

@@ -1,8 +1,9 @@
-"""What a model can and cannot be asked of a task: the dtype of its products, and where it answers."""
+"""What a model can and cannot be asked of a task: the dtype of its products, where it answers, and what it reads."""
 
 import pytest
 
-from lab.configs import composition, focus_dilution_text, ntp_ctp
+from lab import models
+from lab.configs import composition, concept_graph, focus_dilution_text, ntp_ctp
 from lab.engine import config as configs
 
 
@@ -58,3 +59,12 @@ def test_so_it_is_where_the_task_says_it_and_no_axis_does():
     with made.grid.unlocked():
         made.grid.ntp_weight = (0.0,)
     assert configs.experiment(made).task.ntp_weight == 1.0
+
+
+def test_models_say_what_they_read_and_a_task_that_gives_something_else_is_refused():
+    assert {models.reads(family) for name, family in models.FAMILIES.items() if name != "unet"} == {"tokens"}
+    assert models.reads(models.UNet) == "noised pictures" and models.reads(models.TwoLayerMLP) == "vectors"
+    made = variant()
+    made.model = configs.variants(concept_graph.smoke())["main"].model
+    with pytest.raises(ValueError, match=r"UNet reads noised pictures, Composition gives tokens; .* emb_mlp"):
+        configs.experiment(made)

@@ -194,6 +194,13 @@ def test_both_forms_know_the_words_of_all_training_items(folder):
         assert set(prepared(task).names) == words | {"<pad>", "<unk>", "<sep>", "<eos>"}
 
 
+def test_every_split_is_padded_to_its_own_longest_item(folder):
+    targets = {split: batch_of(made(folder), split, 1000).targets_BxL for split in ("train", "test", "gen")}
+    for targets_BxL in targets.values():
+        assert targets_BxL.shape[1] == (targets_BxL != 0).sum(axis=1).max() <= LENGTH
+    assert len({targets_BxL.shape[1] for targets_BxL in targets.values()}) > 1
+
+
 def test_accuracy_of_each_type_is_that_of_its_items(folder):
     task = made(folder)
     n = len(generation())

@@ -27,6 +27,10 @@ from lab.tasks import Cogs, Scan, cogs
 SPLITS = {"addition": ("test_seen", "ood"), "scan": ("train", "test"), "cogs": ("test", "gen")}
 CORNERS = {"small weights, large decay": (-1, -1), "large weights, small decay": (0, 0)}  # of gamma, of decay
 KEPT = ("train_items", "seed")  # axes of the grid that are not reduced
+AGAINST = {
+    "train_items": "training items",
+    "ntp_weight": "weight of a question's token in the loss",  # 0: answers are trained, 1: all tokens
+}
 SEQUENCES = 210  # decoded: of COGS ten of each type, on average
 
 Datasets = Mapping[str, xr.Dataset]
@@ -60,7 +64,7 @@ def corner(dataset: xr.Dataset, name: str, which: str) -> xr.DataArray:
     rows = set(dataset["diverged_at"].dims)
     values = values.isel({axis: values.sizes[axis] // 2 for axis in values.dims if axis in rows - set(KEPT)})
     sized = values.rename(train_items="size") if "train_items" in values.dims else values.expand_dims(size=[0])
-    return sized.transpose("size", "seed", ...)
+    return sized.sortby("size").transpose("size", "seed", ...)
 
 
 def small_and_decayed_wins(families: tuple[str, ...], datasets: Datasets) -> Measured:
@@ -133,7 +137,7 @@ def sections(datasets: Datasets) -> list[Section]:
 
 
 def pictures(name: str, dataset: xr.Dataset) -> list[Picture]:
-    """The grid, accuracy against the number of training items where it varies, and types of generalization."""
+    """The grid, accuracy against the number of training items and the objective where they vary, and by type."""
     split_id, split_ood = SPLITS[family(dataset)]
     shown = {f"{split_id}.accuracy": "in distribution", f"{split_ood}.accuracy": "out of distribution"}
     largest = {"train_items": float(dataset.train_items.max())} if "train_items" in dataset.dims else {}
@@ -148,23 +152,30 @@ def pictures(name: str, dataset: xr.Dataset) -> list[Picture]:
             figures.training_curves(dataset, shown, title="Exact match over training", **largest),
         ),
     ]  # fmt: skip
-    if dataset.sizes.get("train_items", 1) > 1:
-        drawn.append(_by_size(name, dataset))
-    if "decoded.type_accuracy" in dataset and min(dataset.sizes["gamma"], dataset.sizes["weight_decay"]) > 1:
-        drawn.append(_by_type(name, dataset))
+    if min(dataset.sizes["gamma"], dataset.sizes["weight_decay"]) > 1:
+        drawn += [_against(name, dataset, axis) for axis in AGAINST if dataset.sizes.get(axis, 1) > 1]
+        drawn += [_by_type(name, dataset)] if "decoded.type_accuracy" in dataset else []
     return drawn
 
 
-def _by_size(name: str, dataset: xr.Dataset) -> Picture:
+def along(dataset: xr.Dataset, name: str, which: str, axis: str) -> xr.DataArray:
+    """The last value in a corner along one more axis of the grid, (axis, seed); of the largest training set, if that is
+    not the axis. See `corner`."""
+    ordered = dataset.sortby(axis)
+    parts = (ordered.sel({axis: [value]}) for value in ordered[axis].values)
+    return xr.concat([corner(part, name, which).isel(size=-1, drop=True) for part in parts], ordered[axis])
+
+
+def _against(name: str, dataset: xr.Dataset, axis: str) -> Picture:
     lines = {}
     for words, split in zip(("in", "out of"), SPLITS[family(dataset)], strict=True):
-        for one in CORNERS if min(dataset.sizes["gamma"], dataset.sizes["weight_decay"]) > 1 else ():
-            values = corner(dataset, f"{split}.accuracy", one)
+        for one in CORNERS:
+            values = along(dataset, f"{split}.accuracy", one, axis)
             error = values.std("seed", ddof=1).values / np.sqrt(values.sizes["seed"])
             lines[f"{one}, {words} distribution"] = values.mean("seed").values, error
-    title = "Exact match against the size of the training set"
-    figure = lines_with_error(dataset.train_items.values, lines, "training items", "exact match", title)
-    return Picture(f"{name}-size", title, "Means over seeds, at the last evaluation.", figure)
+    title = f"Exact match by {axis.replace('_', ' ')}"
+    figure = lines_with_error(np.sort(dataset[axis].values), lines, AGAINST[axis], "exact match", title)
+    return Picture(f"{name}-{axis.replace('_', '-')}", title, "Means over seeds, at the last evaluation.", figure)
 
 
 def _by_type(name: str, dataset: xr.Dataset) -> Picture:

@@ -251,6 +251,22 @@ def test_l_takes_the_worst_data_size():
     assert math.isnan(measure("L1", of, cogs=behind).per_seed[1])
 
 
+def test_a_corner_along_the_objective_is_of_the_largest_training_set():
+    of_objective = [
+        corners("scan", ("train", "test"), (1.0, [[0.1] * 3, answer]), (1.0, 0.0), (10, 100))
+        for answer in ([0.5, 0.6, 0.7], [0.8, 0.9, 1.0])
+    ]
+    made = xr.concat(of_objective, xr.IndexVariable("ntp_weight", [0.0, 1.0]))
+    small, large = language.CORNERS
+    found = language.along(made.isel(train_items=[1, 0]), "test.accuracy", small, "ntp_weight")
+    np.testing.assert_array_equal(found.transpose("ntp_weight", "seed"), [[0.5, 0.6, 0.7], [0.8, 0.9, 1.0]])
+    by_size = language.along(of_objective[1].isel(train_items=[1, 0]), "test.accuracy", small, "train_items")
+    np.testing.assert_array_equal(by_size.transpose("train_items", "seed"), [[0.1] * 3, [0.8, 0.9, 1.0]])
+    assert not language.along(made, "test.accuracy", large, "ntp_weight").any()
+    drawn = {picture.name for picture in language.pictures("scan", made)}
+    assert drawn == {"scan-grid", "scan-training", "scan-train-items", "scan-ntp-weight"}
+
+
 def test_corners_need_two_scales_and_two_decays():
     made = corners("addition", ("test_seen", "ood"), (1.0, 1.0), (1.0, 0.0))
     for axis in ("gamma", "weight_decay"):

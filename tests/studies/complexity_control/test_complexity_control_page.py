@@ -67,7 +67,7 @@ def scan(tmp_path_factory):
 
 
 def test_language_study_runs_from_a_folder_to_a_page(scan):
-    assert {"scan-grid", "scan-training", "scan-size"} <= figures(scan)
+    assert {"scan-grid", "scan-training", "scan-train-items"} <= figures(scan)
 
 
 def test_decoded_answers_are_counted_by_type(monkeypatch):
