@@ -173,7 +173,7 @@ def _against(name: str, dataset: xr.Dataset, axis: str) -> Picture:
             values = along(dataset, f"{split}.accuracy", one, axis)
             error = values.std("seed", ddof=1).values / np.sqrt(values.sizes["seed"])
             lines[f"{one}, {words} distribution"] = values.mean("seed").values, error
-    title = f"Exact match by {axis.replace('_', ' ')}"
+    title = f"Exact match by {AGAINST[axis]}"
     figure = lines_with_error(np.sort(dataset[axis].values), lines, AGAINST[axis], "exact match", title)
     return Picture(f"{name}-{axis.replace('_', '-')}", title, "Means over seeds, at the last evaluation.", figure)
 
