@@ -347,6 +347,10 @@ def test_users_word_for_one_variant_counts_there_only(two_variants):
         (("train", CONFIG, "--config.grid.gamma=('a',)"), "'a' is not a number"),
         (("train", CONFIG, "--config.grid.gamma=0.3"), "grid.gamma=0.3: expected a tuple of numbers"),
         (("train", CONFIG, "--config.grid.sam_radius=(-1,)"), "-1 is negative"),
+        (
+            ("train", CONFIG, "--config.grid.label_noise=(0,2)"),
+            "a row of the grid: task.label_noise=2.0: a number from",
+        ),
         (("train", CONFIG, *TINY[:4], "--config.optim.warmup_steps=8"), r"warmup_steps=8: must lie in \[0, steps=8\)"),
         (("train", CONFIG, "--config.task.setting=43"), "task.setting='43': one of 34_wrong, 34_unseen, all_pairs"),
         (("train", CONFIG, "--config.eval_size=31"), "n=31 must be even"),

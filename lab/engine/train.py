@@ -22,6 +22,7 @@ from lab.engine.shard import Layout
 from lab.engine.step import Experiment
 from lab.engine.workdir import Workdir
 from lab.grid import Grid
+from lab.tasks.batch import Task
 
 KEPT_CHECKPOINTS = 2
 LOG_SECONDS = 30  # between lines of progress where nobody watches
@@ -89,6 +90,7 @@ def prepare(
     grid = configs.grid(config) if grid is None else grid
     work = Workdir(workdir)
     if not _refuse_other(work, config, grid):
+        _check_rows(experiment.task, grid)
         _trace(experiment, grid)
         origin.check(work.path, config, grid, source)
     return work, grid
@@ -140,6 +142,18 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
     if changed:
         raise WorkdirError(f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}")
     return True
+
+
+def _check_rows(task: Task, grid: Grid) -> None:
+    """What a task refuses as a value of its own is refused in a grid, where it would make rows diverge at once."""
+    names = [name for name in (*task.hparams, *task.alterations) if name in grid.columns]
+    for values in dict.fromkeys(zip(*(grid.columns[name] for name in names), strict=True)):
+        try:
+            of_row = task.of_row(dict(zip(names, values, strict=True)))
+            if task.hparams:  # what only the data say, once they are read
+                jax.eval_shape(lambda of_row=of_row: of_row.sample(jax.random.key(0), 1, "train", {}))
+        except ValueError as error:
+            raise ValueError(f"a row of the grid: {error}") from error
 
 
 def _trace(experiment: Experiment, grid: Grid) -> None:

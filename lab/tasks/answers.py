@@ -28,7 +28,8 @@ class AnswerTask(Task):
     """Base of the tasks with an answer; a subclass gives `draw` and the alphabets, and calls `super().__post_init__()`.
 
     Batches as drawn, and so every evaluation, are clean and weigh answers alone. What rows are trained on differs by
-    three numbers in [0, 1] that a grid may vary; a value outside gives weights of NaN, on which a row diverges at once.
+    three numbers in [0, 1] that a grid may vary; a value outside is refused where training starts, and gives weights of
+    NaN elsewhere.
     Noise is a threshold on uniform numbers that belong to a sequence: the same in every epoch of
     a finite training set and in every row, so of two levels the higher one changes all that the lower one does.
 

@@ -1,5 +1,6 @@
 """What every task gives: a `Batch`, and what a `Task` promises."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -70,6 +71,14 @@ class Task:
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Accuracies by the name of the solution that earns them."""
         raise NotImplementedError
+
+    def of_row(self, hparams: Mapping) -> "Task":
+        """The task with a row's values, of `hparams` and `alterations`, in place of its own.
+
+        Raises:
+          ValueError: values that it would refuse as its own.
+        """
+        return dataclasses.replace(self, **hparams)
 
     def check_train_size(self, train_size: int) -> None:
         """

@@ -23,8 +23,8 @@ class Markov(Task):
     """The task as a value: x_1 uniform, x_{j+1} ~ P[x_j]; s = `length` tokens are read, x_{s+1} is to be said.
 
     The chain is given by `stationary`, `asymmetry`, `delta` and `stay`, or by `transition` with those left empty and 0.
-    A grid may vary `stay` and `delta` of the former; a value that makes no law gives weights of NaN, on which a row
-    diverges at once.
+    A grid may vary `stay` and `delta` of the former; a value that makes no law is refused where training starts, and
+    gives weights of NaN elsewhere.
 
     Attributes:
       stationary: pi, V probabilities.

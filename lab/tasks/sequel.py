@@ -64,6 +64,9 @@ class Sequel(Task):
     def alter(self, batch: Batch, hparams: Mapping) -> Batch:
         return self.task.alter(batch, hparams)
 
+    def of_row(self, hparams: Mapping) -> "Sequel":
+        return dataclasses.replace(self, task=self.task.of_row(hparams))
+
     def score(self, logits_BxLxV, batch: Batch) -> dict[str, jax.Array]:
         """The scores of the task that the batch is of.
 

@@ -75,8 +75,8 @@ class Translation(AnswerTask):
         it holds, and padded at the end: where splits differ, training does not pay for the longest of all.
       vocab_size: at least four more than the training items have words.
       train_items: train on the first n items of one random order, so that a smaller set lies in every larger one; 0
-        for all. A grid may vary it (with config.train_size=0); more than there are gives weights of NaN, on which a
-        row diverges at once.
+        for all. A grid may vary it (with config.train_size=0). A row that asks for more than there are is refused where
+        training starts, and gets weights of NaN elsewhere.
     """
 
     path: str

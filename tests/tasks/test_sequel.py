@@ -71,6 +71,13 @@ def test_scores_and_loss_are_those_of_the_task_that_the_batch_is_of(sequel):
         assert sequel.mean_loss(logits_BxLxV, batch) == task.mean_loss(logits_BxLxV, lone)
 
 
+def test_values_of_a_row_are_those_of_the_second_task():
+    of_row = WIDER.of_row({"ntp_weight": 0.5})
+    assert of_row == dataclasses.replace(WIDER, task=dataclasses.replace(SHORT, ntp_weight=0.5))
+    with pytest.raises(ValueError, match=r"task\.context_noise=-1: a number from 0 to 1"):
+        WIDER.of_row({"context_noise": -1})
+
+
 def test_axes_of_scores_are_those_of_the_second_task():
     both_have = Sequel(dataclasses.replace(LONG, n_anchors=9, setting="all_pairs"), LONG)
     assert len(both_have.coords["pair"]) == 81 and both_have.dims == LONG.dims

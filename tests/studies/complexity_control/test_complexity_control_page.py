@@ -70,6 +70,15 @@ def test_language_study_runs_from_a_folder_to_a_page(scan):
     assert {"scan-grid", "scan-training", "scan-train-items"} <= figures(scan)
 
 
+def test_more_training_items_than_there_are_cannot_be_asked_of_a_grid(scan, capsys):
+    options = [f"--config.task.path={scan.parent}", "--config.grid.train_items=(8,99)", "--config.task.length=12"]
+    more = scan.parent / "more"
+    with pytest.raises(SystemExit):
+        main(["reproduce", "complexity_control_language", "--preset=smoke", f"--workdir={more}", *options])
+    assert "a row of the grid: task.train_items=99.0: there are 20 training items" in capsys.readouterr().err
+    assert not more.exists()
+
+
 def test_decoded_answers_are_counted_by_type(monkeypatch):
     config = complexity_control_language.get_config("smoke_cogs")
     config.task.path = "anywhere"
