@@ -267,6 +267,16 @@ def test_a_corner_along_the_objective_is_of_the_largest_training_set():
     assert drawn == {"scan-grid", "scan-training", "scan-train-items", "scan-ntp-weight"}
 
 
+def test_types_of_generalization_are_drawn_where_they_were_decoded():
+    made = corners("cogs", ("test", "gen"), (1.0, 0.5), (1.0, 0.2))
+    axes = tuple(made["diverged_at"].dims)
+    by_type = np.broadcast_to(np.linspace(0, 1, 21), (*made["diverged_at"].shape, 21))
+    made["decoded.type_accuracy"] = ((*axes, "gen_type"), by_type)
+    of_types = {picture.name: picture.figure for picture in language.pictures("cogs", made)}["cogs-types"]
+    image = of_types.axes[0].images[0].get_array()
+    np.testing.assert_allclose(image, np.stack([np.linspace(0, 1, 21)] * 2, axis=1))
+
+
 def test_corners_need_two_scales_and_two_decays():
     made = corners("addition", ("test_seen", "ood"), (1.0, 1.0), (1.0, 0.0))
     for axis in ("gamma", "weight_decay"):
