@@ -1,6 +1,6 @@
 """Complexity control: phases over initial scale and weight decay, cut circuits, corrupted primitives, addition.
 
-    python -m lab reproduce complexity_control --preset=cpu        # 14 minutes on two CPU cores
+    python -m lab reproduce complexity_control --preset=cpu        # 17 minutes on two CPU cores
 
 Expect at weight decay 0.01 seen pairs without the unseen one at gamma 0.4 (0.9 to 1.0, against 0.1 to 0.3), and
 reasoning at 0.75 (0.95), which is gone when the reasoning circuit is cut (0.03 or less); of addition's held-out block
@@ -23,7 +23,7 @@ def get_config(preset: str = "cpu") -> ConfigDict:
 
 
 def cpu() -> ConfigDict:
-    """Two layers, and four for corrupted primitives."""
+    """Two layers, and four for corrupted primitives; of depths the diagrams are in `gpu` and `paper`."""
     return ConfigDict(
         dict(
             study="complexity_control",
@@ -94,7 +94,16 @@ def cpu() -> ConfigDict:
             data_devices=1,
             split_params=False,
             deterministic=False,
-            variants=dict(phase=dict(), **_noise(depths=(2, 4), steps=1500, every=25), addition=_addition(2400)),
+            variants=dict(
+                phase=dict(),
+                rates=dict(
+                    grid=dict(gamma=(0.5,), learning_rate=(5e-4, 1e-3, 2e-3), weight_decay=(0.003, 0.03, 0.3)),
+                    steps=1500,
+                    checkpoint_every=1500,
+                ),
+                **_noise(depths=(2, 4), steps=1500, every=25),
+                addition=_addition(2400),
+            ),
         )
     )
 
