@@ -1,6 +1,6 @@
 """Complexity control: phases over initial scale and weight decay, cut circuits, corrupted primitives, addition.
 
-    python -m lab reproduce complexity_control --preset=cpu        # 17 minutes on two CPU cores
+    python -m lab reproduce complexity_control --preset=cpu        # 17 minutes on two CPU cores (estimated)
 
 Expect at weight decay 0.01 seen pairs without the unseen one at gamma 0.4 (0.9 to 1.0, against 0.1 to 0.3), and
 reasoning at 0.75 (0.95), which is gone when the reasoning circuit is cut (0.03 or less); of addition's held-out block
@@ -99,7 +99,6 @@ def cpu() -> ConfigDict:
                 rates=dict(
                     grid=dict(gamma=(0.5,), learning_rate=(5e-4, 1e-3, 2e-3), weight_decay=(0.003, 0.03, 0.3)),
                     steps=1500,
-                    checkpoint_every=1500,
                 ),
                 **_noise(depths=(2, 4), steps=1500, every=25),
                 addition=_addition(2400),

@@ -146,14 +146,15 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
 
 def _check_rows(task: Task, grid: Grid) -> None:
     """What a task refuses as a value of its own is refused in a grid, where it would make rows diverge at once."""
-    names = [name for name in (*task.hparams, *task.alterations) if name in grid.columns]
-    for values in dict.fromkeys(zip(*(grid.columns[name] for name in names), strict=True)):
-        try:
-            of_row = task.of_row(dict(zip(names, values, strict=True)))
-            if task.hparams:  # what only the data say, once they are read
-                jax.eval_shape(lambda of_row=of_row: of_row.sample(jax.random.key(0), 1, "train", {}))
-        except ValueError as error:
-            raise ValueError(f"a row of the grid: {error}") from error
+    for names in (task.hparams, task.alterations):
+        varied = [name for name in names if name in grid.columns]
+        for values in dict.fromkeys(zip(*(grid.columns[name] for name in varied), strict=True)):
+            try:
+                of_row = task.of_row(dict(zip(varied, values, strict=True)))
+                if names is task.hparams:  # what only the data say, once they are read
+                    jax.eval_shape(lambda of_row=of_row: of_row.sample(jax.random.key(0), 1, "train", {}))
+            except ValueError as error:
+                raise ValueError(f"a row of the grid: {error}") from error
 
 
 def _trace(experiment: Experiment, grid: Grid) -> None:

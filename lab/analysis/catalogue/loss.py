@@ -165,7 +165,7 @@ def singular(experiment: Experiment) -> Measure:
         loss, batches = objective.answer_loss(experiment.model), _parts(row.batch, SMALL)
         top_key, chain_key = jax.random.split(row.key)
         matvec, like_P = curvature.hessian(loss, row.params, batches)
-        sharpest = jnp.maximum(sharpness.top(matvec, like_P, top_key, 1, MATVECS // 2, TOLERANCE).value_K[0], 0)
+        sharpest = jnp.maximum(largest("top", matvec, like_P, top_key, MATVECS // 2)["top"], 0)
         stiffness = n_examples / math.log(n_examples) * sharpest + LOCALIZATION
         found, rise_CxT = learning_coefficient.local_learning_coefficient(
             loss, row.params, batches, chain_key, n_examples=n_examples, step_size=1 / stiffness,

@@ -12,7 +12,7 @@ STUDY = Study(
     papers=("arXiv 2501.08537", "arXiv 2405.05409"),
     presets={
         "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "17 minutes on two CPU cores",
+        "cpu": "17 minutes on two CPU cores (estimated)",
         "gpu": "one GPU (not yet timed)",
         "paper": "as published, ten layers: days on one GPU (not yet timed)",
     },
