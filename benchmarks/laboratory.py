@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from workload import Way, Workload
 
+from lab import config as configs
 from lab import grid as grids
 from lab import tree
 from lab.configs import composition
-from lab.engine import config as configs
-from lab.engine import data, step, sweep
-from lab.engine.step import Experiment
+from lab.engine import batches, step, sweep
+from lab.experiment import Experiment
 
 LARGE = {"cpu": 2048, "gpu": 8192}  # side of a matrix whose products fill the device
 
@@ -97,7 +97,7 @@ def lone_way(workload: Workload) -> Way:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(state, first_step, n_steps):
-        batch_at = data.batches(fixed, hparams, None, first_step, workload.chunk)
+        batch_at = batches.batches(fixed, hparams, None, first_step, workload.chunk)
 
         def body(now, carry):
             state, metrics = step.train_step(fixed, hparams, carry[0], batch_at(now), now)

@@ -44,17 +44,17 @@ def drifting(folder: Path, preset: Preset):
     """A workdir with a snapshot every 100 steps, each 1 % of every tensor's size away from the one before."""
     import jax
 
-    from lab.analysis.catalogue.weights import shapes
+    from lab import config as configs
     from lab.configs import composition
-    from lab.engine import config as configs
-    from lab.engine import store
-    from lab.engine.workdir import Workdir
+    from lab.disk import files, store
+    from lab.disk.workdir import Workdir
+    from lab.measuring.catalogue.weights import shapes
 
     config = configs.variants(composition.get_config(preset.config))["unseen"]
     config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(preset.rows)))
     work = Workdir(folder)
-    store.write_json(folder / "config.json", {"config": configs.to_json(config)})
-    store.write_json(folder / "grid.json", configs.grid(config).to_json())
+    files.write_json(folder / "config.json", {"config": configs.to_json(config)})
+    files.write_json(folder / "grid.json", configs.grid(config).to_json())
     draw = np.random.default_rng(0)
 
     def some(leaf):
@@ -78,8 +78,8 @@ def timed(function) -> tuple[float, float]:
 
 def run(preset: Preset) -> dict:
     """Seconds of reading all snapshots once, and of every measurement; the worst disturbance."""
-    from lab.analysis.catalogue import attention, weights
-    from lab.analysis.measure import measure
+    from lab.measuring.catalogue import attention, weights
+    from lab.measuring.run import measure
 
     with tempfile.TemporaryDirectory() as folder:
         work = drifting(Path(folder), preset)

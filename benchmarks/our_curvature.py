@@ -12,9 +12,10 @@ import numpy as np
 from workload import Workload
 
 from lab import rng, tree
-from lab.analysis import curvature, measure, objective, sharpness
+from lab.analysis import curvature, loss_fn, sharpness
 from lab.engine import shard, sweep
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring import run
 
 EIGENVALUES = 5
 LOOP = 8  # gradients or products in a row, where one of them is timed
@@ -51,7 +52,7 @@ class Reference(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A function of one row, compiled for all rows as `lab.analysis.measure` maps them: `call() -> outputs (R, ...)`.
+    """A function of one row, compiled for all rows as `lab.measuring.run` maps them: `call() -> outputs (R, ...)`.
 
     Attributes:
       memory: most bytes of one device, parameters and data left out.
@@ -113,9 +114,9 @@ def gradients(problem: Problem) -> Program:
     """LOOP gradients of every row, at points next to each other."""
 
     def function(params, batch, key):
-        vector_P, rebuild = objective.flatten(params)
+        vector_P, rebuild = loss_fn.flatten(params)
         nearby_SxP = vector_P + 1e-6 * jax.random.normal(key, (LOOP, vector_P.size), vector_P.dtype)
-        loss, batches = objective.answer_loss(problem.fixed.model), objective.minibatches(batch, _sequences(problem))
+        loss, batches = loss_fn.answer_loss(problem.fixed.model), loss_fn.minibatches(batch, _sequences(problem))
         gradient_SxP = jax.lax.map(lambda near_P: curvature.gradient(loss, rebuild(near_P), batches), nearby_SxP)
         return jnp.sum(gradient_SxP)
 
@@ -146,7 +147,7 @@ def compiled(problem: Problem, function: Callable, precision: str = "float32") -
     def arguments():
         return *layout.place(cast(problem.params_R)), cast(problem.batch), key
 
-    with exactly(), jax.default_matmul_precision(measure.MATMUL):
+    with exactly(), jax.default_matmul_precision(run.MATMUL):
         begun = time.perf_counter()
         program = mapped.lower(*arguments()).compile()
         seconds = time.perf_counter() - begun
@@ -170,8 +171,8 @@ def decreasing(value_RxK):
 
 def _hessian(problem: Problem, params, batch):
     """As the catalogue's measurement takes it: of the answer loss, in one minibatch."""
-    batches = objective.minibatches(batch, _sequences(problem))
-    return curvature.hessian(objective.answer_loss(problem.fixed.model), params, batches)
+    batches = loss_fn.minibatches(batch, _sequences(problem))
+    return curvature.hessian(loss_fn.answer_loss(problem.fixed.model), params, batches)
 
 
 def _sequences(problem: Problem) -> int:
@@ -179,4 +180,4 @@ def _sequences(problem: Problem) -> int:
 
 
 def _layout(n_rows: int) -> shard.Layout:
-    return shard.layout(shard.run_mesh(n_rows), n_rows, 1 if jax.default_backend() == "cpu" else measure.BLOCK_ROWS)
+    return shard.layout(shard.run_mesh(n_rows), n_rows, 1 if jax.default_backend() == "cpu" else run.BLOCK_ROWS)

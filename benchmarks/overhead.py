@@ -29,11 +29,12 @@ def main() -> None:
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
+    from lab import config as configs
+    from lab import schedule
     from lab.configs import composition
-    from lab.engine import config as configs
-    from lab.engine import schedule, shard, sweep, train
+    from lab.disk.workdir import Workdir
+    from lab.engine import shard, sweep, train
     from lab.engine.rows import Rows
-    from lab.engine.workdir import Workdir
 
     config = configs.variants(composition.cpu())["unseen"]
     config.update(steps=args.steps)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torch_model
 from our_curvature import EIGENVALUES, LOOP, Found, Problem
 
-from lab.engine import store
+from lab.disk import store
 
 MOST_ITERATIONS = 2000  # of power iteration, for one eigenvalue
 

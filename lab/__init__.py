@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def load(workdir, variant=None):
-    """See `lab.engine.table.load`; imported on demand, so that `import lab` stays instant."""
-    from lab.engine import table
+    """See `lab.disk.load.load`; imported on demand, so that `import lab` stays instant."""
+    from lab.disk.load import load
 
-    return table.load(workdir, variant)
+    return load(workdir, variant)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from lab.engine.files import WorkdirError
+        from lab.disk.files import WorkdirError
         from lab.engine.train import Interrupted
 
         if isinstance(error, Interrupted):
@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _list(args, config_args) -> None:
-    from lab import studies
-    from lab.studies import outcome
+    from lab import stages, studies
 
     general = {}
     for study in map(studies.get, studies.NAMES):
@@ -49,7 +48,7 @@ def _list(args, config_args) -> None:
             print(f"  --preset={preset:<6} {cost}")
         for claim in study.claims:
             print(f"  {claim.id:<4} {claim.statement}")
-        own, others = outcome.listed(study)
+        own, others = stages.listed(study)
         general |= others
         for name, text in own.items():
             print(f"  --measure={name:<20} {text}")
@@ -68,7 +67,7 @@ def _train(args, config_args) -> None:
 
 
 def _plan(args, config_args) -> None:
-    from lab.engine import config as configs
+    from lab import config as configs
     from lab.engine import plan
 
     for name, variant in configs.variants(_config(config_args, args)).items():
@@ -77,7 +76,7 @@ def _plan(args, config_args) -> None:
 
 
 def _launch(args, config_args) -> None:
-    from lab.engine import launch, status
+    from lab.cluster import launch, status
 
     config = _config(config_args, args)
     resources = {name: getattr(args, name) for name in launch.RESOURCES if getattr(args, name) is not None}
@@ -103,7 +102,7 @@ def _become_job(argv: list[str]) -> None:
 
 
 def _status(args, config_args) -> None:
-    from lab.engine import status
+    from lab.cluster import status
 
     print(status.text(status.study(args.workdir)))
 
@@ -119,9 +118,8 @@ def _report(args, config_args) -> None:
 
 
 def _reproduce(args, config_args) -> None:
-    from lab import studies
+    from lab import stages, studies
     from lab.engine import train
-    from lab.studies import outcome
 
     study = studies.get(args.study)
     if args.preset not in study.presets:
@@ -130,15 +128,15 @@ def _reproduce(args, config_args) -> None:
     config = _config([f"--config={study.config_path}:{args.preset}", *config_args], args)
     train.train_variants(config, workdir)
     measured = _measure(workdir)
-    if measured or not outcome.reported(workdir):
+    if measured or not stages.reported(workdir):
         _write_report(workdir)
     else:
-        print(f"nothing to do: {workdir / outcome.PAGE} is up to date")
+        print(f"nothing to do: {workdir / stages.PAGE} is up to date")
 
 
 def _verify(args, config_args) -> None:
-    from lab.engine.verify import damages, remarks
-    from lab.engine.workdir import variants_in
+    from lab.disk.verify import damages, remarks
+    from lab.disk.workdir import variants_in
 
     found = []
     for work in variants_in(args.workdir).values():
@@ -150,10 +148,11 @@ def _verify(args, config_args) -> None:
 
 
 def _verify_row(args, config_args) -> None:
-    from lab.engine import replay, table
+    from lab.disk.workdir import find
+    from lab.engine import verify_row
 
-    work = table.find(args.workdir, args.variant)
-    found = replay.replay(work.path, args.row, args.steps)
+    work = find(args.workdir, args.variant)
+    found = verify_row.replay(work.path, args.row, args.steps)
     hparams = ", ".join(f"{name} {value:g}" for name, value in work.grid.row(args.row).items())
     print(f"row {args.row} ({hparams}) of {work.path}, trained alone for {found.steps} steps:")
     since = "bit for bit the same" if found.since is None else f"differs from step {found.since} on"
@@ -165,8 +164,8 @@ def _verify_row(args, config_args) -> None:
 
 
 def _claims(args, config_args) -> None:
-    from lab import studies
-    from lab.studies import outcome
+    from lab import stages, studies
+    from lab.report import claims_table
 
     if args.workdir is None:
         if args.markdown:
@@ -181,26 +180,27 @@ def _claims(args, config_args) -> None:
             f"{row['study']} {row['id']:<4} {row['statement']}\n     needs: {row['threshold']}" for row in rows
         )
     else:
-        rows = outcome.read_claims(args.workdir)
-        text = outcome.table_markdown(rows) if args.markdown else outcome.table_text(rows)
+        rows = stages.read_claims(args.workdir)
+        text = claims_table.table_markdown(rows) if args.markdown else claims_table.table_text(rows)
     print(json.dumps(rows, indent=1) if args.json else text)
 
 
 def _measure(workdir: Path, *chosen, **scope) -> list[str]:
-    from lab.studies import outcome
+    from lab import stages
 
-    taken = outcome.analyze(workdir, *chosen, **scope)
+    taken = stages.analyze(workdir, *chosen, **scope)
     print(f"analyzed: {', '.join(taken) if taken else 'nothing new'}")
     return taken
 
 
 def _write_report(workdir: Path) -> None:
-    from lab.studies import outcome
+    from lab import stages
+    from lab.report import claims_table
 
-    page, rows = outcome.report(workdir)
-    print(outcome.table_text(rows))
-    for variant, names in outcome.outdated(workdir).items():
-        print(f"left out of {variant}: {', '.join(names)} ({outcome.LEFT_OUT})")
+    page, rows = stages.report(workdir)
+    print(claims_table.table_text(rows))
+    for variant, names in stages.stale(workdir).items():
+        print(f"left out of {variant}: {', '.join(names)} ({stages.LEFT_OUT})")
     print(f"report: {page}")
 
 

@@ -1,16 +1,29 @@
-"""Strict numerics, two host devices, and a float64 fixture; set before any test imports JAX's backend."""
+"""Strict numerics, two host devices, a float64 fixture, the toy of `toys/echo.py`, and compiled programs of it."""
 
+import dataclasses
+import functools
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+
+from lab import tasks
+from lab.engine import batches, shard, sweep
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("LAB_TEST_DEVICES", "2")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-PLAIN = {"analysis", "models", "studies", "tasks"}  # folders whose programs run for microseconds
+# folders and files whose programs run for microseconds
+PLAIN = {"analysis", "models", "studies", "tasks", "test_catalogue.py", "test_measured_precision.py", "test_stages.py"}
+TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer steps
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,3 +52,118 @@ def standard_promotion():
     """For tests that take optimizer steps: optax itself raises a float to an integer array, which strict forbids."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+def _by_path(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "toys" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Bench:
+    """One set of compiled programs, and how to run a grid of any values through it."""
+
+    def __init__(self, experiment, most_steps, n_rows, width, n_devices):
+        self.experiment = experiment
+        mesh = Mesh(np.array(jax.devices()[:n_devices]).reshape(-1, 1), ("run", "data"))
+        self.layout = shard.Layout(mesh, n_rows, width, n_rows // n_devices, 1)
+        self.programs = sweep.build(experiment, most_steps, width, mesh)
+
+    def hparams(self, grid):
+        return self.place(grid.arrays())
+
+    def place(self, rows):
+        """Host arrays of any number of rows, up to those the programs are for."""
+        n_rows = len(jax.tree.leaves(rows)[0])
+        (placed,) = dataclasses.replace(self.layout, n_rows=n_rows).place(rows)
+        return placed
+
+    def fetch(self, placed, n_rows):
+        return dataclasses.replace(self.layout, n_rows=n_rows).fetch([placed])
+
+    def start(self, grid):
+        return self.programs.start(self.hparams(grid))
+
+    def train(self, grid, chunks, train_set=None, state=None, first_step=0):
+        """Host state and metrics, (rows, steps), after chunks of these lengths."""
+        state = self.start(grid) if state is None else self.place(state)
+        parts = []
+        for n_steps in chunks:
+            state, metrics = self.programs.chunk(self.hparams(grid), state, train_set, first_step, n_steps)
+            parts.append({name: values[:, :n_steps] for name, values in self.fetch(metrics, len(grid)).items()})
+            first_step += n_steps
+        metrics = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        return self.fetch(state, len(grid)), metrics
+
+    def evaluate(self, state, train_set=None):
+        evaluation_set = batches.evaluation_set(self.experiment, train_set)
+        return self.fetch(self.programs.evaluate({}, self.place(state), evaluation_set), len(state.diverged_at))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optax_promotes(request):
+    """optax raises floats to int32 powers (`decay**count`), so whatever trains cannot run under strict promotion."""
+    if TRAINING.isdisjoint(request.path.parts):
+        yield
+        return
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def echo():
+    return _by_path("echo")
+
+
+@pytest.fixture(scope="session")
+def bench(echo):
+    """(rows, width, devices, **changes of the experiment) -> `Bench`; at most twelve steps a chunk."""
+
+    @functools.cache
+    def make(n_rows, width, n_devices, **changes):
+        return Bench(echo.experiment(**changes), 12, n_rows, width, n_devices)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def same_bits():
+    """Asserts that two trees are equal bit by bit, NaNs and signs of zero included."""
+
+    def check(tree, other):
+        assert jax.tree.structure(tree) == jax.tree.structure(other)
+        for (path, leaf), twin in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(other), strict=True):
+            leaf, twin = np.asarray(leaf), np.asarray(twin)
+            assert leaf.dtype == twin.dtype, path
+            assert leaf.shape == twin.shape, path
+            assert leaf.tobytes() == twin.tobytes(), path
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def echo_is_a_task(echo):
+    """So that configs may name it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Every training compiles anew; the cache on disk gives this process and those it starts the same program again."""
+    changes = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -17,6 +17,7 @@ import pytest
 
 from lab import losses, models, optim, rng, tree
 from lab.engine import step
+from lab.experiment import Experiment
 from lab.models import Transformer
 from lab.tasks import Composition
 
@@ -203,7 +204,7 @@ def test_torch_training_has_the_losses_of_a_rows(name):
     torch = pytest.importorskip("torch")
     import torch_ways
 
-    experiment = step.Experiment(MODELS[name].clone(n_layers=1), TASK, OPTIM, "paper", 6, 16, 0, "row", 0, 1)
+    experiment = Experiment(MODELS[name].clone(n_layers=1), TASK, OPTIM, "paper", 6, 16, 0, "row", 0, 1)
     params = drawn(experiment.model, np.float32)
     trainer = torch_ways.Trainer(experiment, HPARAMS, params)
     trainer.model.double()

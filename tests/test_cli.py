@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 import lab
-from lab import arguments, models, rng, studies
-from lab.analysis import catalogue
+from lab import arguments, models, rng, stages, studies
+from lab import config as configs
 from lab.cli import main
-from lab.engine import config as configs
-from lab.engine import table
-from lab.engine.workdir import Workdir
+from lab.disk import measurements
+from lab.disk.workdir import Workdir
+from lab.measuring import catalogue
 from lab.report import page
-from lab.studies import outcome
 
 CONFIG = f"--config={studies.get('composition').config_path}:smoke"
 TINY = (
@@ -167,7 +166,7 @@ def test_claim_is_the_number_of_the_raw_metrics(reproduced):
               if columns["seed"][r] == seed and columns["weight_decay"][r] == 0.01}  # fmt: skip
         assert len(at) == 2
         rises.append(float(max(at.values()) - at[min(at)]))
-    (row,) = [row for row in outcome.read_claims(reproduced) if row["id"] == "C3a"]
+    (row,) = [row for row in stages.read_claims(reproduced) if row["id"] == "C3a"]
     assert (row["low"], row["high"]) == pytest.approx((min(rises), max(rises)), rel=1e-5)
 
 
@@ -258,8 +257,8 @@ def test_report_leaves_out_what_other_code_measured_and_says_so(copied, capsys, 
     for code in ("now", "other"):
         if code == "other":
             work = Workdir(copied / "unseen")
-            header, arrays = table.read_measure(work, "spectrum")
-            table.write_measure(work, "spectrum", arrays, header | {"code": code})
+            header, arrays = measurements.read(work, "spectrum")
+            measurements.write(work, "spectrum", arrays, header | {"code": code})
         capsys.readouterr()
         run("report", str(copied))
         drawn[code] = capsys.readouterr().out, (copied / "report" / "index.html").read_text()

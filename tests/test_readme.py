@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lab import grid
-from lab.engine import data, shard, sweep
-from lab.engine.step import Experiment
+from lab.engine import batches, shard, sweep
+from lab.experiment import Experiment
 from lab.models.acts import Tape
 from lab.optim import Optim
 from lab.tasks import Batch, Task
@@ -42,9 +42,9 @@ def test_the_readmes_task_and_model_train_to_the_answer_the_model_can_know(shown
     layout = shard.layout(shard.run_mesh(len(rows)), len(rows), width=1)
     programs = sweep.build(experiment, 200, layout.width, layout.mesh)
     (hparams,) = layout.place(rows.arrays())
-    train_set = data.train_set(experiment)
+    train_set = batches.train_set(experiment)
     state, metrics = programs.chunk(hparams, programs.start(hparams), train_set, 0, 200)
-    scores = programs.evaluate({}, state, data.evaluation_set(experiment, train_set))
+    scores = programs.evaluate({}, state, batches.evaluation_set(experiment, train_set))
 
     # A bigram model sees one of the two tokens: parity stays a coin toss for it, at a loss of log 2. The mean over
     # 100 steps of 64 sequences estimates it with standard error below 0.01; AdamW's wandering costs up to 0.03.

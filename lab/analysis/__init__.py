@@ -1,1 +1,1 @@
-"""Analysis: pure functions of one row, mapped over rows and snapshots of a workdir; training is never imported."""
+"""Analysis: pure functions of models, parameters and sequences."""

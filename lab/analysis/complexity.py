@@ -123,7 +123,7 @@ def predictors(
     those without a correlation (all values tied) are left out.
 
     Args:
-      dataset: of `lab.engine.table.load`, or a selection: its `diverged_at` says which rows there are and are healthy.
+      dataset: of `lab.disk.load.load`, or a selection: its `diverged_at` says which rows there are and are healthy.
       measures: label -> one number a row. target: the same, e.g. out-of-distribution accuracy.
       knobs: coordinates whose values make a cell. seed: of the resampling.
 

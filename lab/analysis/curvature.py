@@ -1,8 +1,8 @@
 """Curvature operators of a mean loss: products with the Hessian and the Gauss-Newton matrix, and gradients.
 
-All act on the vector_P of the parameters that `where` chooses by name (`lab.analysis.objective.flatten`); the others
+All act on the vector_P of the parameters that `where` chooses by name (`lab.analysis.loss_fn.flatten`); the others
 stay as they are, so that a subset's operator is a diagonal block of the whole one. Losses are sums and weights
-(`lab.analysis.objective`), whose weight may not depend on the parameters; batches are minibatched (leaves (M, size,
+(`lab.analysis.loss_fn`), whose weight may not depend on the parameters; batches are minibatched (leaves (M, size,
 ...)) and read one minibatch after the other. Everything is exact up to rounding, in the dtype of the parameters; on a
 GPU under `jax.default_matmul_precision("highest")`.
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lab.analysis.objective import Loss, everything, flatten, over_minibatches
+from lab.analysis.loss_fn import Loss, everything, flatten, over_minibatches
 
 
 def hessian(loss: Loss, params, batches, where: Callable[[str], bool] = everything):

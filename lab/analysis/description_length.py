@@ -1,7 +1,7 @@
 """How few bits or coordinates describe a trained model: quantized weights, and training in a random subspace.
 
 Both bound the length of one description from above; neither is the shortest there is. Losses are
-`lab.analysis.objective.Loss`: `(params, batch) -> (sum, weight)`, reported as sum / weight.
+`lab.analysis.loss_fn.Loss`: `(params, batch) -> (sum, weight)`, reported as sum / weight.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lab.analysis.estimate import Estimate
-from lab.analysis.objective import Loss, flatten, mean_loss
+from lab.analysis.loss_fn import Loss, flatten, mean_loss
 
 BITS = tuple(range(2, 13))
 
@@ -42,7 +42,7 @@ def by_quantization(loss: Loss, params, batches, tolerance, bits: tuple[int, ...
     `batches` a number of bits, and one for the unquantized loss; memory is that of one more copy of the parameters.
 
     Args:
-      batches: minibatches, leaves (M, size, ...), of `lab.analysis.objective.minibatches`.
+      batches: minibatches, leaves (M, size, ...), of `lab.analysis.loss_fn.minibatches`.
       tolerance: how far above the unquantized loss still counts as kept, in the loss's units; may be traced.
       bits: static, ascending, each from 2 (at 1 the symmetric grid has only 0) to 16.
 

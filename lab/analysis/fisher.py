@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from lab import losses
-from lab.analysis import curvature, objective
-from lab.analysis.objective import mean_loss
+from lab.analysis import curvature, loss_fn
+from lab.analysis.loss_fn import mean_loss
 from lab.tasks.answers import context
 
 
@@ -65,7 +65,7 @@ def information(model, start, batches) -> tuple[Callable, jax.Array]:
     The Gauss-Newton matrix of the context's loss, which for cross-entropy is the Fisher information of the model's own
     answers, whatever the targets are: positive semidefinite, in nats per weight^2.
     """
-    return curvature.gauss_newton(objective.logits(model), context_part_of, start, batches)
+    return curvature.gauss_newton(loss_fn.logits(model), context_part_of, start, batches)
 
 
 def answer_share(batches):
@@ -78,15 +78,15 @@ def expansion(model, params, start, batches) -> Expansion:
     """L_NTP at `params`, term by term, expanded around `start`."""
     move = jax.tree.map(jnp.subtract, params, start)
     answer, context_now = (
-        mean_loss(objective.score(model, part), params, batches) for part in (answer_part_of, context_part_of)
+        mean_loss(loss_fn.score(model, part), params, batches) for part in (answer_part_of, context_part_of)
     )
 
     def context_at(params):
-        return mean_loss(objective.score(model, context_part_of), params, batches)
+        return mean_loss(loss_fn.score(model, context_part_of), params, batches)
 
     at_start, slope = jax.jvp(context_at, (start,), (move,))
     matvec, _ = information(model, start, batches)
-    quadratic, whole = (_half_form(matvec, objective.flatten(vector)[0]) for vector in (move, params))
+    quadratic, whole = (_half_form(matvec, loss_fn.flatten(vector)[0]) for vector in (move, params))
     return Expansion(
         ntp=answer + context_now,
         answer=answer,
@@ -114,4 +114,4 @@ def _half_form(matvec: Callable, vector_P):
 
 def _vocab_size(model, params, batches) -> int:
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    return jax.eval_shape(lambda: objective.logits(model)(params, first)).shape[-1]
+    return jax.eval_shape(lambda: loss_fn.logits(model)(params, first)).shape[-1]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lab import init, models, rng
 from lab.analysis import estimate
 from lab.analysis.estimate import Estimate
-from lab.analysis.objective import Loss, everything, flatten, mean_loss, over_minibatches
+from lab.analysis.loss_fn import Loss, everything, flatten, mean_loss, over_minibatches
 from lab.analysis.scale import unit
 from lab.tree import map_named
 

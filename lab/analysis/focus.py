@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 
 from lab.analysis.estimate import Estimate
-from lab.analysis.objective import over_minibatches
+from lab.analysis.loss_fn import over_minibatches
 
 
 class TokenAttention(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lab.analysis import estimate
 from lab.analysis.estimate import Estimate
-from lab.analysis.objective import Loss, everything, flatten
+from lab.analysis.loss_fn import Loss, everything, flatten
 
 
 def local_learning_coefficient(

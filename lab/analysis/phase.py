@@ -1,6 +1,6 @@
 """From rows to cells: medians over seeds with their intervals, where a metric crosses a level, and which phase it is.
 
-Everything here runs on the host, on DataArrays of `lab.engine.table.load`. A row that diverged is NaN
+Everything here runs on the host, on DataArrays of `lab.disk.load.load`. A row that diverged is NaN
 (`values.where(dataset["diverged_at"] < 0)`): it is left out and counted. Values may be infinite, which is how a
 censored one is written (a crossing outside the grid, a dimension above the largest tried).
 

@@ -1,1 +1,1 @@
-"""The engine: one row's step, vmapped over rows, looped over steps, kept on disk."""
+"""The engine: one row's step, vmapped over rows and looped over steps."""

@@ -20,13 +20,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lab
-from lab import tree
-from lab.engine import config as configs
-from lab.engine import data, files, schedule, shard, step, sweep
-from lab.engine.files import DamagedError, SaveError
+from lab import config as configs
+from lab import schedule, tree
+from lab.disk import files
+from lab.disk.files import DamagedError, SaveError
+from lab.engine import batches, shard, step, sweep
 from lab.engine.shard import Layout
-from lab.engine.step import Experiment
 from lab.engine.sweep import Options
+from lab.experiment import Experiment
 from lab.grid import Grid
 
 FACTOR = 4  # between the widths tried first; the neighbours of the best come after
@@ -102,7 +103,7 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
       compile_only: nothing is run; the width is the config's, or 1.
       fresh: measure again what is remembered.
     """
-    experiment, grid, options = configs.experiment(config), configs.grid(config), configs.options(config)
+    experiment, grid, options = configs.experiment(config), configs.grid(config), sweep.options(config)
     mesh = shard.run_mesh(len(grid), config.data_devices)
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
     size = tree.size(state.params)
@@ -222,7 +223,7 @@ def _rate(
         return None, needed
 
     (hparams,) = layout.place(grid.take(np.arange(layout.n_rows) % len(grid)).arrays())
-    train_set = shard.replicate(data.train_set(experiment), mesh)
+    train_set = shard.replicate(batches.train_set(experiment), mesh)
     (state,) = layout.place(jax.device_get(programs.start(hparams)), options.split_params)
 
     def seconds(n_steps: int) -> float:
@@ -243,7 +244,7 @@ def compile_chunk(experiment: Experiment, grid: Grid, layout: Layout, programs: 
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
     train_set = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(lambda: data.train_set(experiment)),
+        jax.eval_shape(lambda: batches.train_set(experiment)),
     )
     return programs.chunk.lower(hparams, state, train_set, 0, 1).compile()
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 import jax
 
-from lab.engine import data, shard, store, sweep
+from lab.disk import store
+from lab.engine import batches, shard, sweep
 from lab.engine.shard import Layout
-from lab.engine.step import Experiment, RowState
+from lab.engine.step import RowState
 from lab.engine.sweep import Options
+from lab.experiment import Experiment
 from lab.grid import Grid
 
 
@@ -21,14 +23,14 @@ class Rows:
         self.experiment, self.layout, self.options = experiment, layout, options
         self.programs = sweep.build(experiment, most_steps, layout.width, layout.mesh, options)
         self.hparams = layout.place(store.take_rows(grid.arrays(), *layout.needed))
-        train_set = data.train_set(experiment)
-        evaluation_set = data.evaluation_set(experiment, train_set)
+        train_set = batches.train_set(experiment)
+        evaluation_set = batches.evaluation_set(experiment, train_set)
         self.train_set = shard.replicate(train_set, layout.mesh)
         self.evaluation_set = shard.replicate(evaluation_set, layout.mesh)
         self.waves: list[RowState] = []
         self.wave = layout.abstract(jax.eval_shape(self.programs.start, self.hparams[0]), options.split_params)
 
-    def start(self, given: Mapping = data.NONE) -> None:
+    def start(self, given: Mapping = batches.NONE) -> None:
         """The rows before training.
 
         Args:
@@ -64,7 +66,7 @@ class Rows:
     def evaluate(self) -> list:
         """Loss and scores on every split, published."""
         scores = [
-            self.programs.evaluate(data.varied(self.experiment, hparams), self._unpark(i), self.evaluation_set)
+            self.programs.evaluate(batches.varied(self.experiment, hparams), self._unpark(i), self.evaluation_set)
             for i, hparams in enumerate(self.hparams)
         ]
         return self.layout.publish(scores)

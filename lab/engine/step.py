@@ -1,57 +1,15 @@
 """One row: its initial state, one training step, one evaluation. Nothing here knows that there are other rows."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from lab import init, models, optim, perturb, rng, tree
-from lab.tasks import Batch, Task
-
-DATA_ORDERS = ("shared", "row")
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """The static half of a training: whatever changes shapes or the program. Hashable, a static argument of jit.
-
-    Attributes:
-      init_convention: see `lab.init`.
-      steps, batch_size: length of the training, sequences a step.
-      train_size: number of training sequences, drawn once and visited in shuffled epochs (a last partial batch is
-        dropped); 0 for an endless stream of fresh ones.
-      data_order: `shared`: all rows see the same batches (paired comparison); `row`: rows with another seed see
-        another stream, or another order of the same finite set.
-      data_seed: of the training set, the shared order and the evaluation sets.
-      eval_size: sequences per split at each evaluation; the same ones every time.
-    """
-
-    model: nn.Module
-    task: Task
-    optim: optim.Optim
-    init_convention: str
-    steps: int
-    batch_size: int
-    train_size: int
-    data_order: str
-    data_seed: int
-    eval_size: int
-
-    def __post_init__(self):
-        for name, least in (("steps", 1), ("batch_size", 1), ("train_size", 0), ("eval_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.data_order not in DATA_ORDERS:
-            raise ValueError(f"data_order={self.data_order!r}: one of {', '.join(DATA_ORDERS)}")
-        if 0 < self.train_size < self.batch_size:
-            raise ValueError(f"train_size={self.train_size} is smaller than batch_size={self.batch_size}")
-        if self.init_convention not in init.CONVENTIONS:
-            raise ValueError(f"init={self.init_convention!r}: one of {', '.join(init.CONVENTIONS)}")
-        optim.schedule(self.optim, self.steps)  # refuses an impossible warm-up before anything is compiled
+from lab.experiment import Experiment
+from lab.tasks import Batch
 
 
 class RowState(NamedTuple):

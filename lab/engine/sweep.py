@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jax.sharding import Mesh, PartitionSpec
 
-from lab.engine import data, shard, step
+from lab.engine import batches, shard, step
 from lab.engine.shard import ROWS
-from lab.engine.step import Experiment, RowState
+from lab.engine.step import RowState
+from lab.experiment import Experiment
 
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}  # no atomics, no autotuning: the same bits every time
 
@@ -31,6 +33,11 @@ class Options:
 
     split_params: bool = False
     deterministic: bool = False
+
+
+def options(config: ml_collections.ConfigDict) -> Options:
+    """How a config's program is compiled."""
+    return Options(config.split_params, config.deterministic)
 
 
 class Sweep(NamedTuple):
@@ -62,7 +69,7 @@ def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, optio
 
     def chunk(hparams, state, train_set, first_step, n_steps):
         """One row through `n_steps` (traced) steps, at most `most_steps` (static)."""
-        batch_at = data.batches(experiment, hparams, train_set, first_step, most_steps)
+        batch_at = batches.batches(experiment, hparams, train_set, first_step, most_steps)
 
         def body(i, carry):
             state, recorded = carry
@@ -75,7 +82,7 @@ def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, optio
 
     def evaluate(hparams, state, evaluation_set):
         if hparams:
-            evaluation_set = data.evaluation_set(experiment, None, hparams)
+            evaluation_set = batches.evaluation_set(experiment, None, hparams)
         return step.evaluate(experiment, state, {name: split_batch(batch) for name, batch in evaluation_set.items()})
 
     jit = functools.partial(jax.jit, compiler_options=DETERMINISTIC if options.deterministic else None)

@@ -12,15 +12,19 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from lab.engine import config as configs
-from lab.engine import data, files, origin, plan, process, schedule, shard, store, table, verify
+from lab import config as configs
+from lab import schedule
+from lab.disk import files, metrics, store, verify
+from lab.disk.files import DamagedError, WorkdirError
+from lab.disk.provenance import provenance
+from lab.disk.workdir import Workdir
+from lab.engine import batches, init_from, multihost, plan, shard, sweep
 from lab.engine import step as steps
-from lab.engine.files import DamagedError, WorkdirError
-from lab.engine.provenance import provenance
+from lab.engine.background import Writer
 from lab.engine.rows import Rows
 from lab.engine.shard import Layout
-from lab.engine.step import Experiment
-from lab.engine.workdir import Workdir
+from lab.engine.sigterm import polite_stop
+from lab.experiment import Experiment
 from lab.grid import Grid
 from lab.tasks.batch import Task
 
@@ -48,13 +52,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
     same width on the same kind of device. Of several processes (`jax.distributed`) each trains and saves its own rows.
 
     Args:
-      config: one variant, see `lab.engine.config`.
+      config: one variant, see `lab.config`.
       grid: the rows, where they are not the product of the axes in `config.grid`.
 
     Raises:
       ValueError: an impossible config.
       WorkdirError: the folder holds another training, or another process is training in it; or the training starts
-        from the weights of one that is not trained to its end (`config.start`, see `lab.engine.origin`).
+        from the weights of one that is not trained to its end (`config.start`, see `lab.engine.init_from`).
       SaveError: the disk is full or refuses; what was saved before is whole.
       Interrupted: SIGTERM came; the state is saved.
     """
@@ -76,7 +80,7 @@ def prepare_variants(config: ml_collections.ConfigDict, workdir: str | Path, gri
 
 
 def prepare(
-    config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None, source: origin.Planned | None = None
+    config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None, source: init_from.Planned | None = None
 ) -> tuple[Workdir, Grid]:
     """Checks a training before anything is written.
 
@@ -92,20 +96,20 @@ def prepare(
     if not _refuse_other(work, config, grid):
         _check_rows(experiment.task, grid)
         _trace(experiment, grid)
-        origin.check(work.path, config, grid, source)
+        init_from.check(work.path, config, grid, source)
     return work, grid
 
 
 def _run(config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
     """`train`, once its config and grid are checked."""
     shard.run_mesh(len(grid), config.data_devices)  # refuses what these devices cannot be split into
-    with process.only_writer(work.path), process.polite_stop() as stop_asked:
+    with multihost.only_writer(work.path), polite_stop() as stop_asked:
         done = config.steps
-        if process.by_first(lambda: _begin(work, config, grid)):
+        if multihost.by_first(lambda: _begin(work, config, grid)):
             _say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
             done = _loop(Workdir(work.path), grid, stop_asked)
-        if process.agreed(stop_asked()):
+        if multihost.agreed(stop_asked()):
             raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues")
     return work.path
 
@@ -115,14 +119,14 @@ def _begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool
     verify.set_aside_identity(work, _say)
     _refuse_other(work, config, grid)  # again: another process may have begun here since
     begun = (work.path / "config.json").is_file()
-    start = {} if begun else origin.identity(work.path, config, grid)
+    start = {} if begun else init_from.identity(work.path, config, grid)
     if not (work.path / "grid.json").is_file():
         files.write_json(work.path / "grid.json", grid.to_json())
     kept = configs.experiment(config).task.files()
     for name, content in kept.items():
         files.write_bytes(work.data / name, content)
     if begun:
-        origin.refuse_other(work)
+        init_from.refuse_other(work)
     else:
         said = {"config": configs.to_json(config), "data": files.hashes(kept), "start": start, **provenance()}
         files.write_json(work.path / "config.json", said)
@@ -160,7 +164,7 @@ def _check_rows(task: Task, grid: Grid) -> None:
 def _trace(experiment: Experiment, grid: Grid) -> None:
     """Goes through a start and an evaluation without computing: what their shapes forbid is refused here."""
     state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
-    evaluation_set = jax.eval_shape(lambda: data.evaluation_set(experiment, data.train_set(experiment)))
+    evaluation_set = jax.eval_shape(lambda: batches.evaluation_set(experiment, batches.train_set(experiment)))
     jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
 
 
@@ -168,17 +172,17 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
     """Trains until the last step or until asked to stop; returns the step reached."""
     config = work.config
     ends, evaluated, kept = schedule.boundaries(config)
-    rows = Rows(work.experiment, grid, _layout(work, grid), schedule.longest_chunk(config), configs.options(config))
+    rows = Rows(work.experiment, grid, _layout(work, grid), schedule.longest_chunk(config), sweep.options(config))
     done = _resume(work, rows)  # the last step on disk; -1: not even the evaluation before training
 
     saved = {*schedule.checkpointed(config)}
-    with _progress(config, work.path.name, done) as progress, process.Writer() as writer:
+    with _progress(config, work.path.name, done) as progress, Writer() as writer:
         for end in (end for end in ends if end > done):
             begun, first = time.monotonic(), max(done, 0)
             metrics = rows.advance(first, end) if end > first else None
             rows.wait()
-            process.end_together(writer.failure())
-            stopping = process.agreed(stop_asked())  # whoever asks from here on is heard at the end of the next chunk
+            multihost.end_together(writer.failure())
+            stopping = multihost.agreed(stop_asked())  # whoever asks from here on is heard at the end of the next chunk
             chunk = Chunk(first, end, metrics, rows.evaluate() if end in evaluated else None, rows.diverged_at())
             state = rows.fetch() if end in kept or end in saved or stopping else None
             writer.write(_save, work, rows.layout, chunk, state, end in kept, end in saved or stopping)
@@ -204,7 +208,7 @@ class Chunk:
 
 def _layout(work: Workdir, grid: Grid) -> Layout:
     """Where the rows are computed: as before, if this training was begun on devices like these; else as planned now."""
-    config, options = work.config, configs.options(work.config)
+    config, options = work.config, sweep.options(work.config)
     mesh = shard.run_mesh(len(grid), config.data_devices)
     chosen = None
 
@@ -221,7 +225,7 @@ def _layout(work: Workdir, grid: Grid) -> Layout:
         _say(f"{work.path}: {chosen.sentence()}")
         return chosen.width
 
-    width, waves = process.by_first(choose), process.by_first(lambda: chosen.waves)
+    width, waves = multihost.by_first(choose), multihost.by_first(lambda: chosen.waves)
     return shard.layout(mesh, len(grid), width, waves)
 
 
@@ -231,12 +235,12 @@ def _resume(work: Workdir, rows: Rows) -> int:
 
     def newest() -> int:
         saved = store.newest_whole(work.checkpoints, abstract, _say, verify.sound_until(work, _say))
-        table.forget_after(work.metrics, -1 if saved is None else saved)
+        metrics.forget_after(work.metrics, -1 if saved is None else saved)
         return -1 if saved is None else saved
 
-    step = process.by_first(newest)
+    step = multihost.by_first(newest)
     if step < 0:
-        rows.start(origin.weights(work.path, work.config, work.grid, *rows.layout.needed))
+        rows.start(init_from.weights(work.path, work.config, work.grid, *rows.layout.needed))
     else:
         rows.resume(store.restore(work.checkpoints, step, abstract, rows.layout.needed))
         _say(f"{work.path}: continuing at step {step}")
@@ -247,29 +251,29 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
     """Metrics first: a checkpoint promises that everything before it is on disk."""
     n_steps = chunk.end - chunk.first
     nothing = np.zeros((0, layout.n_rows), np.float32)
-    record = {"train_step": np.arange(chunk.first, chunk.end), **dict.fromkeys(table.TRAIN_METRICS, nothing)}
+    record = {"train_step": np.arange(chunk.first, chunk.end), **dict.fromkeys(metrics.TRAIN_METRICS, nothing)}
     if chunk.metrics is not None:
         record |= {name: values[:, :n_steps].T for name, values in layout.read(chunk.metrics).items()}
     if chunk.scores is not None:
         scores = {name: score[None] for name, score in layout.read(chunk.scores).items()}
         record |= {"step": np.array([chunk.end]), **scores}
-    if process.is_first():
+    if multihost.is_first():
         files.write_npz(work.metrics / f"{chunk.end}.npz", record | {"diverged_at": layout.read(chunk.diverged_at)})
     first, parts = layout.mine[0], layout.parts
     if keep:
         store.save(work.snapshots, chunk.end, state.params, first, parts)
     if checkpoint:
         store.save(work.checkpoints, chunk.end, state, first, parts)
-        if process.is_first():
+        if multihost.is_first():
             store.keep_newest(work.checkpoints, KEPT_CHECKPOINTS)
 
 
 def _say(line: str) -> None:
-    if process.is_first():
+    if multihost.is_first():
         tqdm.write(line)
 
 
 def _progress(config: ml_collections.ConfigDict, name: str, done: int) -> tqdm:
     seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-    shown = {"unit": "step", "desc": name, "mininterval": seconds, "disable": not process.is_first()}
+    shown = {"unit": "step", "desc": name, "mininterval": seconds, "disable": not multihost.is_first()}
     return tqdm(total=config.steps, initial=max(done, 0), **shown)

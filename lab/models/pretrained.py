@@ -1,6 +1,6 @@
 """Trained weights from elsewhere as the lab's own transformer, so that every analysis applies to them unchanged.
 
-`lab.engine.pretrained` reads them. Nothing is folded or centred: each tensor of the file becomes one leaf (the joint
+`pretrained_files` reads them. Nothing is folded or centred: each tensor of the file becomes one leaf (the joint
 query-key-value matrix three), with the values it has there. GPT-2 is `Transformer` with pre-norm, biases, a final norm
 and a tied head without bias; the score is q.k / sqrt(d_head), every LayerNorm has eps 1e-5, and "gelu_new" is our
 `gelu_tanh`.

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from lab import models, rng
 from lab.analysis import attributes, diffusion
 from lab.analysis.embedding import spearman
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
 from lab.report import figures, style
 from lab.report.page import Picture, Section
 from lab.studies import Study

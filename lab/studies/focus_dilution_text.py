@@ -14,8 +14,8 @@ import xarray as xr
 
 from lab import models, rng
 from lab.analysis import focus, stages
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
 from lab.report import cycles, maps
 from lab.report.page import Picture, Section
 from lab.studies import Study

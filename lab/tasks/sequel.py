@@ -14,7 +14,7 @@ FIRST = "first_"  # before the name of a split of the first task
 
 @dataclasses.dataclass(frozen=True)
 class Sequel(Task):
-    """The second task, for a model that was trained on the first (see `lab.engine.origin`): one vocabulary.
+    """The second task, for a model that was trained on the first (see `lab.engine.init_from`): one vocabulary.
 
     Ids of tokens are shared, so that one id may mean a digit here and a key there. Sequences are as long as in the task
     that they are of.

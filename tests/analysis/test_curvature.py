@@ -9,7 +9,7 @@ import pytest
 
 from lab import models
 from lab.analysis import curvature, sharpness
-from lab.analysis.objective import everything, flatten, minibatches
+from lab.analysis.loss_fn import everything, flatten, minibatches
 
 EPS = 2.0**-53
 D, F, V, N = 4, 6, 3, 12  # inputs, hidden units, classes, examples

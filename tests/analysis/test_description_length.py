@@ -5,7 +5,7 @@ import pytest
 
 from lab.analysis import description_length as module
 from lab.analysis.description_length import intrinsic_dimension, ratio_of_sums
-from lab.analysis.objective import minibatches
+from lab.analysis.loss_fn import minibatches
 
 EPS = 2.0**-23  # float32
 quantize = jax.jit(module.quantize)

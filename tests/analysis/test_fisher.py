@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import models
-from lab.analysis import fisher, objective
+from lab.analysis import fisher, loss_fn
 from lab.tasks import Batch
 
 VOCAB, LENGTH = 4, 3
@@ -41,7 +41,7 @@ def moved(params, seed, size):
 
 
 def expansion(params, start, drawn, size=None):
-    batches = objective.minibatches(drawn, size or len(drawn.tokens_BxL))
+    batches = loss_fn.minibatches(drawn, size or len(drawn.tokens_BxL))
     return jax.tree.map(float, expand(MODEL, params, start, batches)._asdict())
 
 
@@ -52,22 +52,22 @@ PAIRS = list(itertools.product(range(1, VOCAB), repeat=2))
 
 def test_information_is_that_of_dense_jacobians(float64):
     start = parameters(0)
-    vector_P, rebuild = objective.flatten(start)
-    logits_BxLxV = objective.logits(MODEL)(start, MIXED)
-    jacobian_BxLxVxP = jax.jit(jax.jacrev(lambda v: objective.logits(MODEL)(rebuild(v), MIXED)))(vector_P)
+    vector_P, rebuild = loss_fn.flatten(start)
+    logits_BxLxV = loss_fn.logits(MODEL)(start, MIXED)
+    jacobian_BxLxVxP = jax.jit(jax.jacrev(lambda v: loss_fn.logits(MODEL)(rebuild(v), MIXED)))(vector_P)
     expected_PxP = np.zeros((vector_P.size, vector_P.size))
     for i, t in itertools.product(range(4), range(2)):  # the third target answers
         p_V = np.exp(logits_BxLxV[i, t]) / np.exp(logits_BxLxV[i, t]).sum()
         jacobian_VxP = np.asarray(jacobian_BxLxVxP[i, t])
         expected_PxP += jacobian_VxP.T @ (np.diag(p_V) - np.outer(p_V, p_V)) @ jacobian_VxP / 12
-    matvec, _ = fisher.information(MODEL, start, objective.minibatches(MIXED, 2))
+    matvec, _ = fisher.information(MODEL, start, loss_fn.minibatches(MIXED, 2))
     # sums of a dozen products of numbers below 10, in float64
     np.testing.assert_allclose(jax.jit(jax.vmap(matvec))(jnp.eye(vector_P.size)), expected_PxP, atol=1e-12)
 
 
 def test_terms_by_hand_and_their_sum(float64):
     start, params = parameters(0), parameters(1)
-    log_p, log_p_start = (np.asarray(jax.nn.log_softmax(objective.logits(MODEL)(p, MIXED))) for p in (params, start))
+    log_p, log_p_start = (np.asarray(jax.nn.log_softmax(loss_fn.logits(MODEL)(p, MIXED))) for p in (params, start))
     rows, places = np.indices((4, LENGTH))
     nll_BxL, start_BxL = (-at[rows, places, np.asarray(MIXED.targets_BxL)] for at in (log_p, log_p_start))
     found = expansion(params, start, MIXED)
@@ -84,11 +84,11 @@ def test_terms_by_hand_and_their_sum(float64):
 def test_slope_is_a_finite_difference_and_padding_counts_nowhere(float64):
     padded = batch([[1, 3, 2], [2, 1, 0], [3, 0, 0]])
     padded = padded._replace(weights_BxL=np.array([[0, 0, 1.0], [0, 1, 0], [1, 0, 0]]))
-    assert float(fisher.answer_share(objective.minibatches(padded, 3))) == 0.5  # 3 answers and 3 of context
+    assert float(fisher.answer_share(loss_fn.minibatches(padded, 3))) == 0.5  # 3 answers and 3 of context
     start = parameters(0)
     h = 1e-5
     ahead, behind = (expansion(moved(start, 1, sign * h), start, padded) for sign in (1, -1))
-    log_p_BxLxV = np.asarray(jax.nn.log_softmax(objective.logits(MODEL)(start, padded)))
+    log_p_BxLxV = np.asarray(jax.nn.log_softmax(loss_fn.logits(MODEL)(start, padded)))
     by_hand = -(log_p_BxLxV[0, 0, 1] + log_p_BxLxV[0, 1, 3] + log_p_BxLxV[1, 0, 2]) / 6
     assert ahead["start"] == pytest.approx(by_hand, rel=1e-12)
     context = [one["ntp"] - one["answer"] for one in (ahead, behind)]
@@ -120,7 +120,7 @@ def halved(drawn):
     found = []
     for step in STEPS:
         params = jax.tree.map(lambda leaf, other, step=step: leaf + step * other, start, direction)
-        found.append(expand(with_bias, params, start, objective.minibatches(drawn, len(drawn.tokens_BxL))))
+        found.append(expand(with_bias, params, start, loss_fn.minibatches(drawn, len(drawn.tokens_BxL))))
     slopes = [float(one.slope) / step for one, step in zip(found, STEPS, strict=True)]
     return slopes, *(float(getattr(found[0], name) / getattr(found[1], name)) for name in ("quadratic", "remainder"))
 
@@ -140,11 +140,11 @@ def test_slope_and_a_quadratic_error_stay_where_context_can_be_predicted(float64
 
 def test_information_is_the_same_whatever_the_targets_are(float64):
     other = batch([[3, 1, 1], [1, 2, 2], [3, 1, 3], [1, 2, 2]], MIXED.tokens_BxL)
-    vector_P = objective.flatten(parameters(1))[0]
+    vector_P = loss_fn.flatten(parameters(1))[0]
 
     @jax.jit
     def form(drawn):
-        return fisher.information(MODEL, parameters(0), objective.minibatches(drawn, 4))[0](vector_P)
+        return fisher.information(MODEL, parameters(0), loss_fn.minibatches(drawn, 4))[0](vector_P)
 
     forms = [form(drawn) for drawn in (MIXED, other)]
     np.testing.assert_allclose(forms[0], forms[1], atol=1e-12)
@@ -155,4 +155,4 @@ def test_model_that_answers_only_at_the_end_is_refused(float64):
     last = MODEL.clone(readout="last")
     params = parameters(0)
     with pytest.raises(ValueError, match=r"logits at 1 of 3 positions: use model\.readout='all'"):
-        expand(last, params, params, objective.minibatches(MIXED, 4))
+        expand(last, params, params, loss_fn.minibatches(MIXED, 4))

@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from lab import models
-from lab.analysis import flatness, objective
+from lab.analysis import flatness, loss_fn
 from lab.tasks.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -124,7 +124,7 @@ def test_rise_of_a_quadratic_along_a_line_is_its_taylor_series_however_the_data_
     expected_A = ALPHAS_A * (g_P @ d_P) + ALPHAS_A**2 / 2 * (d_P @ h_PxP @ d_P)
     for size in (24, 6):
         run = jax.jit(lambda b: flatness.along(regression, params, direction, ALPHAS_A, b))
-        rise_A = jax.device_get(run(objective.minibatches(d, size)))
+        rise_A = jax.device_get(run(loss_fn.minibatches(d, size)))
         np.testing.assert_allclose(rise_A, expected_A, atol=ROUNDING)
         assert rise_A[2] == 0
 
@@ -135,7 +135,7 @@ def test_plane_of_a_quadratic_is_its_taylor_series():
     _, g_P, h_PxP = quadratic(d, vector(params))
     betas_B = np.array([-1.0, 0.3, 2.0])
     run = jax.jit(lambda b: flatness.plane(regression, params, first, second, ALPHAS_A, betas_B, b))
-    rise_AxB = jax.device_get(run(objective.minibatches(d, 8)))
+    rise_AxB = jax.device_get(run(loss_fn.minibatches(d, 8)))
     for a, alpha in enumerate(ALPHAS_A):
         for b, beta in enumerate(betas_B):
             step_P = alpha * vector(first) + beta * vector(second)
@@ -144,7 +144,7 @@ def test_plane_of_a_quadratic_is_its_taylor_series():
 
 def test_random_lines_of_a_quadratic_rise_by_its_scaled_trace():
     params, d = small_params(), at_minimum(data())
-    batches = objective.minibatches(d, 12)
+    batches = loss_fn.minibatches(d, 12)
     draw = flatness.tensor_normalized
     run = jax.jit(lambda p: flatness.random_lines(regression, p, jax.random.key(3), draw, 400, ALPHAS_A, batches))
     estimate = jax.device_get(run(params))
@@ -159,7 +159,7 @@ def test_random_lines_of_a_quadratic_rise_by_its_scaled_trace():
 
 
 def test_standard_error_of_random_lines_is_the_spread_of_independent_runs():
-    params, batches = small_params(), objective.minibatches(data(), 24)
+    params, batches = small_params(), loss_fn.minibatches(data(), 24)
     run = jax.jit(
         jax.vmap(
             lambda key: flatness.random_lines(
@@ -177,14 +177,14 @@ def test_sam_rise_of_a_quadratic_is_rho_g_plus_half_rho_squared_curvature_along_
     params, d = small_params(), data()
     _, g_P, h_PxP = quadratic(d, vector(params))
     norm = np.linalg.norm(g_P)
-    run = jax.jit(jax.vmap(lambda rho: flatness.sam(regression, params, objective.minibatches(d, 6), rho)))
+    run = jax.jit(jax.vmap(lambda rho: flatness.sam(regression, params, loss_fn.minibatches(d, 6), rho)))
     for rho, value in zip((0.1, 2.0), run(jnp.array([0.1, 2.0])), strict=True):
         assert value == pytest.approx(rho * norm + rho**2 * (g_P @ h_PxP @ g_P) / (2 * norm**2), abs=ROUNDING)
 
 
 def test_sam_moves_only_chosen_leaves_and_rises_by_zero_without_a_gradient():
     params, d = small_params(), data()
-    batches = objective.minibatches(d, 24)
+    batches = loss_fn.minibatches(d, 24)
     _, g_P, h_PxP = quadratic(d, vector(params))
     g_P[2:] = 0  # the bias comes first
     norm = np.linalg.norm(g_P)
@@ -213,7 +213,7 @@ def missing(h_PxP, start_P, rho, n_steps):
 
 def test_worst_case_at_the_minimum_of_a_quadratic_is_half_lambda_max_rho_squared():
     params, d = small_params(), at_minimum(data())
-    batches = objective.minibatches(d, 6)
+    batches = loss_fn.minibatches(d, 6)
     _, _, h_PxP = quadratic(d, vector(params))
     top = np.linalg.eigvalsh(h_PxP)[-1]
     key = jax.random.key(5)
@@ -232,7 +232,7 @@ def test_adaptive_worst_case_of_a_quadratic_is_half_lambda_max_of_d_h_d():
     dhd_PxP = scale_P[:, None] * h_PxP * scale_P[None]
     top, rho = np.linalg.eigvalsh(dhd_PxP)[-1], 0.5
     key = jax.random.key(6)
-    batches = objective.minibatches(d, 8)
+    batches = loss_fn.minibatches(d, 8)
     rise = jax.jit(lambda p: flatness.worst_case_adaptive(regression, p, key, batches, rho, 40))(params)
     bound = missing(dhd_PxP, np.asarray(jax.random.normal(key, (8,), float)), rho, 40)
     assert top * rho**2 / 2 - bound - ROUNDING <= rise <= top * rho**2 / 2 + ROUNDING
@@ -267,7 +267,7 @@ def test_adaptive_worst_case_does_not_change_where_rescaling_leaves_the_function
         "in": {"kernel": params["in"]["kernel"] * a_F[None], "bias": params["in"]["bias"] * a_F},
         "out": {"kernel": params["out"]["kernel"] / a_F[:, None]},
     }
-    batches = objective.minibatches(data(n=12, n_params=3), 12)
+    batches = loss_fn.minibatches(data(n=12, n_params=3), 12)
     rises = {}
     for measure in (flatness.worst_case, flatness.worst_case_adaptive):
         run = jax.jit(lambda p, measure=measure: measure(relu_net, p, jax.random.key(9), batches, 0.3, 5))
@@ -284,9 +284,9 @@ def test_weight_noise_adds_half_sigma_squared_times_the_scaled_trace_to_a_quadra
     loss, _, h_PxP = quadratic(d, vector(params))
     bias, kernel = params["layer"]["bias"], params["layer"]["kernel"]
     variance_P = np.repeat([np.mean(bias**2), np.mean(kernel**2)], [2, 6])
-    for chosen_P, where, size in ((np.ones(8), objective.everything, 24), (np.arange(8) < 2, is_bias, 6)):
+    for chosen_P, where, size in ((np.ones(8), loss_fn.everything, 24), (np.arange(8) < 2, is_bias, 6)):
         noise = functools.partial(flatness.weight_noise, regression, params, jax.random.key(10), sigmas_S, 1000)
-        estimate = jax.device_get(jax.jit(functools.partial(noise, where=where))(objective.minibatches(d, size)))
+        estimate = jax.device_get(jax.jit(functools.partial(noise, where=where))(loss_fn.minibatches(d, size)))
         expected_S = loss + sigmas_S**2 / 2 * np.sum(np.diag(h_PxP) * variance_P * chosen_P)
         assert np.all(np.abs(estimate.value - expected_S) <= 5 * estimate.standard_error + ROUNDING)
         assert estimate.standard_error[-1] < 0.1 * (expected_S[-1] - loss)  # the rise is resolved
@@ -344,12 +344,12 @@ def by_hand(params, batch, noise_BxLxD):
     return nll_B, np.argmax(logits_BxV, axis=1) == target_B
 
 
-@pytest.mark.parametrize(("score_of", "which"), [(objective.answer_loss_of, 0), (objective.answer_accuracy_of, 1)])
+@pytest.mark.parametrize(("score_of", "which"), [(loss_fn.answer_loss_of, 0), (loss_fn.answer_accuracy_of, 1)])
 def test_embedding_noise_is_the_mean_over_noised_embeddings(score_of, which):
     params, batch, score = emb_mlp(), tokens(), flatness.with_embedding_edit(MODEL, score_of)
     sigmas_S = np.array([0.0, 0.5, 2.0], np.float32)
     run = jax.jit(lambda b: flatness.embedding_noise(score, params, jax.random.key(13), sigmas_S, 300, b))
-    estimate = jax.device_get(run(objective.minibatches(batch, 4)))
+    estimate = jax.device_get(run(loss_fn.minibatches(batch, 4)))
     rng, weight_B = np.random.default_rng(14), batch.weights_BxL[:, -1] / batch.weights_BxL.sum()
     for s, sigma in enumerate(sigmas_S):
         draws = [
@@ -399,7 +399,7 @@ def test_embedding_noise_of_a_transformer_is_noise_at_what_its_first_block_reads
     batch = tokens()
     params = float32_params(model, batch)
     shift_1x1xD = jnp.arange(4, dtype=jnp.float32)[None, None]
-    score = flatness.with_embedding_edit(model, objective.answer_loss_of)
+    score = flatness.with_embedding_edit(model, loss_fn.answer_loss_of)
     edited = jax.jit(lambda p, scale: score(p, batch, lambda h_BxLxD: h_BxLxD + scale * shift_1x1xD))
     loss, weight = edited(params, 1.0)
     # The same edit made in the parameters: every position's embedding moved by the shift.
@@ -407,7 +407,7 @@ def test_embedding_noise_of_a_transformer_is_noise_at_what_its_first_block_reads
         "embed": params["embed"]
         | {"position": {"embedding": params["embed"]["position"]["embedding"] + shift_1x1xD[0]}}
     }
-    expected, expected_weight = jax.jit(objective.answer_loss(model))(moved, batch)
+    expected, expected_weight = jax.jit(loss_fn.answer_loss(model))(moved, batch)
     # float32 through a forward pass of numbers of order one, in another order of two additions.
     assert loss == pytest.approx(float(expected), rel=1e-5) and weight == expected_weight
     assert abs(loss - edited(params, 0.0)[0]) > 1e-3 * loss  # and the edit does something
@@ -415,17 +415,17 @@ def test_embedding_noise_of_a_transformer_is_noise_at_what_its_first_block_reads
 
 def test_answer_accuracy_is_the_weighted_fraction_of_right_answers():
     params, batch = emb_mlp(), tokens()
-    total, weight = jax.jit(objective.score(MODEL, objective.answer_accuracy_of))(params, batch)
+    total, weight = jax.jit(loss_fn.score(MODEL, loss_fn.answer_accuracy_of))(params, batch)
     _, correct_B = by_hand(params, batch, np.zeros((N, LENGTH, 5)))
     assert total == np.sum(batch.weights_BxL[:, -1] * correct_B) and weight == batch.weights_BxL.sum()
     assert 0 < total < weight
     diverged = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), params)
     untargeted = batch._replace(targets_BxL=0 * batch.targets_BxL)
-    assert objective.score(MODEL, objective.answer_accuracy_of)(diverged, untargeted)[0] == 0
+    assert loss_fn.score(MODEL, loss_fn.answer_accuracy_of)(diverged, untargeted)[0] == 0
 
 
 def test_bad_counts_are_refused():
-    params, batches = small_params(), objective.minibatches(data(), 24)
+    params, batches = small_params(), loss_fn.minibatches(data(), 24)
     key, draw = jax.random.key(0), flatness.tensor_normalized
     with pytest.raises(ValueError, match="n_directions=0"):
         flatness.random_lines(regression, params, key, draw, 0, ALPHAS_A, batches)
@@ -436,7 +436,7 @@ def test_bad_counts_are_refused():
 
 
 def test_vmapped_rows_equal_lone_rows():
-    batches = objective.minibatches(data(), 8)
+    batches = loss_fn.minibatches(data(), 8)
     rows = [small_params(seed) for seed in (0, 1)]
 
     @jax.jit

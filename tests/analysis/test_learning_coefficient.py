@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate
 
 from lab.analysis.learning_coefficient import local_learning_coefficient
-from lab.analysis.objective import minibatches
+from lab.analysis.loss_fn import minibatches
 
 pytestmark = pytest.mark.usefixtures("float64")
 

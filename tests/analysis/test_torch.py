@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lab import models
-from lab.analysis import curvature, objective, sharpness
+from lab.analysis import curvature, loss_fn, sharpness
 from lab.models import Transformer
 from lab.tasks import Composition
 
@@ -43,15 +43,15 @@ def weights_and_data():
 
 def minibatched():
     params, batch = weights_and_data()
-    return params, objective.minibatches(jax.tree.map(jnp.asarray, batch), 8)
+    return params, loss_fn.minibatches(jax.tree.map(jnp.asarray, batch), 8)
 
 
 def our_hessian():
-    return curvature.hessian(objective.answer_loss(MODEL), *minibatched())
+    return curvature.hessian(loss_fn.answer_loss(MODEL), *minibatched())
 
 
 def our_gauss_newton():
-    return curvature.gauss_newton(objective.logits(MODEL), objective.answer_loss_of, *minibatched())
+    return curvature.gauss_newton(loss_fn.logits(MODEL), loss_fn.answer_loss_of, *minibatched())
 
 
 def loss_of_logits(logits_BxV, data):

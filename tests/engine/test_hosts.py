@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from lab.engine import config as configs
-from lab.engine import store, table, train
-from lab.engine.workdir import Workdir
+from lab import config as configs
+from lab.disk import store
+from lab.disk.load import load
+from lab.disk.workdir import Workdir
+from lab.engine import train
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 STEPS = 120
-CONFIG = Path(__file__).with_name("echo_config.py")
+CONFIG = Path(__file__).parents[1] / "toys/echo_config.py"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_stopped_processes_continue_together_and_then_one_alone_to_the_same_byte
 
     train.train(config, workdir / "plain")
     assert echo.digests(workdir / "plain") == echo.digests(reference)
-    dataset = table.load(workdir)
+    dataset = load(workdir)
     assert dataset.sizes["train_step"] == STEPS and dataset.sizes["learning_rate"] == 3
 
 

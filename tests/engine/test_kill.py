@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab.engine import table
-from lab.engine.verify import damages
-from lab.engine.workdir import Workdir
+from lab.disk.load import load
+from lab.disk.verify import damages
+from lab.disk.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
@@ -23,7 +23,7 @@ KILLS = (30, pytest.param(100, marks=pytest.mark.long))
 def lives(request, tmp_path_factory):
     """What `kill.py` counted, the folders of the undisturbed and of the killed training, and what they said."""
     folder, wanted = tmp_path_factory.mktemp("kill"), (request.param, request.param // 6)
-    command = [sys.executable, str(Path(__file__).with_name("kill.py")), str(folder), *map(str, wanted), "0"]
+    command = [sys.executable, str(ROOT / "tests/toys/kill.py"), str(folder), *map(str, wanted), "0"]
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True)
     log = folder / "lives.log"
     said = log.read_text() if log.is_file() else ""
@@ -59,7 +59,7 @@ def test_training_killed_again_and_again_ends_in_the_bytes_of_an_undisturbed_one
 
 def test_every_step_is_in_the_table_once(lives):
     steps = Workdir(lives.killed).config.steps
-    assert table.load(lives.killed).train_step.values.tolist() == list(range(steps))
+    assert load(lives.killed).train_step.values.tolist() == list(range(steps))
 
 
 def test_training_asked_to_stop_at_any_moment_ends_with_all_it_has_done_in_a_checkpoint(lives):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from lab.engine import shard, store
+from lab.disk import store
+from lab.engine import shard
 from lab.engine.rows import Rows
 from lab.engine.shard import Layout
 from lab.engine.sweep import Options

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lab.engine import data, shard
+from lab.engine import batches, shard
 
 COLLECTIVES = r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
 
@@ -66,7 +66,7 @@ def test_compiled_programs_hold_no_collective(sharded):
     texts = [
         made.programs.start.lower(hparams).compile().as_text(),
         made.programs.chunk.lower(hparams, state, None, 0, 12).compile().as_text(),
-        made.programs.evaluate.lower({}, state, data.evaluation_set(made.experiment, None)).compile().as_text(),
+        made.programs.evaluate.lower({}, state, batches.evaluation_set(made.experiment, None)).compile().as_text(),
     ]
     for text in texts:
         assert "num_partitions=2" in text  # it is the program of both devices

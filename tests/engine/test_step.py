@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lab import losses, models, rng
-from lab.engine import data
+from lab.engine import batches
 from lab.engine import step as engine
 from lab.engine.step import RowState
 from lab.models import Transformer
@@ -114,14 +114,14 @@ def test_frozen_row_stays_frozen_when_its_numbers_would_be_finite_again(row, sam
     after, metrics = step(HPARAMS, frozen, batch_at(experiment, 3), 3)
     same_bits(after, frozen)
     assert all(np.isnan(value) for value in metrics.values())
-    scores = jax.jit(functools.partial(engine.evaluate, experiment))(frozen, data.evaluation_set(experiment, None))
+    scores = jax.jit(functools.partial(engine.evaluate, experiment))(frozen, batches.evaluation_set(experiment, None))
     assert len(scores) == 6 and all(np.isnan(score).all() for score in scores.values())
 
 
 def test_training_split_of_a_finite_set_is_evaluated_on_its_first_sequences(row, echo):
     experiment = echo.experiment(train_size=20)
     whole = experiment.task.sample(rng.key(5, "train_set"), 20, "train", {})
-    drawn = data.evaluation_set(experiment, whole)
+    drawn = batches.evaluation_set(experiment, whole)
     batch = drawn["train"]
     np.testing.assert_array_equal(batch.tokens_BxL, whole.tokens_BxL[:16])
     scores = jax.jit(functools.partial(engine.evaluate, experiment))(row[1], drawn)
@@ -131,7 +131,7 @@ def test_training_split_of_a_finite_set_is_evaluated_on_its_first_sequences(row,
 
 def test_every_split_is_evaluated_on_sequences_of_its_own(echo):
     experiment = echo.experiment(eval_size=64)
-    train, odd = (data.evaluation_set(experiment, None)[split] for split in ("train", "odd"))
+    train, odd = (batches.evaluation_set(experiment, None)[split] for split in ("train", "odd"))
     assert set(np.unique(train.tokens_BxL[:, 0])) == {0, 2, 4, 6}
     assert set(np.unique(odd.tokens_BxL[:, 0])) == {1, 3, 5, 7}
     # other noise too: 128 tokens of 8 kinds agree by chance in an eighth, 16 +- 3.7; 4 sigma
@@ -144,7 +144,7 @@ def test_our_half_of_a_step_traces_under_strict_promotion(echo):
     experiment = echo.experiment()
     with jax.numpy_dtype_promotion("strict"):
         state = jax.eval_shape(functools.partial(engine.start, experiment), HPARAMS)
-        jax.eval_shape(functools.partial(engine.evaluate, experiment), state, data.evaluation_set(experiment, None))
+        jax.eval_shape(functools.partial(engine.evaluate, experiment), state, batches.evaluation_set(experiment, None))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
     assert isinstance(state, RowState)
 

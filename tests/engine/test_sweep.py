@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lab import losses, models, rng
-from lab.engine import data
+from lab.engine import batches
 from lab.models import Transformer
 from lab.tree import named_leaves
 
@@ -238,7 +238,7 @@ def test_rows_that_alter_their_batches_equal_tasks_with_that_field_and_are_evalu
     wrongs = (0.0, 8.0, 3.0, 5.0)
     plain = {name: column for name, column in echo.four_rows().columns.items()} | {"seed": (3, 3, 3, 3)}
     together = bench(4, 2, 1, task=echo.Wrong(), train_size=train_size)
-    drawn = data.train_set(together.experiment)
+    drawn = batches.train_set(together.experiment)
     trained = together.train(echo.grid.zipped(plain | {"wrong": wrongs}, ("wrong",)), (6,), drawn)
     for row, wrong in enumerate(wrongs):
         alone = bench(4, 2, 1, task=echo.Wrong(wrong=wrong), train_size=train_size)

@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from lab import grid, rng
-from lab.engine import files, schedule, store, table, train, verify
+from lab import grid, rng, schedule
+from lab.disk import files, metrics, store, verify
+from lab.disk.files import WorkdirError
+from lab.disk.load import load
+from lab.disk.workdir import Workdir
+from lab.engine import train
 from lab.engine.rows import Rows
-from lab.engine.workdir import Workdir, WorkdirError
 from lab.tree import named_leaves
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
@@ -33,7 +36,7 @@ def written(workdir):
 
 def test_table_holds_every_step_of_every_row_of_a_plain_loop_and_no_padding(uninterrupted, echo):
     """Three rows on two devices: a fourth was computed, and must not show."""
-    dataset = table.load(uninterrupted)
+    dataset = load(uninterrupted)
     config, experiment = echo.config(), Workdir(uninterrupted).experiment
     assert dataset.train_step.values.tolist() == list(range(24)) and dataset.sizes["learning_rate"] == 3
     train_set = experiment.task.sample(rng.key(5, "train_set"), 13, "train", {})
@@ -61,7 +64,7 @@ def test_table_holds_every_step_of_every_row_of_a_plain_loop_and_no_padding(unin
 
 
 def test_evaluations_are_those_of_the_snapshots(uninterrupted, echo):
-    dataset, work = table.load(uninterrupted), Workdir(uninterrupted)
+    dataset, work = load(uninterrupted), Workdir(uninterrupted)
     assert dataset.step.values.tolist() == [0, 4, 8, 12, 16, 20, 24] and work.snapshot_steps() == [0, 12, 24]
     sets = {
         "train": work.experiment.task.sample(rng.key(5, "train_set"), 13, "train", {}),
@@ -118,7 +121,7 @@ def test_sigterm_saves_then_stops_and_training_continues_to_the_same_bytes(unint
     workdir, before = tmp_path / "w", signal.getsignal(signal.SIGTERM)
     stop(echo.config(), workdir, stopped)
     assert store.steps(workdir / "checkpoints")[-1] == stopped
-    assert int(table.metric_files(workdir / "metrics")[-1].stem) == stopped  # nothing is done that is not saved
+    assert int(metrics.metric_files(workdir / "metrics")[-1].stem) == stopped  # nothing is done that is not saved
     assert signal.getsignal(signal.SIGTERM) is before
     train.train(echo.config(), workdir)
     assert echo.digests(workdir) == echo.digests(uninterrupted)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lab import init, models
-from lab.analysis.catalogue import attention as catalogue
-from lab.analysis.measure import Row
+from lab.measuring.catalogue import attention as catalogue
+from lab.measuring.declare import Row
 from lab.tasks import Batch
 from lab.tree import named_leaves
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import studies
-from lab.report import page
-from lab.studies import claims, outcome
+from lab.report import claims_table, page
+from lab.studies import claims
 from lab.studies.claims import Claim, Measured
 
 
@@ -63,7 +63,7 @@ def claim(measure, name="X1"):
 def test_number_is_kept_and_printed_in_its_own_digits(value):
     rows = claims.evaluate((claim(lambda datasets: Measured((value,) * 3, 0.5)),), {}, "command")
     assert rows[0]["measured"] == pytest.approx(value, rel=1e-5)
-    assert f"{value:.3g} [" in outcome.table_text(rows) and f"{value:.3g} [" in outcome.table_markdown(rows)
+    assert f"{value:.3g} [" in claims_table.table_text(rows) and f"{value:.3g} [" in claims_table.table_markdown(rows)
 
 
 def test_table_holds_the_claims_words_and_its_numbers():

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from lab import config as configs
 from lab.cli import main
 from lab.configs import composition
 from lab.configs import concept_graph as config
-from lab.engine import config as configs
-from lab.engine import table
+from lab.disk.load import load
 from lab.studies import claims
 from lab.studies import concept_graph as study
 from lab.tasks import shapes
@@ -27,7 +27,7 @@ def root(tmp_path_factory):
 
 
 def test_score_is_the_product_of_accuracies_by_class_and_its_means_are_of_seen_and_unseen(root):
-    dataset = table.load(root / "main")
+    dataset = load(root / "main")
     accuracy = dataset["pictures.accuracy"]
     # shares of 32 pictures are exact in float32; a product of three rounds twice, a mean of four four times
     np.testing.assert_allclose(dataset["pictures.score"], accuracy.prod("attribute"), rtol=4 * 2.0**-23)
@@ -37,7 +37,7 @@ def test_score_is_the_product_of_accuracies_by_class_and_its_means_are_of_seen_a
 
 
 def test_judge_of_these_tiny_pictures_tells_colour_and_size(root):
-    judge = table.load(root / "main")["pictures.judge"].isel(gamma=0, seed=0).squeeze()
+    judge = load(root / "main")["pictures.judge"].isel(gamma=0, seed=0).squeeze()
     assert (judge.sel(attribute=["colour", "size"]) > 0.97).all() and judge.sel(attribute="shape") > 0.6
 
 

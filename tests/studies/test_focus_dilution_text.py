@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from lab import config as configs
 from lab import models, rng
 from lab.cli import main
 from lab.configs import composition
-from lab.engine import config as configs
-from lab.engine import table
-from lab.engine.workdir import Workdir
+from lab.disk.load import load
+from lab.disk.workdir import Workdir
 from lab.studies import claims
 from lab.studies import focus_dilution_text as study
 from lab.tasks import text
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 
 def test_probes_attend_as_a_plain_loop_says(root):
-    dataset = table.load(root / "one_layer")
+    dataset = load(root / "one_layer")
     experiment = Workdir(root / "one_layer").experiment
     row = dataset.isel(seed=0, gamma=0, weight_decay=0, learning_rate=0, snapshot=-1)
     params = dataset.lab.params(seed=0)

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from lab import config as configs
 from lab import models
 from lab.cli import main
 from lab.configs import composition
-from lab.engine import config as configs
-from lab.engine import table
-from lab.engine.workdir import Workdir
+from lab.disk.load import load
+from lab.disk.workdir import Workdir
 from lab.studies import claims
 from lab.studies import ntp_ctp_files as study
 from lab.tasks import question_files
@@ -44,7 +44,7 @@ def root(tmp_path_factory):
 
 
 def test_held_out_accuracy_is_that_of_every_held_out_question_once(root):
-    dataset, task = table.load(root / "main"), Workdir(root / "main").experiment.task
+    dataset, task = load(root / "main"), Workdir(root / "main").experiment.task
     place = dict(ntp_weight=1.0, gamma=0.5, weight_decay=0.01, learning_rate=2e-3, seed=1)
     model, params = dataset.lab.model, dataset.lab.params(**place)
     sequence_NxM, is_answer_NxM, candidates_Nx2 = map(np.asarray, question_files.prepared(task).tables["test"])
@@ -75,7 +75,7 @@ def verdicts(dataset, accuracy_of):
 
 
 def test_claims_hold_where_ntp_is_ahead_and_a_coin_is_beaten_by_two_errors(root):
-    dataset = table.load(root / "main")
+    dataset = load(root / "main")
     coin = 0.5 + 1 / np.sqrt(6)  # two standard errors, 1/2 / sqrt(6) each, of six questions
     seeds = range(3)
     clear = {(w, seed): coin + 0.01 + 0.01 * w for w in (0.0, 1.0) for seed in seeds}

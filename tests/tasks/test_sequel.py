@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.engine import config as configs
+from lab import config as configs
 from lab.tasks import Addition, Composition, Sequel
 
 N = 64

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lab import config as configs
 from lab.configs import focus_dilution_text
-from lab.engine import config as configs
 from lab.tasks import Text
 from lab.tasks.text import frequencies, prepared, windows_ending_in
 

@@ -15,8 +15,8 @@ import numpy as np
 from lab import models
 from lab.analysis import embedding, flow
 from lab.analysis.condensation import cosine_matrix
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
 from lab.tasks import Composition
 
 SEQUENCES = 256

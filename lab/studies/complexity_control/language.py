@@ -12,8 +12,8 @@ import numpy as np
 import xarray as xr
 
 from lab import models
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
 from lab.models import decode
 from lab.report import figures, maps
 from lab.report.measures import lines_with_error

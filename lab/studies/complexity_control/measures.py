@@ -1,10 +1,10 @@
 """What the complexity-control study measures in a trained row."""
 
 from lab import models
-from lab.analysis import curvature, objective
-from lab.analysis.catalogue import loss, weights
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.analysis import curvature, loss_fn
+from lab.experiment import Experiment
+from lab.measuring.catalogue import loss, weights
+from lab.measuring.declare import Measure
 from lab.studies.complexity_control import circuits
 from lab.studies.composition.measures import condensed
 from lab.tasks import Composition
@@ -31,8 +31,8 @@ def minimum(experiment: Experiment) -> Measure:
     """Largest eigenvalue of the Hessian of the answer's loss, alone: the catalogue's `sharpness` takes more of it."""
 
     def function(row):
-        batches = objective.minibatches(row.batch, loss.MINIBATCH)
-        answer_loss = objective.answer_loss(experiment.model)
+        batches = loss_fn.minibatches(row.batch, loss.MINIBATCH)
+        answer_loss = loss_fn.answer_loss(experiment.model)
         matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
         return loss.largest("top", matvec, like_P, row.key, MATVECS)
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from lab import models
 from lab.analysis import condensation, embedding, flow, fused
-from lab.analysis.catalogue import weights
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.catalogue import weights
+from lab.measuring.declare import Measure
 
 QUERY = "block_0/attn/query/kernel"  # W_Q^(1), whose condensation and stable rank the papers report
 THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)

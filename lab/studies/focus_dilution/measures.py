@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
 from lab.models import AttentionMLP, OneLayerAttention
 from lab.optim import Optim
 from lab.studies.focus_dilution import collapse, population

@@ -12,8 +12,8 @@ import numpy as np
 import xarray as xr
 
 from lab import models
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
 from lab.report import portraits
 from lab.report.page import Picture
 from lab.studies.claims import Claim

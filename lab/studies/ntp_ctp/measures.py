@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from lab import models
-from lab.analysis import curvature, fisher, flatness, objective, sharpness
-from lab.analysis.catalogue import loss, weights
+from lab.analysis import curvature, fisher, flatness, loss_fn, sharpness
 from lab.analysis.estimate import errors, named
-from lab.analysis.measure import Measure
-from lab.engine.step import Experiment
+from lab.experiment import Experiment
+from lab.measuring.catalogue import loss, weights
+from lab.measuring.declare import Measure
 from lab.tasks import Sequel
 from lab.tasks.answers import AnswerTask
 
@@ -47,9 +47,9 @@ def minimum(experiment: Experiment) -> Measure:
     """
 
     def function(row):
-        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        batches = loss_fn.minibatches(row.batch, loss.MINIBATCH)
         keys = jax.random.split(row.key, 5)
-        answer_loss = objective.answer_loss(experiment.model)
+        answer_loss = loss_fn.answer_loss(experiment.model)
         matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
         found = loss.largest("top", matvec, like_P, keys[0], MATVECS)
         found |= named("trace", sharpness.trace(matvec, like_P, keys[1], PROBES))
@@ -73,7 +73,7 @@ def information(experiment: Experiment) -> Measure:
     """Fisher information of the row's start: its largest eigenvalue and its trace."""
 
     def function(row):
-        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        batches = loss_fn.minibatches(row.batch, loss.MINIBATCH)
         matvec, like_P = fisher.information(row.model, row.start, batches)
         top_key, trace_key = jax.random.split(row.key)
         found = loss.largest("top", matvec, like_P, top_key, MATVECS)
@@ -86,7 +86,7 @@ def terms(experiment: Experiment) -> Measure:
     """L_NTP over training, expanded around the row's start term by term: see `lab.analysis.fisher`."""
 
     def function(row):
-        batches = objective.minibatches(row.batch, loss.MINIBATCH)
+        batches = loss_fn.minibatches(row.batch, loss.MINIBATCH)
         found = fisher.expansion(row.model, row.params, row.start, batches)
         return found._asdict() | {"answer_share": fisher.answer_share(batches)}
 
@@ -95,9 +95,9 @@ def terms(experiment: Experiment) -> Measure:
 
 
 def _accuracies(model, params, keys, batches) -> dict:
-    score_of, sigmas_S = objective.answer_accuracy_of, jnp.array(loss.SIGMAS)
-    score, edited = objective.score(model, score_of), flatness.with_embedding_edit(model, score_of)
+    score_of, sigmas_S = loss_fn.answer_accuracy_of, jnp.array(loss.SIGMAS)
+    score, edited = loss_fn.score(model, score_of), flatness.with_embedding_edit(model, score_of)
     in_weights = flatness.weight_noise(score, params, keys[0], sigmas_S, loss.DRAWS, batches)
     in_inputs = flatness.embedding_noise(edited, params, keys[1], sigmas_S, loss.DRAWS, batches)
-    clean = {"accuracy": objective.mean_loss(score, params, batches)}
+    clean = {"accuracy": loss_fn.mean_loss(score, params, batches)}
     return clean | named("weight_accuracy", in_weights) | named("input_accuracy", in_inputs)

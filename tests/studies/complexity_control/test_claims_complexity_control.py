@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from lab import config as configs
 from lab.analysis import phase
 from lab.configs import complexity_control as config
 from lab.configs import complexity_control_language as language_config
-from lab.engine import config as configs
 from lab.studies import claims
 from lab.studies.claims import Lacking
 from lab.studies.complexity_control import language, page, pictures, published

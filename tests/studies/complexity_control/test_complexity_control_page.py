@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab.analysis.measure import Measure, Row
+from lab import config as configs
 from lab.cli import main
 from lab.configs import complexity_control_language
-from lab.engine import config as configs
+from lab.measuring.declare import Measure, Row
 from lab.studies.complexity_control import language
 from lab.tasks import Batch
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lab import config as configs
 from lab import models, rng
 from lab.analysis import flow
-from lab.analysis.measure import Row
 from lab.configs import complexity_control as config
-from lab.engine import config as configs
+from lab.measuring.declare import Row
 from lab.studies.complexity_control import circuits
 from lab.studies.complexity_control.measures import measures
 

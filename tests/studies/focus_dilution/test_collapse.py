@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lab import losses, models
-from lab.analysis.measure import Row
 from lab.analysis.stages import NEVER, Event
+from lab.measuring.declare import Row
 from lab.studies.focus_dilution import collapse
 from lab.tasks import Anchor
 from lab.tree import named_leaves

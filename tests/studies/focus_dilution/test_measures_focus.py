@@ -9,12 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 import lab
+from lab import config as configs
 from lab import models, rng
-from lab.analysis.measure import Scope, measure
 from lab.configs import composition, focus_dilution
-from lab.engine import config as configs
-from lab.engine import store, table
-from lab.engine.workdir import Workdir
+from lab.disk import files, metrics, store
+from lab.disk.workdir import Workdir
+from lab.measuring.run import Selection, measure
 from lab.studies import focus_dilution as study
 from lab.studies.focus_dilution.measures import DIMS, FINER, SEQUENCES, limit_steps
 from lab.tree import named_leaves
@@ -47,10 +47,10 @@ def draws(shapes, n_rows, step, scale):
 def workdir(path, config, shapes, scale):
     made, rows = Workdir(path), configs.grid(config)
     made.path.mkdir()
-    store.write_json(made.path / "config.json", {"config": configs.to_json(config)})
-    store.write_json(made.path / "grid.json", rows.to_json())
+    files.write_json(made.path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(made.path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
-    table.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
+    metrics.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
     for step in (0, STEPS):
         store.save(made.snapshots, step, draws(shapes, len(rows), step, scale))
     return made
@@ -67,7 +67,7 @@ def cycle(tmp_path_factory):
     )
     shapes = {W_0: (3, D), W_Q: (D, D), W_K: (D, D), W_1: (D, 3)}
     work = workdir(tmp_path_factory.mktemp("cycle") / "w", config, shapes, 0.7)
-    names = measure(work, study.measures(work.experiment), Scope(precision="float32"))
+    names = measure(work, study.measures(work.experiment), Selection(precision="float32"))
     assert names == ["state", "limit", "fine", "spectra"]
     return work
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from lab import models, optim
-from lab.engine.step import Experiment
 from lab.engine.step import start as engine_start
+from lab.experiment import Experiment
 from lab.studies.focus_dilution import population as module
 from lab.studies.focus_dilution.population import W_0, W_1, W_K, W_Q
 from lab.tasks import Markov

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from lab import config as configs
 from lab.configs import ntp_ctp as config
-from lab.engine import config as configs
 from lab.studies import claims
 from lab.studies.ntp_ctp import flow
 from lab.studies.ntp_ctp.claims import CTP, NTP

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from lab import config as configs
 from lab.configs import ntp_ctp as config
-from lab.engine import config as configs
-from lab.engine import origin
+from lab.engine import init_from
 from lab.studies import claims
 from lab.studies.ntp_ctp import transfer
 from lab.studies.ntp_ctp.claims import CTP, NTP, anew
@@ -104,8 +104,8 @@ def test_second_task_starts_from_rows_of_the_first_at_both_objectives(preset):
 
 def starts_from_ntp(variant, source):
     grid, held = configs.grid(variant), configs.grid(source)
-    origin.check(Path("nowhere"), variant, grid, (source, held))
-    found = [held.row(row) for row in origin.matched(variant.start, grid, held)]
+    init_from.check(Path("nowhere"), variant, grid, (source, held))
+    found = [held.row(row) for row in init_from.matched(variant.start, grid, held)]
     for row, at in zip(range(len(grid)), found, strict=True):
         asked = grid.row(row)
         assert (at["ntp_weight"], at["label_noise"], at.get("context_noise", 0)) == (NTP, 0, 0)

@@ -1,0 +1,1 @@
+"""The cluster: trainings as jobs, and how far they are."""

@@ -1,0 +1,245 @@
+"""From an ml_collections config to values: variants, experiments and grids. The config is the complete list of options.
+
+Raises `ValueError` for anything that is missing, unknown, of the wrong type or impossible, naming it and what would do.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping
+
+import ml_collections
+import numpy as np
+
+from lab import grid as grids
+from lab import models, tasks
+from lab.experiment import Experiment
+from lab.optim import Optim
+from lab.tasks import Task
+
+SECTIONS = ("task", "model", "start", "optim", "grid", "variants")
+START = {"variant": str, "row": ml_collections.ConfigDict}
+SCALARS = {
+    "study": str,
+    "preset": str,
+    "init": str,
+    "steps": int,
+    "batch_size": int,
+    "train_size": int,
+    "data_order": str,
+    "data_seed": int,
+    "eval_every": int,
+    "eval_size": int,
+    "snapshots": int,
+    "snapshot_every": int,
+    "checkpoint_every": int,
+    "block_width": int,
+    "data_devices": int,
+    "split_params": bool,
+    "deterministic": bool,
+}
+LEAST = {
+    "eval_every": 1,
+    "snapshots": 2,
+    "snapshot_every": 0,
+    "checkpoint_every": 1,
+    "block_width": 0,
+    "data_devices": 1,
+}
+
+
+def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """The static variants of a config: `config.variants.<name>` holds what differs from the rest of the config.
+
+    A variant with a task or model of another family says all of it: nothing of the first one's options is left. They
+    come in the order of their names, but behind the variant they start from (`start.variant`), where that is here too.
+    """
+    base = ml_collections.ConfigDict(config.to_dict())
+    overrides = base.variants.to_dict()
+    del base["variants"]
+    base.lock()
+    resolved = {}
+    for name, changes in (overrides or {"main": {}}).items():
+        if not re.fullmatch("[a-z0-9_-]+", name):
+            raise ValueError(f"variants: {name!r} cannot name a folder and pictures; use a-z, 0-9, - and _")
+        variant = base.copy_and_resolve_references()
+        try:
+            for section in ("task", "model"):
+                family = base[section].family
+                if changes.get(section, {}).get("family", family) != family:
+                    with variant.unlocked():
+                        variant[section] = ml_collections.ConfigDict(changes[section])
+            # a variant may vary what the others do not; `grid` and `origin.matched` know the names
+            with variant.grid.unlocked(), variant.start.row.unlocked():
+                variant.update(changes)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"variants.{name}: {_first_line(error)}") from error
+        resolved[name] = variant
+    return _sources_first(resolved)
+
+
+def experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """The static half of one variant."""
+    _check_names(config)
+    task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
+    model = _build(models.FAMILIES, config.model.to_dict(), "model")
+    _check_fit(model, task, config.grid)
+    task.check_train_size(config.train_size)
+    values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
+    for name, least in LEAST.items():
+        if config[name] < least:
+            raise ValueError(f"{name}={config[name]}: must be at least {least}")
+    optim = _construct(Optim, config.optim.to_dict(), "optim")
+    return Experiment(model=model, task=task, optim=optim, init_convention=config.init, **values)
+
+
+def grid(config: ml_collections.ConfigDict) -> grids.Grid:
+    """The product of the axes in `config.grid`; the task says which there may be beside those of every grid.
+
+    Raises:
+      ValueError: as `grid.product`, or an axis that varies the data of a finite training set.
+    """
+    task = _family(tasks.FAMILIES, config.task.family, "task")
+    varied = [name for name in task.hparams if name in config.grid]
+    if varied and config.train_size:
+        raise ValueError(
+            f"grid.{varied[0]}: rows with other data cannot share the train_size={config.train_size} training "
+            "sequences; use train_size=0, an endless stream"
+        )
+    return grids.product(config.grid.to_dict(), (*task.hparams, *task.alterations))
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict:
+    """Plain JSON values; `from_json` undoes it."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(data: Mapping) -> ml_collections.ConfigDict:
+    def tuples(value):
+        if isinstance(value, Mapping):
+            return {name: tuples(entry) for name, entry in value.items()}
+        return tuple(tuples(entry) for entry in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(data))
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """`name: old -> new` for every leaf that differs."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, "absent"), new.get(name, "absent")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines
+
+
+def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
+    ordered = {}
+
+    def add(name: str, later: tuple[str, ...]) -> None:
+        source = resolved[name].start.variant
+        if source in (*later, name):
+            raise ValueError(f"variants.{name}.start.variant={source!r}: {source} would start from itself in the end")
+        if source in resolved:
+            add(source, (*later, name))
+        ordered.setdefault(name, resolved[name])
+
+    for name in resolved:
+        add(name, ())
+    return ordered
+
+
+def _check_names(config) -> None:
+    known = {*SCALARS, *SECTIONS}
+    for name in config:
+        if name not in known:
+            raise ValueError(f"config.{name}: unknown option{_nearest(name, known)}")
+    for name in {*SCALARS, *SECTIONS} - {"variants"}:
+        if name not in config:
+            raise ValueError(f"config.{name} is missing")
+    for name, kind in SCALARS.items():
+        if not isinstance(config[name], kind) or isinstance(config[name], bool) is not (kind is bool):
+            raise ValueError(f"config.{name}={config[name]!r}: expected {kind.__name__}")
+    _check_start(config.start)
+
+
+def _check_start(start) -> None:
+    for name in start:
+        if name not in START:
+            raise ValueError(f"start.{name}: unknown option{_nearest(name, START)}")
+    for name, kind in START.items():
+        if not isinstance(start.get(name), kind):
+            raise ValueError(f"start.{name}={start.get(name)!r}: expected {'dict' if name == 'row' else 'str'}")
+    for name, value in start.row.items():
+        if isinstance(value, bool) or not isinstance(value, int if name == "seed" else int | float):
+            raise ValueError(f"start.row.{name}={value!r}: expected a number" + " without fraction" * (name == "seed"))
+    if start.row and not start.variant:
+        raise ValueError("start.row says which row of another variant, and start.variant names none")
+
+
+def _build(families: Mapping, options: dict, section: str):
+    return _construct(_family(families, options.pop("family", None), section), options, section)
+
+
+def _family(families: Mapping, name: str | None, section: str):
+    if name not in families:
+        raise ValueError(f"{section}.family={name!r}: one of {', '.join(families)}")
+    return families[name]
+
+
+def _construct(kind: type, options: dict, section: str):
+    """`kind(**options)` for a dataclass or Linen module, with names and types checked against its fields."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in ("parent", "name")}
+    for name, value in options.items():
+        if name not in fields:
+            raise ValueError(f"{section}.{name}: unknown option{_nearest(name, fields)}")
+        wanted = fields[name].type
+        if isinstance(wanted, type) and issubclass(wanted, Task) and isinstance(value, dict):
+            options[name] = value = _build(tasks.FAMILIES, dict(value), f"{section}.{name}")
+        accepted = (int, float) if wanted is float else wanted
+        if isinstance(wanted, type) and (
+            not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)
+        ):
+            raise ValueError(f"{section}.{name}={value!r}: expected {wanted.__name__}")
+    for name, field in fields.items():
+        if name not in options and field.default is dataclasses.MISSING:
+            raise ValueError(f"{section}.{name} is missing")
+    return kind(**options)
+
+
+def _check_fit(model, task, axes: Mapping) -> None:
+    choices_of = {
+        "activation": models.ACTIVATIONS,
+        "norm": models.NORMS,
+        "readout": models.READOUTS,
+        "compute_dtype": models.transformer.COMPUTE_DTYPES,
+    }
+    for name, choices in choices_of.items():
+        if hasattr(model, name) and getattr(model, name) not in choices:
+            raise ValueError(f"model.{name}={getattr(model, name)!r}: one of {', '.join(choices)}")
+    if getattr(model, "tied_head", False) and model.head_bias:
+        raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
+    if models.reads(type(model)) != task.inputs:
+        reading = [name for name, kind in models.FAMILIES.items() if models.reads(kind) == task.inputs]
+        raise ValueError(
+            f"model.family: {type(model).__name__} reads {models.reads(type(model))}, {type(task).__name__} gives "
+            f"{task.inputs}; these are read by {', '.join(reading)}"
+        )
+    weights = axes.get("ntp_weight", getattr(task, "ntp_weight", 0.0))
+    if getattr(model, "readout", "all") == "last" and np.any(weights):
+        raise ValueError(f"model.readout='last' with ntp_weight={weights}: context is predicted everywhere; use 'all'")
+    for name, least in (("vocab_size", task.vocab_size), ("max_length", task.length)):
+        if hasattr(model, name) and getattr(model, name) < least:
+            raise ValueError(f"model.{name}={getattr(model, name)}: the task needs at least {least}")
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.args[0] if error.args else error).strip().splitlines()[0]

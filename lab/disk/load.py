@@ -1,0 +1,144 @@
+"""`load`: everything a training and its analysis left, as one xarray Dataset."""
+
+from collections.abc import Container
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from lab import config as configs
+from lab.disk import measurements
+from lab.disk.files import DamagedError
+from lab.disk.metrics import TRAIN_METRICS, read_chunks
+from lab.disk.workdir import Workdir, find
+from lab.grid import Grid
+
+
+def load(workdir: str | Path, variant: str | None = None, without: Container[str] = ()) -> xr.Dataset:
+    """All metrics and measurements of one training.
+
+    Args:
+      workdir: a training's folder, or a study's folder with one training a variant.
+      variant: which of them; may be left out where there is only one.
+      without: measurements to leave out.
+
+    Returns:
+      A Dataset. Dimensions: `step` (evaluations), `train_step` (training steps), `snapshot`, and the grid's axes
+      (`gamma`, `weight_decay`, `learning_rate`, `seed`, ...), or `row` where the grid is not a product. Variables:
+      `train_loss` and `grad_norm` (train_step, ...), `<split>.<score>` (step, ...), `diverged_at` (...; -1 = healthy),
+      `<measure>.<name>` (snapshot, ...). `dataset.lab.params(gamma=0.8, ...)` gives a row's parameters.
+
+    Raises:
+      WorkdirError: nothing to load, several variants and none named, or a missing or damaged file.
+    """
+    work = find(workdir, variant)
+
+    task = work.experiment.task
+    columns: dict[str, list] = {}
+    for chunk in read_chunks(work):
+        for name, values in chunk.items():
+            columns.setdefault(name, []).append(values)
+    steps = {name: np.concatenate(columns.pop(name)) for name in ("step", "train_step")}
+    diverged_at = columns.pop("diverged_at")[-1]
+    variables = {"diverged_at": ((), diverged_at)}
+    for name, parts in columns.items():
+        time = "train_step" if name in TRAIN_METRICS else "step"
+        variables[name] = ((time,), np.concatenate(parts), task.dims.get(name.split(".")[-1], ()))
+    coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
+    dataset = _dataset(variables, coords, work.grid)
+    names = sorted(path.stem for path in work.analysis.glob("[!.]*.json") if path.stem not in without)
+    measures = [_measurement(work, name) for name in names]
+    dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
+    dataset.attrs = {
+        "workdir": str(work.path),
+        "variant": variant or work.path.name,
+        "config": configs.to_json(work.config),
+    }
+    return dataset
+
+
+def _measurement(work: Workdir, name: str) -> xr.Dataset:
+    try:
+        header, arrays = measurements.read(work, name)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; the analyze command takes it again (--measure={name})") from error
+    before = ("snapshot",) if header["every_snapshot"] else ()
+    has_SxR = np.ones((len(header["snapshots"]), len(work.grid)), bool)
+    for i, step in enumerate(header["snapshots"]):
+        if str(step) in header["rows"]:
+            has_SxR[i] = np.isin(np.arange(len(work.grid)), header["rows"][str(step)])
+    has = has_SxR if header["every_snapshot"] else has_SxR[0]
+    variables = {
+        f"{name}.{output}": (before, _with_gaps(values, has), tuple(header["dims"].get(output, ())))
+        for output, values in arrays.items()
+    }
+    coords = {"snapshot": np.array(header["snapshots"])} | {d: np.array(v) for d, v in header["coords"].items()}
+    dataset = _dataset(variables, coords, work.grid)
+    for output, unit in header["units"].items():
+        dataset[f"{name}.{output}"].attrs["units"] = unit
+    return dataset
+
+
+def _with_gaps(values, has):
+    """Values, (S, R, ...) or (R, ...), with NaN for the rows that were not measured."""
+    return values if has.all() else np.where(has.reshape(*has.shape, *(1,) * (values.ndim - has.ndim)), values, np.nan)
+
+
+def _dataset(variables: dict, coords: dict, grid: Grid) -> xr.Dataset:
+    """Unfolds the row axis of variables, given as (dims before it, values, dims after it), into the grid's axes."""
+    if grid.axes is None:
+        axes, shape = ("row",), (len(grid),)
+        coords = coords | {name: ("row", np.array(column)) for name, column in grid.columns.items()}
+    else:
+        axes, shape = tuple(grid.axes), tuple(len(values) for values in grid.axes.values())
+        coords = coords | {name: np.array(values) for name, values in grid.axes.items()}
+
+    data = {}
+    for name, (before, values, *after) in variables.items():
+        n = len(before)
+        values = values.reshape(*values.shape[:n], *shape, *values.shape[n + 1 :])
+        data[name] = ((*before, *axes, *(after[0] if after else ())), values)
+    used = {dim for dims, _ in data.values() for dim in dims}
+    kept = {name: value for name, value in coords.items() if name in used or isinstance(value, tuple)}
+    return xr.Dataset(data, kept)
+
+
+@xr.register_dataset_accessor("lab")
+class Rows:
+    """`dataset.lab`: from a place in the Dataset to the row's model and parameters."""
+
+    def __init__(self, dataset: xr.Dataset):
+        self.work = Workdir(dataset.attrs["workdir"])
+
+    @property
+    def model(self):
+        """The model, answering at every position."""
+        model = self.work.experiment.model
+        return model.clone(readout="all") if hasattr(model, "readout") else model
+
+    @property
+    def task(self):
+        return self.work.experiment.task
+
+    def row(self, **place) -> int:
+        """Index of the only row with these hyperparameters (nearest value within 1e-6).
+
+        Raises:
+          ValueError: unknown hyperparameter, or no or several rows match.
+        """
+        columns = self.work.grid.columns
+        for name in place:
+            if name not in columns:
+                raise ValueError(f"{name}: the grid has {', '.join(columns)}")
+        matches = np.ones(len(self.work.grid), bool)
+        for name, value in place.items():
+            matches &= np.isclose(columns[name], value, rtol=1e-6, atol=0)
+        (rows,) = np.nonzero(matches)
+        if len(rows) != 1:
+            free = {name: sorted(set(np.array(columns[name])[matches].tolist())) for name in columns}
+            raise ValueError(f"{place}: {len(rows)} rows match; values to choose from: {free}")
+        return int(rows[0])
+
+    def params(self, step: int | None = None, **place):
+        """Parameters of one row at a snapshot (default: the last)."""
+        return self.work.params(step, self.row(**place))

@@ -1,0 +1,139 @@
+"""The folder one training leaves, and the reading half of it: config, grid, snapshots.
+
+config.json grid.json      written before step 0, signed
+plan.json                  how its rows are computed, signed
+metrics/<step>.npz         one file a chunk, each metric (n, R) or (n, R, ...), sealed
+checkpoints/<step>/        everything needed to continue, all rows, hashed
+snapshots/<step>/          parameters only, kept for analysis, hashed
+analysis/<name>.npz .json  measurements of the snapshots, sealed, and what they are, signed
+damaged-*                  beside what it was: found damaged by a training and set aside; read by nobody
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from lab import config as configs
+from lab.disk import files, store
+from lab.disk.files import DamagedError, WorkdirError
+from lab.experiment import Experiment
+from lab.grid import Grid
+
+# Options younger than some trainings, at what these did without them: of all, and of transformers.
+LATER = {"snapshot_every": 0, "start": {"variant": "", "row": {}}}
+LATER_MODEL = {"compute_dtype": "float32"}
+
+
+class Workdir:
+    """Paths of a training's folder and what it says of itself. Nothing is read before it is asked for."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics"
+        self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
+        self.analysis = self.path / "analysis"
+        self.data = self.path / "data"
+
+    @functools.cached_property
+    def config(self) -> ml_collections.ConfigDict:
+        return self._read_as("config.json", lambda held: configs.from_json(_completed(held["config"])))
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        return self._read_as("grid.json", Grid.from_json)
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        return configs.experiment(self.config)
+
+    @property
+    def data_hashes(self) -> dict[str, str]:
+        """Of the files that the task wanted kept, see `Task.files`; older trainings had none."""
+        return self.read_json("config.json").get("data", {})
+
+    @property
+    def started_from(self) -> dict[str, str]:
+        """See `origin.identity`; older trainings had no choice."""
+        return self.read_json("config.json").get("start", {})
+
+    def snapshot_steps(self) -> list[int]:
+        return store.steps(self.snapshots)
+
+    def params(self, step: int | None = None, row: int | None = None):
+        """Parameters at a snapshot, host arrays with leading row axis, or of one row without it.
+
+        Args:
+          step: one of `snapshot_steps()`; None for the last.
+
+        Raises:
+          WorkdirError: no such snapshot, or it is damaged.
+        """
+        steps = self.snapshot_steps()
+        step = steps[-1] if step is None and steps else step
+        if step not in steps:
+            raise WorkdirError(f"{self.snapshots}: no snapshot of step {step}; there are {steps or 'none'}")
+        try:
+            params = store.restore(self.snapshots, step)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; the train command makes it again") from error
+        return params if row is None else store.take_row(params, row)
+
+    def trained(self) -> bool:
+        """Whether the training has ended, by the names in the folder; `verify.whole` looks closer."""
+        return (self.path / "config.json").is_file() and self.config.steps in store.steps(self.checkpoints)
+
+    def read_json(self, name: str) -> dict:
+        """
+        Raises:
+          DamagedError: the file is missing or damaged.
+        """
+        return files.read_json(self.path / name)
+
+    def _read_as(self, name: str, convert: Callable):
+        held = self.read_json(name)
+        try:
+            return convert(held)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{self.path / name}: whole, but another file's content") from error
+
+
+def variants_in(root: str | Path) -> dict[str, Workdir]:
+    """The trainings below a study's folder, by variant name; the folder itself if it is one.
+
+    Raises:
+      WorkdirError: there is none.
+    """
+    root = Path(root)
+    if _is_training(root):
+        return {root.name: Workdir(root)}
+    found = {path.name: Workdir(path) for path in sorted(root.glob("*")) if _is_training(path)}
+    if not found:
+        raise WorkdirError(f"{root}: no training here (no config.json in it or one folder below)")
+    return found
+
+
+def find(workdir: str | Path, variant: str | None = None) -> Workdir:
+    """One training of a study's folder; `variant` may be left out where there is only one.
+
+    Raises:
+      WorkdirError: there is none, or several and none named.
+    """
+    found = variants_in(workdir)
+    if variant is None and len(found) == 1:
+        (variant,) = found
+    if variant not in found:
+        raise WorkdirError(f"{workdir}: variant={variant!r}; choose one of {', '.join(found)}")
+    return found[variant]
+
+
+def _completed(config: dict) -> dict:
+    model = config["model"]
+    return LATER | config | {"model": LATER_MODEL | model if model["family"] == "transformer" else model}
+
+
+def _is_training(path: Path) -> bool:
+    """Also where the config is lost: what is left must not be passed over."""
+    return any((path / name).exists() for name in (*files.IDENTITY, "metrics", "checkpoints", "snapshots"))

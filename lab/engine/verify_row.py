@@ -1,0 +1,89 @@
+"""Is a row of a grid the row trained alone? It is trained again, by itself, and compared with what the grid left."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lab import schedule
+from lab.disk import metrics, store
+from lab.disk.workdir import Workdir
+from lab.engine import init_from, shard, sweep
+from lab.engine.rows import Rows
+from lab.tree import named_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far a row of a grid is from itself trained alone. Rounding differs, so in float32 expect 1e-6, not zero.
+
+    Attributes:
+      steps: how far both were trained.
+      loss, at: largest absolute difference of the training loss in nats, and the step it was found at.
+      since: the first step whose loss differs at all; None where none does.
+      params: snapshot -> largest absolute difference of any parameter.
+      diverged: the steps at which the row went non-finite, in the grid and alone; -1 for not at all.
+    """
+
+    steps: int
+    loss: float
+    at: int
+    since: int | None
+    params: dict[int, float]
+    diverged: tuple[int, int]
+
+
+def replay(workdir: str | Path, row: int, steps: int | None = None) -> Difference:
+    """Trains one row of a training alone, on one device, with the same batches.
+
+    Args:
+      steps: stop at the first chunk that ends at or after this step; None: as far as the training came.
+
+    Raises:
+      ValueError: no such row.
+      WorkdirError: nothing was trained, or what was is damaged; it started from another training's weights, and that
+        is not there any more or ends with others.
+    """
+    work = Workdir(workdir)
+    config, grid = work.config, work.grid
+    if not 0 <= row < len(grid):
+        raise ValueError(f"row {row}: {work.path} has rows 0 to {len(grid) - 1}")
+    chunks = metrics.read_chunks(work)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("run", "data"))
+    layout = shard.layout(mesh, 1, 1)
+    ends, _, kept = schedule.boundaries(config)
+    alone = Rows(work.experiment, grid.take([row]), layout, schedule.longest_chunk(config), sweep.options(config))
+    init_from.refuse_other(work)
+    alone.start(init_from.weights(work.path, config, grid, row, row + 1))
+
+    losses, params, done, in_grid = [np.zeros((0, 2))], {}, 0, -1
+    for end, chunk in zip(
+        tqdm(ends[: len(chunks)], unit="chunk", desc=f"row {row}", leave=False), chunks, strict=False
+    ):
+        if steps is not None and done >= steps:
+            break
+        if end > done:
+            recorded = layout.read(alone.advance(done, end))
+            losses.append(np.stack([chunk["train_loss"][:, row], recorded["train_loss"][0, : end - done]], axis=1))
+        if end in kept and end in work.snapshot_steps():
+            params[end] = _distance(work.params(end, row), store.take_row(alone.fetch().params, 0))
+        done, in_grid = end, int(chunk["diverged_at"][row])
+    diverged = in_grid, int(alone.fetch().diverged_at[0])
+    return _difference(np.concatenate(losses), params, done, diverged)
+
+
+def _difference(losses_Tx2, params: dict[int, float], done: int, diverged: tuple[int, int]) -> Difference:
+    grid_T, alone_T = losses_Tx2.T
+    same_T = (grid_T == alone_T) | (np.isnan(grid_T) & np.isnan(alone_T))
+    apart_T = np.nan_to_num(np.abs(grid_T - alone_T))
+    since = None if same_T.all() else int(np.argmin(same_T))
+    at = int(np.argmax(apart_T)) if len(apart_T) else 0
+    return Difference(done, float(apart_T.max(initial=0)), at, since, params, diverged)
+
+
+def _distance(tree, other) -> float:
+    """Largest absolute difference of any number."""
+    twins = named_leaves(other)
+    return max(float(np.max(np.abs(leaf - twins[name]))) for name, leaf in named_leaves(tree).items())

@@ -1,0 +1,102 @@
+"""Measurements of weight matrices alone: ranks, spectra, condensation, norms, and how far they moved."""
+
+import jax
+import jax.numpy as jnp
+
+from lab import models, rng
+from lab.analysis import complexity, condensation, laziness, rank
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
+from lab.tree import named_leaves
+
+THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)
+
+
+def ranks(experiment: Experiment) -> Measure:
+    """Soft ranks of every weight matrix."""
+    names = ("stable", "effective", "effective_squared", "participation", "nuclear")
+    return Measure(
+        "rank",
+        lambda row: rank.ranks(row.params),
+        units={name: "rank" for name in names[:-1]} | {"nuclear": "nuclear over Frobenius norm"},
+        dims={name: ("matrix",) for name in names},
+        coords={"matrix": _matrices(experiment)},
+    )
+
+
+def spectra(experiment: Experiment) -> Measure:
+    """Singular values of every matrix, and of every head's QK and OV product."""
+
+    def function(row):
+        found = {"matrix": rank.spectra(row.params)}
+        return found | (rank.circuit_spectra(row.params, row.model.n_heads) if heads_of(row.model) else {})
+
+    def heads_of(model):
+        return getattr(model, "n_heads", 0)
+
+    dims = {"matrix": ("matrix", "index")}
+    if heads_of(experiment.model):
+        dims |= {name: ("layer", "head", "circuit_index") for name in ("qk", "ov")}
+    units = {name: "weight" if name == "matrix" else "weight^2" for name in dims}
+    return Measure("spectrum", function, units, dims, {"matrix": _matrices(experiment)}, snapshots="log")
+
+
+def directions(experiment: Experiment) -> Measure:
+    """Condensation of the neurons of every matrix, by what enters them."""
+    kernels = [name for name in _matrices(experiment) if name.endswith("kernel")]
+
+    def function(row):
+        leaves = named_leaves(row.params)
+        found = [condensation.condensation_numbers(leaves[name].T, THRESHOLD) for name in kernels]
+        return jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+    units = {
+        "n_groups": "groups",
+        "fraction_above": "share of neuron pairs",
+        "mean_absolute_cosine": "cosine",
+        "direction_entropy": "nats",
+        "effective_directions": "directions",
+    }
+    units |= {f"weighted_{n}": units[n] for n in ("fraction_above", "direction_entropy", "effective_directions")}
+    return Measure("directions", function, units, {name: ("kernel",) for name in units}, {"kernel": tuple(kernels)})
+
+
+def norms(experiment: Experiment) -> Measure:
+    """Logarithms of norms of every weight matrix, of their products, and of the distance from the initial weights."""
+    has_paths = isinstance(experiment.model, models.Transformer) or type(experiment.model) in complexity.CHAINS
+
+    def function(row):
+        found = complexity.norms(row.params) | complexity.distance(row.params, row.start)
+        return found | ({"log_path": complexity.log_path_norm(row.model, row.params)} if has_paths else {})
+
+    by_matrix = ("log_spectral", "log_frobenius", "log_distance")
+    whole = ("log_spectral_product", "log_frobenius_product", "log_frobenius_whole", "log_distance_whole")
+    names = (*by_matrix, *whole, *(("log_path",) if has_paths else ()))
+    dims = {name: ("matrix",) for name in by_matrix}
+    return Measure("norm", function, dict.fromkeys(names, "log weight"), dims, {"matrix": _matrices(experiment)})
+
+
+def lazy(experiment: Experiment) -> Measure:
+    """How far every tensor moved from its initial value, relative to its size, and how far it turned."""
+
+    def function(row):
+        moved, turned = (f(row.params, row.start) for f in (laziness.relative_distance, laziness.direction_change))
+        return {
+            "distance": moved["tensor"], "distance_whole": moved["whole"],
+            "turn": turned["tensor"], "turn_whole": turned["whole"],
+        }  # fmt: skip
+
+    units = {"distance": "|W - W0| / |W0|", "turn": "1 - cosine"}
+    units |= {f"{name}_whole": unit for name, unit in units.items()}
+    dims = {"distance": ("tensor",), "turn": ("tensor",)}
+    coords = {"tensor": tuple(laziness.tensor_names(shapes(experiment)))}
+    return Measure("laziness", function, units, dims, coords)
+
+
+def _matrices(experiment: Experiment) -> tuple[str, ...]:
+    return tuple(rank.matrix_names(shapes(experiment)))
+
+
+def shapes(experiment: Experiment):
+    """Parameters of a row, as shapes and dtypes."""
+    return jax.eval_shape(lambda: models.init(experiment.model, rng.key(0, "init"), experiment.task.example()))

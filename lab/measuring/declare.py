@@ -1,0 +1,93 @@
+"""Declares measurements: pure functions of one row, with units and axes."""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+
+from lab.experiment import Experiment
+from lab.measuring.fingerprint import unwrapped
+from lab.tasks import Batch
+
+SNAPSHOTS = ("all", "last", "log")
+PRECISIONS = ("float32", "float64")
+
+
+class Row(NamedTuple):
+    """What a measurement is given: one row of the grid at one snapshot.
+
+    Attributes:
+      model: the Flax module, answering at every position, in its parameters' precision; static.
+      params: its parameters at the snapshot.
+      start: its parameters at the first snapshot, before training.
+      hparams: its hyperparameters, scalars by name.
+      step: of the snapshot, int32.
+      batch: `Measure.n` sequences, the same for all snapshots, precisions and rows with the same data; of a finite
+        training set the first ones, as many as there are.
+      key: for what the measurement draws, the same for all rows and snapshots: their differences are their own.
+    """
+
+    model: object
+    params: dict
+    start: dict
+    hparams: dict
+    step: jax.Array
+    batch: Batch
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What to measure, and what the numbers mean.
+
+    Attributes:
+      name: of the file below `analysis/` and the prefix of its variables.
+      function: `Row -> dict of arrays`, jittable.
+      dims: output -> names of its axes; outputs that are scalars need no entry.
+      coords: axis -> its values; axes not listed are numbered.
+      units: output -> unit, for every output.
+      snapshots: `all`, `last` (the trained rows only) or `log` (log-spaced), where the user does not say.
+      split, n: the batch that `function` is given: `n` sequences of a split of the task.
+      stream: measurements that name the same one are given the same sequences; empty: its own.
+      precision: `float32` or `float64`: the least it is taken in, whatever is asked for.
+    """
+
+    name: str
+    function: Callable
+    units: Mapping[str, str]
+    dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    coords: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    snapshots: str = "all"
+    split: str = "train"
+    n: int = 1
+    stream: str = ""
+    precision: str = "float32"
+
+    def __post_init__(self):
+        if self.snapshots not in SNAPSHOTS:
+            raise ValueError(f"measure {self.name}: snapshots={self.snapshots!r}; one of {', '.join(SNAPSHOTS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"measure {self.name}: precision={self.precision!r}; one of {', '.join(PRECISIONS)}")
+
+
+def summary(one: Measure) -> str:
+    """What it measures: the first line of its function's docstring, or of that of the function which makes it."""
+    function = unwrapped(one.function)
+    maker = getattr(sys.modules[function.__module__], function.__qualname__.split(".")[0], function)
+    documented = inspect.getdoc(function) or inspect.getdoc(maker) or ", ".join(one.units)
+    return documented.splitlines()[0]
+
+
+def in_float32(experiment: Experiment) -> Experiment:
+    """The same, with a model as precise as its parameters, whatever it was trained in: what measurements are built of.
+
+    Rounded to bfloat16, a loss is constant over steps that curvature is taken from, and products of its Hessian are
+    noise. So a row is measured as the function that its float32 parameters define, not quite the one it was trained as.
+    """
+    model = experiment.model
+    if getattr(model, "compute_dtype", "float32") == "float32":
+        return experiment
+    return dataclasses.replace(experiment, model=model.clone(compute_dtype="float32"))

@@ -1,0 +1,207 @@
+"""From a trained workdir to its measurements, claims and report."""
+
+import contextlib
+import difflib
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import config as configs
+from lab import grid as grids
+from lab import models, studies
+from lab.disk.files import WorkdirError, write_json
+from lab.disk.load import load
+from lab.disk.workdir import Workdir, variants_in
+from lab.experiment import Experiment
+from lab.measuring import catalogue, run
+from lab.measuring.declare import Measure, in_float32, summary
+from lab.measuring.run import Selection
+from lab.report import catalogue as catalogue_pages
+from lab.report.page import Page, write_page
+from lab.studies import claims
+
+PAGE = Path("report") / "index.html"
+CLAIMS = "claims.json"
+LEFT_OUT = "measured by other code than is here now; `python -m lab analyze` takes them again by name"
+OF_ATTENTION = ("focus", "heads", "lens", "tracing", "attribution", "edges")  # measurements that need a transformer
+
+
+def analyze(
+    root: Path, names: Sequence[str] | None = None, variants: Sequence[str] | None = None, **scope
+) -> list[str]:
+    """Takes measurements; returns those of which something was not there yet, as `variant/measure`.
+
+    Args:
+      names: of measurements, or `["all"]`; None: those the study's claims and report stand on.
+      variants: None: all.
+      scope: which snapshots and rows, and how exactly: see `Selection`.
+
+    Raises:
+      ValueError: no such measurement, variant or row; nothing has been measured then.
+      WorkdirError: nothing trained, or not to the end.
+    """
+    of = Selection(**scope)
+    trained = _trained(root, variants)
+    due = {name: _measures(work, names) for name, work in trained.items()}
+    for work in trained.values():
+        run.refuse_unknown_rows(work, of)
+    return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], of)]
+
+
+def report(root: Path) -> tuple[Path, list[dict]]:
+    """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
+
+    Measurements that other code took are left out, and the page says so: see `stale`.
+
+    Raises:
+      WorkdirError: not trained to the end, or not analyzed.
+    """
+    trained = _trained(root)
+    study = _study(trained)
+    for name, work in trained.items():
+        if run.missing(work, _own(work)):
+            raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
+    left_out = stale(root)
+    datasets = {
+        name: load(work.path, without=left_out.get(name, ())).sortby([*grids.CORE]) for name, work in trained.items()
+    }
+    command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
+    rows, sections = claims.evaluate(study.claims, datasets, command), study.sections(datasets)
+    sections += catalogue_pages.sections(datasets, study.target)
+    commands = [command, f"python -m lab claims --workdir={root}"]
+    facts = _facts(trained) | {f"left out {name}": f"{', '.join(of)} ({LEFT_OUT})" for name, of in left_out.items()}
+    page = Page(study.title, study.lead, facts, rows, sections, commands)
+    write_json(root / CLAIMS, rows)
+    return write_page(root / PAGE.parent, page), rows
+
+
+def stale(root: Path) -> dict[str, list[str]]:
+    """Variant -> measurements that it holds as other code took them; only variants that have some.
+
+    Raises:
+      WorkdirError: nothing trained.
+    """
+    found = {name: run.stale(work, _known(work).values()) for name, work in variants_in(root).items()}
+    return {name: measures for name, measures in found.items() if measures}
+
+
+def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
+    """What each measurement is, by name, for the smallest preset: of the study's own, and of the catalogue's.
+
+    None for a variant that cannot be built without the user's data.
+    """
+    smallest = next(iter(study.presets))
+    config = importlib.import_module(f"lab.configs.{study.name}").get_config(smallest)
+    own, general = {}, {}
+    for variant in configs.variants(config).values():
+        with contextlib.suppress(ValueError):
+            experiment = configs.experiment(variant)
+            general |= {one.name: summary(one) for one in catalogue.measures(experiment)}
+            own |= {one.name: summary(one) for one in study.measures(experiment)}
+    return {name: text for name, text in own.items() if name not in general}, general
+
+
+def reported(root: Path) -> bool:
+    """Whether the report is there and newer than everything it is made of."""
+    page = root / PAGE
+    sources = [*root.glob("*/analysis/*.json"), *root.glob("*/config.json")]
+    return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources)
+
+
+def read_claims(root: Path) -> list[dict]:
+    """
+    Raises:
+      WorkdirError: there is no claims table.
+    """
+    try:
+        return json.loads((root / CLAIMS).read_text())
+    except (OSError, ValueError) as error:
+        raise WorkdirError(
+            f"{root}: no claims table ({error}); `python -m lab report --workdir={root}` makes it"
+        ) from error
+
+
+def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:
+    found = variants_in(root)
+    for name in variants or ():
+        if name not in found:
+            raise ValueError(f"variant {name!r}: {root} has {', '.join(found)}")
+    chosen = {name: work for name, work in found.items() if name in (variants or found)}
+    for name, work in chosen.items():
+        if not work.trained():
+            raise WorkdirError(f"{work.path}: variant {name} is not trained to its last step; train first")
+    return chosen
+
+
+def _study(trained: dict[str, Workdir]) -> studies.Study:
+    return studies.get(next(iter(trained.values())).config.study)
+
+
+def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
+    if names is None:
+        return _own(work)
+    known = _known(work)
+    for name in names:
+        if name not in {*known, "all"}:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else _refusal(work)
+            why = _why_absent(name, work.experiment) or hint
+            raise ValueError(f"no measurement {name!r}{why} There are {', '.join(sorted(known))}, or all")
+    return [one for name, one in known.items() if name in names or "all" in names]
+
+
+def _own(work: Workdir) -> list[Measure]:
+    return studies.get(work.config.study).measures(in_float32(work.experiment))
+
+
+def _known(work: Workdir) -> dict[str, Measure]:
+    """The catalogue, and what the study adds or does its own way, where it can measure this model at all."""
+    known = {one.name: one for one in catalogue.measures(in_float32(work.experiment))}
+    with contextlib.suppress(ValueError):
+        known |= {one.name: one for one in _own(work)}
+    return known
+
+
+def _refusal(work: Workdir) -> str:
+    """Why the study measures nothing here, if it does not."""
+    try:
+        _own(work)
+    except ValueError as error:
+        return f": {error}."
+    return "."
+
+
+def _why_absent(name: str, experiment: Experiment) -> str | None:
+    """Why the catalogue leaves out, for this model, a measurement that others have; None: nobody has it."""
+    if name not in OF_ATTENTION:
+        return None
+    if not isinstance(experiment.model, models.Transformer):
+        return f": it is of a transformer's attention, this model is {type(experiment.model).__name__}."
+    if name == "edges":
+        return f": it cuts every attention edge on its own, and this model has more than {catalogue.MOST_EDGES}."
+    return f": it is not for model.norm={experiment.model.norm!r}."
+
+
+def _preset(trained: dict[str, Workdir]) -> str:
+    return next(iter(trained.values())).config.preset
+
+
+def _facts(trained: dict[str, Workdir]) -> dict[str, object]:
+    """What was run, per variant."""
+    facts = {"preset": _preset(trained)}
+    for name, work in trained.items():
+        experiment, grid = work.experiment, work.grid
+        facts[f"variant {name}"] = (
+            f"{len(grid)} rows, {experiment.steps} steps of {experiment.batch_size} sequences, "
+            + ", ".join(f"{axis} {_values(values)}" for axis, values in (grid.axes or grid.columns).items())
+        )
+        facts[f"model {name}"] = " ".join(f"{option}={value}" for option, value in work.config.model.items())
+    identity = work.read_json("config.json")
+    facts["devices"] = ", ".join(identity["devices"])
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+    return facts
+
+
+def _values(values) -> str:
+    return ", ".join(f"{value:g}" for value in values)

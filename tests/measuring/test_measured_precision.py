@@ -1,0 +1,64 @@
+"""A model trained in bfloat16 is measured as the float32 function that its parameters define."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from lab import config as configs
+from lab import grid, models, rng
+from lab.configs import composition
+from lab.disk import files, metrics, store
+from lab.disk.load import load
+from lab.disk.workdir import Workdir
+from lab.engine import step as steps
+from lab.measuring.declare import Measure, in_float32
+from lab.measuring.run import measure
+
+
+@pytest.fixture
+def work(tmp_path):
+    """One row of a small transformer whose products are of bfloat16, before training."""
+    (config, *_) = configs.variants(composition.smoke()).values()
+    config.model.update(compute_dtype="bfloat16", d_model=8, d_head=8, d_ff=8)
+    config.grid.update(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=(0,))
+    made, rows = Workdir(tmp_path / "w"), grid.product(config.grid.to_dict())
+    made.path.mkdir()
+    files.write_json(made.path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(made.path / "grid.json", rows.to_json())
+    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, 1), np.float32)}
+    metrics.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.zeros(1)})
+    params = steps.start(configs.experiment(config), rows.row(0)).params
+    store.save(made.snapshots, 0, jax.tree.map(lambda leaf: np.asarray(leaf)[None], params))
+    return made
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_logits_of_a_row_are_those_of_its_parameters_own_precision(work, precision):
+    def function(row):
+        logits_BxLxV, _ = models.forward(row.model, row.params, row.batch.tokens_BxL)
+        return {"logits": logits_BxLxV[:, -1]}
+
+    with jax.numpy_dtype_promotion("standard"):  # flax's LayerNorm promotes float64
+        dims = {"logits": ("item", "token")}
+        measure(work, [Measure("said", function, {"logits": "logit"}, dims, n=4, precision=precision)])
+    found_BxV = np.asarray(load(work.path)["said.logits"]).reshape(4, -1)
+    params = work.params(0, 0)
+    batch = work.experiment.task.sample(rng.key(work.experiment.data_seed, "analysis/said"), 4, "train", {})
+    plain = work.experiment.model.clone(compute_dtype="float32")
+    logits = {
+        model: np.asarray(models.forward(model, params, batch.tokens_BxL)[0])[:, -1]
+        for model in (plain, work.experiment.model)
+    }
+    scale = np.abs(logits[plain]).max()
+    # some hundred float32 roundings one after the other, where one of bfloat16 is 2^16 of them
+    np.testing.assert_allclose(found_BxV, logits[plain], atol=100 * 2.0**-24 * scale)
+    assert np.abs(found_BxV - logits[work.experiment.model]).max() > 2.0**-12 * scale
+
+
+def test_measurements_are_built_of_the_same_training_with_an_exact_model(work):
+    experiment = in_float32(work.experiment)
+    assert experiment.model == work.experiment.model.clone(compute_dtype="float32") != work.experiment.model
+    assert in_float32(experiment) is experiment
+    assert dataclasses.replace(experiment, model=work.experiment.model) == work.experiment

@@ -1,0 +1,135 @@
+"""Which measurements of which variants are taken, and what is refused before anything is measured."""
+
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from lab import config as configs
+from lab import grid, stages
+from lab.configs import composition
+from lab.disk import files, measurements, metrics, store
+from lab.disk.files import WorkdirError
+from lab.disk.workdir import Workdir
+from lab.measuring.catalogue import weights
+
+ROWS = {"unseen": 3, "wrong": 2}
+STEPS = 40  # of the smoke preset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast():
+    """Nothing here depends on a number: programs are compiled without optimizations, which is what takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+def config(n_rows, **changes):
+    """The composition study's task, and a model that the study does not measure."""
+    options = next(iter(configs.variants(composition.smoke()).values())).to_dict()
+    options["model"] = dict(family="emb_mlp", vocab_size=201, d_model=4, d_ff=3, activation="tanh")
+    options["grid"] = dict(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=tuple(range(n_rows)))
+    return ConfigDict(options | changes)
+
+
+def train(path, settings):
+    """What training leaves, of random weights."""
+    rows = grid.product(settings.grid.to_dict())
+    files.write_json(path / "config.json", {"config": configs.to_json(settings)})
+    files.write_json(path / "grid.json", rows.to_json())
+    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
+    metrics.write_npz(path / "metrics" / "0.npz", chunk | {"diverged_at": np.zeros(len(rows))})
+    draw = np.random.default_rng(0)
+    shapes = {"embed": ("embedding", (201, 4)), "in": ("kernel", (4, 3)), "head": ("kernel", (3, 201))}
+    tree = {of: {leaf: draw.standard_normal((len(rows), *shape), np.float32)} for of, (leaf, shape) in shapes.items()}
+    store.save(path / "snapshots", 0, tree)
+    (path / "checkpoints" / str(settings.steps)).mkdir(parents=True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, n_rows in ROWS.items():
+        train(tmp_path / name, config(n_rows))
+    return tmp_path
+
+
+def held(root):
+    return {path.stem for path in root.glob("*/analysis/*.json")}
+
+
+def test_catalogue_is_there_for_models_that_the_study_does_not_measure(root):
+    assert stages.analyze(root, ["norm"]) == ["unseen/norm", "wrong/norm"]
+    with pytest.raises(ValueError, match="the composition study measures transformers, not EmbMLP"):
+        stages.analyze(root)
+    with pytest.raises(ValueError, match=r"no measurement 'flow': the composition study measures transformers"):
+        stages.analyze(root, ["flow"])
+    with pytest.raises(ValueError, match=r"no measurement 'nor'; did you mean 'norm'\? There are .*, or all$"):
+        stages.analyze(root, ["nor"])
+
+
+def test_all_leaves_out_what_the_study_cannot_measure(root, monkeypatch):
+    monkeypatch.setattr(stages.catalogue, "measures", lambda experiment: [weights.norms(experiment)])
+    assert stages.analyze(root, ["all"]) == ["unseen/norm", "wrong/norm"]
+
+
+def test_training_of_no_study_is_measured_by_name(root):
+    train(root / "mine", config(1, study="mine"))
+    assert stages.analyze(root, ["norm"], ["mine"]) == ["mine/norm"]
+    with pytest.raises(ValueError, match="unknown study 'mine'"):
+        stages.analyze(root, None, ["mine"])
+
+
+def test_rows_are_refused_before_the_first_variant_is_measured(root):
+    with pytest.raises(ValueError, match=r"row 2: .*wrong has rows 0 to 1"):
+        stages.analyze(root, ["norm"], rows=(0, 2))
+    assert held(root) == set()
+    assert stages.analyze(root, ["norm"], ["unseen"], rows=(0, 2)) == ["unseen/norm"]
+
+
+def test_variant_that_is_still_training_does_not_stop_the_others(root):
+    shutil.rmtree(root / "wrong" / "checkpoints" / str(STEPS))
+    with pytest.raises(WorkdirError, match="variant wrong is not trained to its last step"):
+        stages.analyze(root, ["norm"])
+    assert held(root) == set()
+    assert stages.analyze(root, ["norm"], ["unseen"]) == ["unseen/norm"]
+    with pytest.raises(WorkdirError, match="variant wrong is not trained to its last step"):
+        stages.analyze(root, ["norm"], ["wrong"])
+
+
+TRANSFORMER = dict(
+    family="transformer", vocab_size=201, max_length=9, n_layers=2, n_heads=1, d_model=8, d_head=8, d_ff=8,
+    activation="relu", norm="post", use_bias=False, head_bias=False, final_norm=False, tied_head=False, readout="last",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "most", "why"),
+    [
+        ("edges", TRANSFORMER, 10, "it cuts every attention edge on its own, and this model has more than 10"),
+        ("attribution", TRANSFORMER, 1000, "it is not for model.norm='post'"),
+        ("focus", None, 1000, "it is of a transformer's attention, this model is EmbMLP"),
+        ("edges", None, 1000, "it is of a transformer's attention, this model is EmbMLP"),
+    ],
+)
+def test_measurement_that_this_model_cannot_have_says_why(tmp_path, monkeypatch, name, model, most, why):
+    monkeypatch.setattr(stages.catalogue, "MOST_EDGES", most)
+    train(tmp_path / "main", config(1, **({"model": model} if model else {})))
+    with pytest.raises(ValueError, match=rf"^no measurement '{name}': {re.escape(why)}\. There are .*rank.*, or all$"):
+        stages.analyze(tmp_path, [name])
+
+
+def test_only_measurements_of_other_code_are_outdated(root):
+    assert stages.stale(root) == {}
+    stages.analyze(root, ["norm", "rank"])
+    assert stages.stale(root) == {}
+    work = Workdir(root / "wrong")
+    header, arrays = measurements.read(work, "norm")
+    measurements.write(work, "norm", arrays, header | {"code": "other"})
+    assert stages.stale(root) == {"wrong": ["norm"]}
+    assert stages.analyze(root, ["norm", "rank"]) == ["wrong/norm"]
+    assert stages.stale(root) == {} and measurements.read(work, "norm")[0] == header
