@@ -34,6 +34,7 @@ def main() -> None:
     from lab.configs import composition
     from lab.disk.workdir import Workdir
     from lab.engine import shard, sweep, train
+    from lab.engine.background import Writer
     from lab.engine.rows import Rows
 
     config = configs.variants(composition.cpu())["unseen"]
@@ -50,7 +51,7 @@ def main() -> None:
         rows.start()
         rows.wait()
         begun, done = time.perf_counter(), 0
-        with train.process.Writer() as writer, tqdm(total=args.steps, disable=work is None, leave=False) as progress:
+        with Writer() as writer, tqdm(total=args.steps, disable=work is None, leave=False) as progress:
             for end in ends:
                 metrics = rows.advance(done, end) if end > done else None
                 rows.wait()

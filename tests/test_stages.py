@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from lab import config as configs
 from lab import grid, stages
 from lab.configs import composition
-from lab.disk import files, measurements, metrics, store
+from lab.disk import files, measurements, store
 from lab.disk.files import WorkdirError
 from lab.disk.workdir import Workdir
 from lab.measuring.catalogue import weights
@@ -43,7 +43,7 @@ def train(path, settings):
     files.write_json(path / "config.json", {"config": configs.to_json(settings)})
     files.write_json(path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
-    metrics.write_npz(path / "metrics" / "0.npz", chunk | {"diverged_at": np.zeros(len(rows))})
+    files.write_npz(path / "metrics" / "0.npz", chunk | {"diverged_at": np.zeros(len(rows))})
     draw = np.random.default_rng(0)
     shapes = {"embed": ("embedding", (201, 4)), "in": ("kernel", (4, 3)), "head": ("kernel", (3, 201))}
     tree = {of: {leaf: draw.standard_normal((len(rows), *shape), np.float32)} for of, (leaf, shape) in shapes.items()}

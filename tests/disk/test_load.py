@@ -49,7 +49,7 @@ def write_training(path, config, grid):
             chunk["step"] = np.array(evaluations)
             chunk["odd.accuracy"] = random(seed + 20, len(evaluations), n_rows)
             chunk["odd.share"] = random(seed + 30, len(evaluations), n_rows, 8)
-        metrics.write_npz(path / "metrics" / f"{end}.npz", chunk)
+        files.write_npz(path / "metrics" / f"{end}.npz", chunk)
         begun = end
         for name, values in chunk.items():
             raw.setdefault(name, []).append(values)
@@ -225,7 +225,7 @@ def test_chunk_under_another_name_is_refused(trained, source, target, message):
 def test_chunk_without_its_evaluation_is_refused(trained):
     path, _ = trained
     chunk = metrics.read_npz(path / "metrics" / "8.npz")
-    metrics.write_npz(path / "metrics" / "8.npz", {name: chunk[name] for name in chunk if name != "step"})
+    files.write_npz(path / "metrics" / "8.npz", {name: chunk[name] for name in chunk if name != "step"})
     with pytest.raises(WorkdirError, match=r"metrics/8\.npz: holds other steps"):
         lab.load(path)
 

@@ -35,7 +35,7 @@ def write_training(path, config, last=24, after=None):
         if end <= last:
             state = {"head": {"kernel": np.random.default_rng(end).normal(size=(3, 5)).astype(np.float32)}}
             chunk = {"train_step": np.array(steps, int), "train_loss": state["head"]["kernel"][:, :1].T}
-            metrics.write_npz(
+            files.write_npz(
                 work.metrics / f"{end}.npz", chunk | ({"step": np.array([end])} if end in evaluated else {})
             )
             if end in kept and not (end == last and after == "metrics"):

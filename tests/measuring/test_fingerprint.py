@@ -29,8 +29,8 @@ PACKAGE = {
     "models/acts.py": "from lab.models import Model\n",
     "models/mlp.py": "x = 1\n",
     "engine/step.py": "def loss():\n    from lab.losses import mean\n",
-    "engine/store.py": "x = 1\n",
-    "engine/data.py": "from lab.engine import store\n",
+    "disk/store.py": "x = 1\n",
+    "engine/batches.py": "from lab.disk import store\n",
     "losses.py": "x = 1\n",
     "init.py": "x = 1\n",
     "__init__.py": "",
@@ -108,7 +108,7 @@ def test_code_that_is_reached_by_imports_counts(files, change):
         ("lab/analysis/rank.py", "'Of all.'", "'''Of\n    all.'''"),
         ("lab/analysis/flow.py", "x = 1", "x = 2"),
         ("lab/init.py", "x = 1", "x = 2"),
-        ("lab/engine/store.py", "x = 1", "x = 2"),
+        ("lab/disk/store.py", "x = 1", "x = 2"),
     ],
     ids=["comment", "docstring", "layout", "docstring below", "sibling", "not imported", "how rows are kept"],
 )
@@ -131,13 +131,13 @@ def test_measurements_of_the_catalogue_stand_on_the_values_models_and_tasks_but_
     """On a copy of the lab itself."""
     shutil.copytree(code.ROOT / "lab", tmp_path / "lab", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(code, "ROOT", tmp_path)
-    spec = importlib.util.spec_from_file_location("copied", tmp_path / "lab" / "analysis" / "catalogue" / "weights.py")
+    spec = importlib.util.spec_from_file_location("copied", tmp_path / "lab" / "measuring" / "catalogue" / "weights.py")
     weights = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(weights)
     counted, before = {}, fingerprint(weights.ranks)
     for name in (
-        "losses", "init", "models/transformer", "tasks/composition", "analysis/rank", "analysis/measure",
-        "analysis/patching", "analysis/catalogue/loss", "engine/store", "studies/outcome",
+        "losses", "init", "models/transformer", "tasks/composition", "analysis/rank", "measuring/run",
+        "analysis/patching", "measuring/catalogue/loss", "disk/store", "stages",
     ):  # fmt: skip
         path = tmp_path / "lab" / f"{name}.py"
         whole = path.read_text()
@@ -145,7 +145,7 @@ def test_measurements_of_the_catalogue_stand_on_the_values_models_and_tasks_but_
         counted[name] = fingerprint(weights.ranks) != before
         write(path, whole)
     assert [name for name, counts in counted.items() if not counts] == [
-        "analysis/patching", "analysis/catalogue/loss", "engine/store", "studies/outcome",
+        "analysis/patching", "measuring/catalogue/loss", "disk/store", "stages",
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from lab import config as configs
 from lab import grid, models, rng
 from lab.configs import composition
-from lab.disk import files, metrics, store
+from lab.disk import files, store
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
 from lab.engine import step as steps
@@ -28,7 +28,7 @@ def work(tmp_path):
     files.write_json(made.path / "config.json", {"config": configs.to_json(config)})
     files.write_json(made.path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, 1), np.float32)}
-    metrics.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.zeros(1)})
+    files.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.zeros(1)})
     params = steps.start(configs.experiment(config), rows.row(0)).params
     store.save(made.snapshots, 0, jax.tree.map(lambda leaf: np.asarray(leaf)[None], params))
     return made

@@ -65,7 +65,7 @@ def work(tmp_path):
     files.write_json(made.path / "grid.json", grid.product(config().grid.to_dict()).to_json())
     n = np.zeros((0, N_ROWS), np.float32)
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": n, "diverged_at": np.zeros(N_ROWS)}
-    metrics.write_npz(made.metrics / "0.npz", chunk)
+    files.write_npz(made.metrics / "0.npz", chunk)
     for step in STEPS:
         store.save(made.snapshots, step, params_at(step))
     return made
@@ -363,7 +363,7 @@ def configure(work, **changes):
         store.save(work.snapshots, step, params_at(step))
     for chunk in metrics.metric_files(work.metrics):
         with np.load(chunk) as arrays:
-            metrics.write_npz(chunk, dict(arrays))
+            files.write_npz(chunk, dict(arrays))
     return Workdir(work.path)
 
 

@@ -12,7 +12,7 @@ import lab
 from lab import config as configs
 from lab import models, rng
 from lab.configs import composition, focus_dilution
-from lab.disk import files, metrics, store
+from lab.disk import files, store
 from lab.disk.workdir import Workdir
 from lab.measuring.run import Selection, measure
 from lab.studies import focus_dilution as study
@@ -50,7 +50,7 @@ def workdir(path, config, shapes, scale):
     files.write_json(made.path / "config.json", {"config": configs.to_json(config)})
     files.write_json(made.path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
-    metrics.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
+    files.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
     for step in (0, STEPS):
         store.save(made.snapshots, step, draws(shapes, len(rows), step, scale))
     return made
