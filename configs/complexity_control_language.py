@@ -46,6 +46,7 @@ def cpu(task: str) -> ConfigDict:
             study="complexity_control_language",
             preset="cpu",
             task=of,
+            objective=dict(ntp_weight=0.0, label_noise=0.0, context_noise=0.0, shuffle_context=False),
             model=dict(
                 family="transformer",
                 vocab_size=of["vocab_size"],

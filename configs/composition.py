@@ -38,6 +38,7 @@ def cpu() -> ConfigDict:
                 length=9,
                 vocab_size=201,
             ),
+            objective=dict(ntp_weight=0.0, label_noise=0.0, context_noise=0.0, shuffle_context=False),
             model=dict(
                 family="transformer",
                 vocab_size=201,

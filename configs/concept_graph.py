@@ -33,6 +33,7 @@ def cpu() -> ConfigDict:
                 images_per_class=280,
                 trained=("000", "100", "010", "111"),
             ),
+            objective=dict(ntp_weight=0.0, label_noise=0.0, context_noise=0.0, shuffle_context=False),
             model=dict(family="unet", base_width=16),
             init="paper",
             start=dict(variant="", row=dict()),  # weights are drawn anew

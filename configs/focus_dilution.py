@@ -32,6 +32,7 @@ def cpu() -> ConfigDict:
                 transition=(),
                 length=128,
             ),
+            objective=dict(ntp_weight=0.0, label_noise=0.0, context_noise=0.0, shuffle_context=False),
             model=dict(family="attention", vocab_size=4, d_model=D_MODEL),
             init="paper",
             start=dict(variant="", row=dict()),  # weights are drawn anew

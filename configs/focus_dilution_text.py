@@ -43,6 +43,7 @@ def cpu() -> ConfigDict:
                 valid_share=0.1,
                 valid_path="",
             ),
+            objective=dict(ntp_weight=0.0, label_noise=0.0, context_noise=0.0, shuffle_context=False),
             model=dict(family="attention", vocab_size=vocab_size, d_model=d_model),
             init="paper",
             start=dict(variant="", row=dict()),  # weights are drawn anew

@@ -41,9 +41,6 @@ def cpu() -> ConfigDict:
             test_share=0.2,
             length=length,
             vocab_size=vocab_size,
-            label_noise=0.0,
-            context_noise=0.0,
-            shuffle_context=False,
         )
     )
     config.model.update(vocab_size=vocab_size, max_length=length)

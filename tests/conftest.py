@@ -10,7 +10,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-PLAIN = {"analysis", "models", "studies", "tasks"}  # folders whose programs run for microseconds
+PLAIN = {"analysis", "models", "studies", "tasks", "text"}  # folders whose programs run for microseconds
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,4 @@
-"""Imports point down: values <- models, tasks <- engine <- studies, report <- cli, with analysis beside the engine."""
+"""Imports point down: values <- models, tasks (<- text) <- engine <- studies, report <- cli; analysis beside the engine."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ import pytest
 import lab
 
 LAB = Path(lab.__file__).parent
-VALUES = {"grid", "init", "optim", "losses", "rng", "tree", "perturb"}
+VALUES = {"grid", "init", "optim", "losses", "rng", "tree", "perturb", "objective", "limits", "cache"}
 # what analysis may use of the engine: what reads, the lock, which sequences were trained on, and how rows are spread
 # over devices; never what trains
 READING = {"store", "table", "workdir", "step", "config", "data", "files", "process", "shard", "sweep"}
@@ -18,7 +18,8 @@ READING = {"store", "table", "workdir", "step", "config", "data", "files", "proc
 ALLOWED = {
     "values": set(),
     "models": {"values"},
-    "tasks": {"values"},
+    "text": {"values"},
+    "tasks": {"values", "text"},
     "engine": {"values", "models", "tasks"},
     "analysis": {"values", "models", "tasks", "engine"},
     "report": set(),
@@ -117,7 +118,7 @@ def test_side_effects_live_in_four_places(module):
     if layer(module) != "cli":
         assert not {"print", "jax.config.update", "sys.exit"} & called
     writers = {"lab.engine.train", "lab.engine.files", "lab.engine.store", "lab.engine.table", "lab.report.page"}
-    writers |= {"lab.tasks.corpus", "lab.tasks.hub"}  # what they write is a cache of text, not results
+    writers |= {"lab.text.corpus", "lab.text.hub"}  # what they write is a cache of text, not results
     if module not in writers:
         written = {name for name in called if name.endswith((".write_text", ".write_bytes", ".savez", ".unlink"))}
         assert not written

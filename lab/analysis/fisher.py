@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from lab import losses
 from lab.analysis import curvature, objective
 from lab.analysis.objective import mean_loss
-from lab.tasks.answers import context
+from lab.objective import context
 
 
 class Expansion(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lab
-from lab import tree
+from lab import cache, tree
 from lab.engine import config as configs
 from lab.engine import data, files, schedule, shard, step, sweep
 from lab.engine.files import DamagedError, SaveError
@@ -276,7 +276,7 @@ def _memory() -> float:
 
 
 def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, most_steps, rows_each: int) -> Path:
-    """Where the widths of a program on devices like these are kept."""
+    """Where the widths of a program on devices like these are kept; raises ValueError as `cache.folder`."""
     home = platform.node() if jax.default_backend() == "cpu" else ""
     program = (
         experiment,
@@ -290,5 +290,4 @@ def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options
         lab.__version__,
     )
     name = hashlib.sha256(repr((device_names(), home, *program)).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache"
-    return Path(cache) / "gammalab" / "plans" / f"{name}.json"
+    return cache.folder("plans") / f"{name}.json"
