@@ -26,6 +26,12 @@ def config(**changes) -> ConfigDict:
             study="",  # `load` fills in the name of the file
             preset="",  # and of its function
             task=dict(),  # family: one of lab.tasks, and its options
+            objective=dict(  # what is trained on; the task's answers alone, unless
+                ntp_weight=0.0,  # weight of the other tokens' losses: 1 is next-token prediction
+                label_noise=0.0,  # probability that an answer is replaced
+                context_noise=0.0,  # probability that a token of the context is replaced
+                shuffle_context=False,  # targets in the context come from other sequences
+            ),
             model=dict(),  # family: one of lab.models, and its options; see `transformer`
             init="paper",  # fan-in everywhere; authors: d_model, and residual outputs divided by sqrt(2 n_layers)
             start=dict(  # weights are drawn anew, or taken from

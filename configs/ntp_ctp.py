@@ -17,11 +17,11 @@ LONGEST = 192  # positions: more than any of the sequences here
 
 COMPOSITION = dict(
     family="composition", setting="34_unseen", n_anchors=4, modulus=9, noise_groups=0, low=20, high=99, length=9,
-    vocab_size=201, shuffle_context=False,
+    vocab_size=201,
 )  # fmt: skip
 OTHER_KEYS = dict(COMPOSITION, low=110, high=189)  # the same anchors do the same to tokens that were never seen
-ADDITION = dict(family="addition", high=99, block=(40, 60), shuffle_context=False)
-KINSHIP = dict(family="kinship", hops_train=(2, 3), hops_ood=(4,), shuffle_context=False)
+ADDITION = dict(family="addition", high=99, block=(40, 60))
+KINSHIP = dict(family="kinship", hops_train=(2, 3), hops_ood=(4,))
 ONTOLOGY = dict(family="ontology", hops_train=(1, 2, 3), hops_ood=(4, 5), n_chains=2, n_concepts=40, form="cloze",
                 chain_of_thought=False)  # fmt: skip
 CONTROLS = {"sam_radius": (0.05, 0.2), "weight_noise": (0.05, 0.2), "weight_decay": (1.0,)}
@@ -122,8 +122,8 @@ def paper() -> ConfigDict:
 def _control(ntp_weight: float, shuffle_context: bool = False, **axes: tuple) -> dict:
     """Addition by one objective, at the usual scale: CTP with a regularizer, or NTP on contexts without structure."""
     grid = dict(ntp_weight=(ntp_weight,), gamma=(0.5,), label_noise=(0.0,)) | axes
-    task = dict(ADDITION, shuffle_context=shuffle_context)
-    return dict(steps=2000, task=task, model=dict(vocab_size=16), grid=grid)
+    objective = dict(shuffle_context=shuffle_context)
+    return dict(steps=2000, task=ADDITION, objective=objective, model=dict(vocab_size=16), grid=grid)
 
 
 def _all_tasks() -> dict:
@@ -133,8 +133,8 @@ def _all_tasks() -> dict:
     made = {}
     for name, (task, vocab_size) in sizes.items():
         made[name] = dict(task=task, model=dict(vocab_size=vocab_size))
-        shuffled = dict(task=dict(task, shuffle_context=True), model=dict(vocab_size=vocab_size))
-        made[f"{name}_shuffled"] = shuffled | dict(grid=dict(ntp_weight=(1.0,)))
+        shuffled = dict(objective=dict(shuffle_context=True), grid=dict(ntp_weight=(1.0,)))
+        made[f"{name}_shuffled"] = made[name] | shuffled
     plain = dict(ntp_weight=(0.0, 1.0), context_noise=(0.0,), weight_decay=(0.01,))
     made["composition_then_other_keys"] = _after_composition(OTHER_KEYS, **plain)
     made["composition_then_addition"] = _after_composition(ADDITION, **plain)
