@@ -34,8 +34,7 @@ class Rows:
         """The rows before training.
 
         Args:
-          given: fields of `RowState` that are not as drawn, see `init_from.weights`; of the rows that this process needs,
-            see `Layout.source_rows`.
+          given: fields of `RowState` that are not as drawn, see `init_from.weights`, for `layout.source_rows`.
         """
         placed = self.layout.to_device(dict(given), self.options.split_params)
         drawn = zip(self.hparams, placed, strict=True)
@@ -43,7 +42,7 @@ class Rows:
         self.row_batches = [self._offload(start) for start in starts]
 
     def resume(self, rows_R: RowState) -> None:
-        """The rows that `fetch` gave; those that this process needs, see `Layout.source_rows`."""
+        """The rows that `fetch` gave, for `layout.source_rows`."""
         self.row_batches = [self._offload(batch) for batch in self.layout.to_device(rows_R, self.options.split_params)]
 
     def abstract(self) -> RowState:
