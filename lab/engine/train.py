@@ -179,11 +179,11 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
     with _progress(config, work.path.name, done) as progress, Writer() as writer:
         for end in (end for end in ends if end > done):
             begun, first = time.monotonic(), max(done, 0)
-            metrics = rows.advance(first, end) if end > first else None
+            recorded = rows.advance(first, end) if end > first else None
             rows.wait()
             multihost.raise_everywhere(writer.failure())
             stopping = multihost.max_over_processes(stop_asked())  # a SIGTERM from here on counts after the next chunk
-            chunk = Chunk(first, end, metrics, rows.evaluate() if end in evaluated else None, rows.diverged_at())
+            chunk = Chunk(first, end, recorded, rows.evaluate() if end in evaluated else None, rows.diverged_at())
             state = rows.fetch() if end in kept or end in saved or stopping else None
             writer.write(_save, work, rows.layout, chunk, state, end in kept, end in saved or stopping)
             done = end
