@@ -12,116 +12,57 @@ Papers: "Initialization is Critical to Whether Transformers Fit Composite Functi
 
 from ml_collections import ConfigDict
 
-PRESETS = ("smoke", "cpu", "gpu", "paper")
+from lab.configs import base
 
+get_config = base.get_config(__name__)
 
-def get_config(preset: str = "cpu") -> ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
-    return {"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper}[preset]()
-
-
-def cpu() -> ConfigDict:
-    """Both settings at a size that two CPU cores train in minutes."""
-    return ConfigDict(
-        dict(
-            study="composition",
-            preset="cpu",
-            task=dict(
-                family="composition",
-                setting="34_unseen",
-                n_anchors=4,
-                modulus=9,
-                noise_groups=0,
-                low=20,
-                high=99,
-                length=9,
-                vocab_size=201,
-            ),
-            model=dict(
-                family="transformer",
-                vocab_size=201,
-                max_length=9,
-                n_layers=2,
-                n_heads=1,
-                d_model=64,
-                d_head=64,
-                d_ff=128,
-                activation="relu",
-                norm="pre",
-                use_bias=False,
-                head_bias=False,
-                final_norm=True,
-                tied_head=False,
-                readout="last",  # the loss reads one position, so nothing else is computed in the last block
-                compute_dtype="float32",
-            ),
-            init="paper",
-            start=dict(variant="", row=dict()),  # weights are drawn anew
-            optim=dict(
-                family="adamw",
-                schedule="warmup_cosine",
-                warmup_steps=100,
-                start_factor=0.04,  # warm-up multiplies the learning rate by 25, as published
-                end_factor=0.04,
-                clip_norm=1.0,
-                decay="scaled",
-                decay_mask="all",
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                momentum=0.0,  # read by sgd only
-                frozen=(),
-            ),
-            grid=dict(
-                gamma=(0.35, 0.45, 0.78),
-                weight_decay=(0.01, 1.0),
-                learning_rate=(2e-3,),
-                seed=(0, 1, 2),
-            ),
-            steps=2200,
-            batch_size=128,
-            train_size=0,  # an endless stream
-            data_order="row",  # another seed: other weights and other data
-            data_seed=0,
-            eval_every=250,
-            eval_size=1024,
-            snapshots=5,
-            snapshot_every=0,
-            checkpoint_every=1000,
-            block_width=0,  # as many rows at once as a measurement on this device says
-            data_devices=1,
-            split_params=False,
-            deterministic=False,
-            variants=dict(
-                unseen=dict(),
-                # Width and learning rate are chosen in docs/composition.md.
-                wrong=dict(
-                    task=dict(setting="34_wrong"),
-                    model=dict(d_model=128, d_head=64),
-                    grid=dict(gamma=(0.45, 0.65), weight_decay=(0.01,), learning_rate=(1e-3,)),
-                ),
-            ),
-        )
-    )
+TASK = dict(
+    family="composition", setting="34_unseen", n_anchors=4, modulus=9, noise_groups=0, low=20, high=99, length=9,
+    vocab_size=201,
+)  # fmt: skip
+FIRST_PAPER = dict(  # arXiv 2405.05409: post-norm, ReLU, one head
+    n_heads=1, d_model=400, d_head=200, d_ff=1200, activation="relu", norm="post", use_bias=False, final_norm=False
+)
+FIRST_PAPERS_GRID = dict(
+    gamma=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    learning_rate=(1e-4, 1.25e-4, 1.5e-4, 1.75e-4, 2e-4, 2.25e-4, 2.5e-4, 2.75e-4, 3e-4),
+)
 
 
 def smoke() -> ConfigDict:
-    """Seconds: every part runs, nothing is learnt."""
-    config = cpu()
-    config.preset = "smoke"
-    config.model.update(d_model=16, d_head=16, d_ff=32)
+    """Seconds; every part runs, nothing is learnt."""
+    config = base.shrink(cpu(), steps=40, batch_size=32)
+    config.grid.gamma = (0.45, 0.65)
     del config.variants.wrong.model
-    config.optim.warmup_steps = 5
-    config.grid.update(gamma=(0.45, 0.65), seed=(0, 1))
-    config.update(steps=40, batch_size=32, eval_every=20, eval_size=64, snapshots=3, checkpoint_every=20, block_width=1)
     return config
 
 
+def cpu() -> ConfigDict:
+    """5 minutes on two CPU cores."""
+    return base.config(
+        task=TASK,
+        model=base.transformer(),
+        grid=dict(gamma=(0.35, 0.45, 0.78), weight_decay=(0.01, 1.0)),
+        steps=2200,
+        eval_every=250,
+        variants=dict(
+            unseen=dict(),
+            # Width and learning rate are chosen in docs/composition.md.
+            wrong=dict(
+                task=dict(setting="34_wrong"),
+                model=dict(d_model=128, d_head=64),
+                grid=dict(gamma=(0.45, 0.65), weight_decay=(0.01,), learning_rate=(1e-3,)),
+            ),
+        ),
+    )
+
+
 def gpu() -> ConfigDict:
-    """The whole phase diagram at the small size: 220 + 105 rows, too many for two cores, a few too little for a GPU."""
+    """Minutes on one GPU (not yet timed).
+
+    The whole phase diagram at the small size: 220 + 105 rows, too many for two cores, a few too little for a GPU.
+    """
     config = cpu()
-    config.preset = "gpu"
     config.grid.update(
         gamma=(0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
         weight_decay=(0.0, 0.01, 0.1, 1.0),
@@ -133,24 +74,20 @@ def gpu() -> ConfigDict:
 
 
 def paper() -> ConfigDict:
-    """As published. Base and variant `unseen`: arXiv 2501.08537, ten layers; variants `wrong*`: arXiv 2405.05409."""
+    """As published: days on one GPU (not yet timed).
+
+    Base and variant `unseen`: arXiv 2501.08537, ten layers; variants `wrong*`: arXiv 2405.05409, every depth at nine
+    peak learning rates.
+    """
     config = cpu()
-    config.preset = "paper"
     config.model.update(
-        max_length=20,
-        n_layers=10,
-        n_heads=10,
-        d_model=640,
-        d_head=64,
-        d_ff=1280,
-        activation="gelu",
-        use_bias=True,
+        max_length=20, n_layers=10, n_heads=10, d_model=640, d_head=64, d_ff=1280, activation="gelu", use_bias=True,
         head_bias=True,
-    )
+    )  # fmt: skip
     config.init = "authors"
     steps_per_epoch = 157_500 // 2048  # 76
     config.optim.update(warmup_steps=50 * steps_per_epoch, start_factor=1 / 3, end_factor=1 / 3)
-    config.grid = dict(
+    config.grid.update(
         gamma=(0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
         weight_decay=(0.0, 0.01, 0.1, 1.0),
         learning_rate=(3e-5,),
@@ -165,41 +102,20 @@ def paper() -> ConfigDict:
         snapshots=12,
         checkpoint_every=10 * steps_per_epoch,
     )
-    depths = {
-        "wrong": 2,
-        "wrong_3_layers": 3,
-        "wrong_4_layers": 4,
-        "wrong_5_layers": 5,
-        "wrong_6_layers": 6,
-        "wrong_7_layers": 7,
-    }
+    depths = {"wrong": 2, **{f"wrong_{depth}_layers": depth for depth in (3, 4, 5, 6, 7)}}
     config.variants = {"unseen": {}, **{name: _first_paper(depth) for name, depth in depths.items()}}
     return config
 
 
 def _first_paper(n_layers: int) -> dict:
-    """arXiv 2405.05409: post-norm, ReLU, one head; every depth at nine peak learning rates."""
+    """A depth of arXiv 2405.05409."""
     steps_per_epoch = 759_375 // 2048  # 370
     return dict(
         task=dict(setting="34_wrong", modulus=7),
-        model=dict(
-            n_layers=n_layers,
-            n_heads=1,
-            d_model=400,
-            d_head=200,
-            d_ff=1200,
-            activation="relu",
-            norm="post",
-            use_bias=False,
-            final_norm=False,
-        ),
+        model=dict(FIRST_PAPER, n_layers=n_layers),
         init="paper",
         optim=dict(warmup_steps=10 * steps_per_epoch, start_factor=0.04, end_factor=0.04),
-        grid=dict(
-            gamma=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-            weight_decay=(0.01,),
-            learning_rate=(1e-4, 1.25e-4, 1.5e-4, 1.75e-4, 2e-4, 2.25e-4, 2.5e-4, 2.75e-4, 3e-4),
-        ),
+        grid=dict(FIRST_PAPERS_GRID, weight_decay=(0.01,)),
         steps=210 * steps_per_epoch,
         train_size=759_375,
         eval_every=10 * steps_per_epoch,

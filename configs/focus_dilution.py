@@ -8,83 +8,98 @@ Collapse" (arXiv 2510.06954). The first gives neither width nor optimizer nor in
 
 from ml_collections import ConfigDict
 
-PRESETS = ("smoke", "cpu", "gpu", "paper")
-D_MODEL = 16
+from lab.configs import base
+
+get_config = base.get_config(__name__)
 
 
-def get_config(preset: str = "cpu") -> ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
-    return {"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper}[preset]()
+def smoke() -> ConfigDict:
+    """Seconds; every part runs, nothing is learnt."""
+    config = base.shrink(cpu(), steps=60, batch_size=16)
+    config.task.length = 16
+    config.snapshot_every = 10
+    config.variants.escape.grid.delta = (0.0, 0.01, 0.02)
+    config.variants.collapse.optim.warmup_steps = 5
+    for name in ("collapse", "descent"):
+        config.variants[name].model.update(d_model=16, d_ff=32)
+        config.variants[name].update(steps=40, eval_every=20, snapshot_every=10)
+    return config
 
 
 def cpu() -> ConfigDict:
-    return ConfigDict(
-        dict(
-            study="focus_dilution",
-            preset="cpu",
-            task=dict(
-                family="markov",
-                stationary=(0.75, 0.19, 0.05, 0.01),
-                asymmetry=(),
-                delta=0.0,
-                stay=0.5,
-                transition=(),
-                length=128,
+    """Up to 10 minutes on two CPU cores."""
+    return base.config(
+        task=dict(
+            family="markov",
+            stationary=(0.75, 0.19, 0.05, 0.01),
+            asymmetry=(),
+            delta=0.0,
+            stay=0.5,
+            transition=(),
+            length=128,
+        ),
+        model=dict(family="attention", vocab_size=4, d_model=16),
+        optim=dict(
+            family="sgd", schedule="constant", warmup_steps=0, start_factor=1.0, end_factor=1.0, clip_norm=float("inf")
+        ),
+        grid=dict(
+            gamma=(1.661, 2.4914, 3.3219),  # initial std d_model^-gamma: 1e-2, 1e-3 and 1e-4
+            weight_decay=(0.0,),
+            learning_rate=(0.5,),
+        ),
+        steps=20_000,
+        batch_size=64,
+        eval_every=500,
+        eval_size=4096,
+        snapshots=8,
+        snapshot_every=100,
+        checkpoint_every=10_000,
+        variants=dict(
+            cycle=dict(),
+            escape=dict(
+                batch_size=32,
+                task=dict(stationary=(0.7, 0.1, 0.1, 0.1), asymmetry=(0.0, 1.0, 0.0, -1.0)),
+                grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
             ),
-            model=dict(family="attention", vocab_size=4, d_model=D_MODEL),
-            init="paper",
-            start=dict(variant="", row=dict()),  # weights are drawn anew
-            optim=dict(
-                family="sgd",
-                schedule="constant",
-                warmup_steps=0,
-                start_factor=1.0,
-                end_factor=1.0,
-                clip_norm=float("inf"),
-                decay="scaled",
-                decay_mask="all",
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                momentum=0.0,
-                frozen=(),
-            ),
-            grid=dict(
-                gamma=(1.661, 2.4914, 3.3219),  # initial std d_model^-gamma: 1e-2, 1e-3 and 1e-4
-                weight_decay=(0.0,),
-                learning_rate=(0.5,),
-                seed=(0, 1, 2),
-            ),
-            steps=20_000,
-            batch_size=64,
-            train_size=0,
-            data_order="row",
-            data_seed=0,
-            eval_every=500,
-            eval_size=4096,
-            snapshots=8,
-            snapshot_every=100,
-            checkpoint_every=10_000,
-            block_width=0,
-            data_devices=1,
-            split_params=False,
-            deterministic=False,
-            variants=dict(
-                cycle=dict(),
-                escape=dict(
-                    batch_size=32,
-                    task=dict(stationary=(0.7, 0.1, 0.1, 0.1), asymmetry=(0.0, 1.0, 0.0, -1.0)),
-                    grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
-                ),
-                collapse=collapse(),
-                descent=descent(),
-            ),
-        )
+            collapse=_collapse(),
+            descent=_descent(),
+        ),
     )
 
 
-def collapse() -> dict:
+def gpu() -> ConfigDict:
+    """Minutes on one GPU (not yet timed).
+
+    More scales, more ways to stay, more seeds; the companion at twice the width.
+    """
+    config = cpu()
+    config.grid.seed = tuple(range(10))
+    config.update(batch_size=1024, eval_size=16_384)
+    config.variants.cycle = dict(grid=dict(gamma=(1.25, 1.661, 2.076, 2.4914, 2.907), stay=(0.3, 0.5, 0.7)))
+    config.variants.collapse.model.update(d_model=128, d_ff=256)
+    config.variants.collapse.update(steps=4000, batch_size=1000)
+    return config
+
+
+def paper() -> ConfigDict:
+    """Longer sequences, wider models, the companion as published (not yet timed).
+
+    Its number of sequences is not published: 10^5 here.
+    """
+    config = gpu()
+    config.task.length = 1024
+    config.update(steps=40_000, snapshot_every=100)
+    steps_per_epoch = 100
+    config.variants.collapse.model.update(d_model=640, d_ff=1280)
+    config.variants.collapse.optim.update(
+        schedule="warmup_cosine", warmup_steps=10 * steps_per_epoch, start_factor=1 / 15, end_factor=1 / 15
+    )
+    config.variants.collapse.grid.update(gamma=(0.85,), learning_rate=(1.5e-4,))
+    config.variants.collapse.update(steps=30 * steps_per_epoch, train_size=100_000, batch_size=1000, snapshot_every=10)
+    return config
+
+
+def _collapse() -> dict:
     """The companion's anchor task at a width two cores train: the paper's is 640, d_ff 1280, with gamma 0.85."""
     return dict(
         task=dict(
@@ -106,55 +121,9 @@ def collapse() -> dict:
     )
 
 
-def descent() -> dict:
+def _descent() -> dict:
     """`collapse` by plain gradient descent, the law that its theory is written for: what does it conserve?"""
-    config = collapse()
+    config = _collapse()
     config["optim"].update(family="sgd", warmup_steps=0, clip_norm=float("inf"))
     config["grid"].update(gamma=(1.0,), learning_rate=(0.5,))  # longer steps conserve less: drift 0.06 at 2
     return config | dict(steps=4000, snapshot_every=40)
-
-
-def smoke() -> ConfigDict:
-    """Seconds: every part runs, nothing is learnt."""
-    config = cpu()
-    config.preset = "smoke"
-    config.task.length = 16
-    config.grid.seed = (0, 1)
-    config.update(
-        steps=60, batch_size=16, eval_every=30, eval_size=32, snapshots=3, snapshot_every=10, checkpoint_every=30,
-        block_width=1,
-    )  # fmt: skip
-    config.variants.escape.grid.delta = (0.0, 0.01, 0.02)
-    config.variants.collapse.optim.warmup_steps = 5
-    for name in ("collapse", "descent"):
-        config.variants[name].model.update(d_model=16, d_ff=32)
-        config.variants[name].update(steps=40, eval_every=20, snapshot_every=10)
-    return config
-
-
-def gpu() -> ConfigDict:
-    """More scales, more ways to stay, more seeds; the companion at twice the width."""
-    config = cpu()
-    config.preset = "gpu"
-    config.grid.seed = tuple(range(10))
-    config.update(batch_size=1024, eval_size=16_384)
-    config.variants.cycle = dict(grid=dict(gamma=(1.25, 1.661, 2.076, 2.4914, 2.907), stay=(0.3, 0.5, 0.7)))
-    config.variants.collapse.model.update(d_model=128, d_ff=256)
-    config.variants.collapse.update(steps=4000, batch_size=1000)
-    return config
-
-
-def paper() -> ConfigDict:
-    """The companion as published, but for its number of sequences, which is not: 10^5; the cycle on longer ones."""
-    config = gpu()
-    config.preset = "paper"
-    config.task.length = 1024
-    config.update(steps=40_000, snapshot_every=100)
-    steps_per_epoch = 100
-    config.variants.collapse.model.update(d_model=640, d_ff=1280)
-    config.variants.collapse.optim.update(
-        schedule="warmup_cosine", warmup_steps=10 * steps_per_epoch, start_factor=1 / 15, end_factor=1 / 15
-    )
-    config.variants.collapse.grid.update(gamma=(0.85,), learning_rate=(1.5e-4,))
-    config.variants.collapse.update(steps=30 * steps_per_epoch, train_size=100_000, batch_size=1000, snapshot_every=10)
-    return config

@@ -15,93 +15,58 @@ are of "From Condensation to Rank Collapse" (arXiv 2510.06954), whose appendix d
 
 from ml_collections import ConfigDict
 
-PRESETS = ("smoke", "cpu", "gpu", "paper")
+from lab.configs import base
 
-
-def get_config(preset: str = "cpu") -> ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
-    return {"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper}[preset]()
-
-
-def cpu() -> ConfigDict:
-    """Some 400,000 words, or as many as there are."""
-    vocab_size, length, d_model = 4000, 64, 64
-    return ConfigDict(
-        dict(
-            study="focus_dilution_text",
-            preset="cpu",
-            task=dict(
-                family="text",
-                path="",
-                hf_id="",
-                separator="line",  # TinyStories: endoftext
-                tokenizer="word",  # TinyStories: bpe, which tells words from commas
-                vocab_size=vocab_size,
-                length=length,
-                loss="last",
-                valid_share=0.1,
-                valid_path="",
-            ),
-            model=dict(family="attention", vocab_size=vocab_size, d_model=d_model),
-            init="paper",
-            start=dict(variant="", row=dict()),  # weights are drawn anew
-            optim=dict(
-                family="adamw",
-                schedule="constant",
-                warmup_steps=50,
-                start_factor=0.1,
-                end_factor=0.1,
-                clip_norm=1.0,
-                decay="scaled",
-                decay_mask="all",
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                momentum=0.0,  # read by sgd only
-                frozen=(),
-            ),
-            grid=dict(gamma=(1.2,), weight_decay=(0.0,), learning_rate=(2e-3,), seed=(0, 1, 2)),
-            steps=2000,
-            batch_size=128,
-            train_size=40_000,  # windows, drawn once: a little more than six epochs
-            data_order="row",  # another seed: other weights and another order
-            data_seed=0,
-            eval_every=50,
-            eval_size=1024,
-            snapshots=12,
-            snapshot_every=25,  # focus comes and goes within a hundred steps
-            checkpoint_every=1000,
-            block_width=0,  # as many rows at once as a measurement on this device says
-            data_devices=1,
-            split_params=False,
-            deterministic=False,
-            variants=dict(
-                one_layer=dict(),
-                two_layer=dict(model=_two_layers(vocab_size, length, d_model, 4 * d_model)),
-            ),
-        )
-    )
+get_config = base.get_config(__name__)
 
 
 def smoke() -> ConfigDict:
-    """Seconds: every part runs, nothing is learnt."""
-    config = cpu()
-    config.preset = "smoke"
+    """Seconds on any text; every part runs, nothing is learnt."""
+    config = base.shrink(cpu(), steps=40, batch_size=16)
     _resize(config, vocab_size=100, length=8, d_model=8)
-    config.optim.warmup_steps = 5
-    config.grid.seed = (0, 1)
-    config.update(
-        steps=40, batch_size=16, train_size=64, eval_every=20, eval_size=32, snapshots=3, snapshot_every=0,
-        checkpoint_every=20, block_width=1,
-    )  # fmt: skip
+    config.update(train_size=64, snapshot_every=0)
     return config
 
 
+def cpu() -> ConfigDict:
+    """Minutes on two CPU cores (one_layer); needs --config.task.path=FILE.
+
+    Some 400,000 words, or as many as there are.
+    """
+    vocab_size, length, d_model = 4000, 64, 64
+    return base.config(
+        task=dict(
+            family="text",
+            path="",
+            hf_id="",
+            separator="line",  # TinyStories: endoftext
+            tokenizer="word",  # TinyStories: bpe, which tells words from commas
+            vocab_size=vocab_size,
+            length=length,
+            loss="last",
+            valid_share=0.1,
+            valid_path="",
+        ),
+        model=dict(family="attention", vocab_size=vocab_size, d_model=d_model),
+        optim=dict(schedule="constant", warmup_steps=50, start_factor=0.1, end_factor=0.1),
+        grid=dict(gamma=(1.2,), weight_decay=(0.0,)),
+        train_size=40_000,  # windows, drawn once: a little more than six epochs
+        eval_every=50,
+        snapshots=12,
+        snapshot_every=25,  # focus comes and goes within a hundred steps
+        variants=dict(
+            one_layer=dict(),
+            two_layer=dict(model=_two_layers(vocab_size, length, d_model, 4 * d_model)),
+        ),
+    )
+
+
 def gpu() -> ConfigDict:
-    """All of WikiText-2 or a part of TinyStories; three scales of the weights and three learning rates."""
+    """Minutes on one GPU (not yet timed).
+
+    All of WikiText-2 or a part of TinyStories; three scales of the weights and three learning rates.
+    """
     config = cpu()
-    config.preset = "gpu"
     _resize(config, vocab_size=8000, length=128, d_model=128)
     config.grid.update(gamma=(0.8, 1.0, 1.2), learning_rate=(2e-4, 6e-4, 2e-3), seed=(0, 1, 2, 3, 4))
     config.update(steps=10_000, batch_size=256, train_size=500_000, eval_every=100, eval_size=2048, snapshot_every=100)
@@ -109,12 +74,12 @@ def gpu() -> ConfigDict:
 
 
 def paper() -> ConfigDict:
-    """WikiText as in arXiv 2510.06954: windows of 2048 tokens, five epochs. How many windows there were is not said.
+    """Windows of 2048 tokens (not yet timed).
 
+    WikiText as in arXiv 2510.06954, five epochs. How many windows there were is not said.
     Its vocabulary of 31,999 is some released tokenizer's; here words are counted.
     """
     config = cpu()
-    config.preset = "paper"
     _resize(config, vocab_size=31_999, length=2048, d_model=64)
     config.variants.two_layer.model.d_ff = 800
     train_size = 50_000  # a WikiText-103 of 103 million words, once
@@ -128,24 +93,10 @@ def paper() -> ConfigDict:
 
 
 def _two_layers(vocab_size: int, length: int, d_model: int, d_ff: int) -> dict:
-    return dict(
-        family="transformer",
-        vocab_size=vocab_size,
-        max_length=length,
-        n_layers=2,
-        n_heads=1,
-        d_model=d_model,
-        d_head=d_model,
-        d_ff=d_ff,
-        activation="gelu",
-        norm="none",
-        use_bias=False,
-        head_bias=False,
-        final_norm=False,
-        tied_head=False,
-        readout="last",  # the loss reads one position, so nothing else is computed in the last block
-        compute_dtype="float32",
-    )
+    return base.transformer(
+        vocab_size=vocab_size, max_length=length, d_model=d_model, d_head=d_model, d_ff=d_ff, activation="gelu",
+        norm="none", final_norm=False,
+    )  # fmt: skip
 
 
 def _resize(config: ConfigDict, vocab_size: int, length: int, d_model: int) -> None:

@@ -9,16 +9,19 @@ are ours, that of `paper` is the group's recipe for GPT-2.
 
 from ml_collections import ConfigDict
 
-PRESETS = ("smoke", "cpu", "gpu", "paper")
+from lab.configs import base
+
+get_config = base.get_config(__name__)
+
 LONGEST = 192  # positions: more than any of the sequences here
 
 COMPOSITION = dict(
     family="composition", setting="34_unseen", n_anchors=4, modulus=9, noise_groups=0, low=20, high=99, length=9,
-    vocab_size=201, shuffle_context=False,
+    vocab_size=201,
 )  # fmt: skip
 OTHER_KEYS = dict(COMPOSITION, low=110, high=189)  # the same anchors do the same to tokens that were never seen
-ADDITION = dict(family="addition", high=99, block=(40, 60), shuffle_context=False)
-KINSHIP = dict(family="kinship", hops_train=(2, 3), hops_ood=(4,), shuffle_context=False)
+ADDITION = dict(family="addition", high=99, block=(40, 60))
+KINSHIP = dict(family="kinship", hops_train=(2, 3), hops_ood=(4,))
 ONTOLOGY = dict(family="ontology", hops_train=(1, 2, 3), hops_ood=(4, 5), n_chains=2, n_concepts=40, form="cloze",
                 chain_of_thought=False)  # fmt: skip
 CONTROLS = {"sam_radius": (0.05, 0.2), "weight_noise": (0.05, 0.2), "weight_decay": (1.0,)}
@@ -26,121 +29,53 @@ GRAPH_PATH = dict(family="graph_path", hops_train=(1, 2, 3), hops_ood=(4,), widt
 RULES = dict(family="rules", hops_train=(1, 2), hops_ood=(3,), width=2)
 
 
-def get_config(preset: str = "cpu") -> ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
-    return {"smoke": smoke, "cpu": cpu, "gpu": gpu, "paper": paper}[preset]()
-
-
-def cpu() -> ConfigDict:
-    """Two tasks that both objectives learn to 95 % at a size that two CPU cores train in minutes; kinship is not so."""
-    return ConfigDict(
-        dict(
-            study="ntp_ctp",
-            preset="cpu",
-            task=COMPOSITION,
-            model=dict(
-                family="transformer",
-                vocab_size=201,
-                max_length=32,
-                n_layers=2,
-                n_heads=2,
-                d_model=48,
-                d_head=24,
-                d_ff=96,
-                activation="relu",
-                norm="pre",
-                use_bias=False,
-                head_bias=False,
-                final_norm=True,
-                tied_head=False,
-                readout="all",  # NTP's loss reads every position
-                compute_dtype="float32",
-            ),
-            init="paper",
-            start=dict(variant="", row=dict()),  # weights are drawn anew
-            optim=dict(
-                family="adamw",
-                schedule="constant",
-                warmup_steps=100,
-                start_factor=0.04,
-                end_factor=0.04,
-                clip_norm=1.0,
-                decay="scaled",
-                decay_mask="all",
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                momentum=0.0,  # read by sgd only
-                frozen=(),
-            ),
-            grid=dict(
-                ntp_weight=(0.0, 1.0),
-                gamma=(0.5, 0.8),
-                weight_decay=(0.01,),
-                label_noise=(0.0, 0.2),
-                learning_rate=(2e-3,),
-                seed=(0, 1, 2),
-            ),
-            steps=3000,
-            batch_size=64,
-            train_size=8192,  # finite: what cannot be predicted can be learnt by heart
-            data_order="row",  # another seed: other weights and another order
-            data_seed=0,
-            eval_every=100,
-            eval_size=512,
-            snapshots=9,  # the first ones near the start, where the loss is expanded
-            snapshot_every=0,
-            checkpoint_every=1000,
-            block_width=0,  # as many rows at once as a measurement on this device says
-            data_devices=1,
-            split_params=False,
-            deterministic=False,
-            variants=dict(
-                composition=dict(steps=4000, grid=dict(label_noise=(0.0,))),  # wrong answers: see addition
-                addition=dict(
-                    steps=2000, task=ADDITION, model=dict(vocab_size=16), grid=dict(context_noise=(0.0, 0.1))
-                ),
-                composition_then_other_keys=dict(_after_composition(OTHER_KEYS), steps=1500, eval_every=25),
-                **{f"addition_{axis}": _control(0.0, **{axis: values}) for axis, values in CONTROLS.items()},
-                addition_shuffled=_control(1.0, shuffle_context=True),
-            ),
-        )
-    )
-
-
-def _control(ntp_weight: float, shuffle_context: bool = False, **axes: tuple) -> dict:
-    """Addition by one objective, at the usual scale: CTP with a regularizer, or NTP on contexts without structure."""
-    grid = dict(ntp_weight=(ntp_weight,), gamma=(0.5,), label_noise=(0.0,)) | axes
-    task = dict(ADDITION, shuffle_context=shuffle_context)
-    return dict(steps=2000, task=task, model=dict(vocab_size=16), grid=grid)
-
-
 def smoke() -> ConfigDict:
-    """Seconds: every part runs, nothing is learnt."""
-    config = cpu()
-    config.preset = "smoke"
-    config.model.update(d_model=16, d_head=8, d_ff=32)
-    config.optim.warmup_steps = 5
-    config.grid.seed = (0, 1)
-    config.update(
-        steps=40,
-        batch_size=16,
-        train_size=64,
-        eval_every=20,
-        eval_size=32,
-        snapshots=3,
-        checkpoint_every=20,
-        block_width=1,
-    )
+    """Seconds; every part runs, nothing is learnt."""
+    config = base.shrink(cpu(), steps=40, batch_size=16)
+    config.train_size = 64
     config.variants = dict(composition=dict(), composition_then_other_keys=_after_composition(OTHER_KEYS))
     return config
 
 
+def cpu() -> ConfigDict:
+    """15 minutes on two CPU cores.
+
+    Two tasks that both objectives learn to 95 % at a size that two CPU cores train in minutes; kinship is not so.
+    """
+    return base.config(
+        task=COMPOSITION,
+        model=base.transformer(
+            max_length=32,
+            n_heads=2,
+            d_model=48,
+            d_head=24,
+            d_ff=96,
+            readout="all",  # NTP's loss reads every position
+        ),
+        optim=dict(schedule="constant"),
+        grid=dict(ntp_weight=(0.0, 1.0), gamma=(0.5, 0.8), weight_decay=(0.01,), label_noise=(0.0, 0.2)),
+        steps=3000,
+        batch_size=64,
+        train_size=8192,  # finite: what cannot be predicted can be learnt by heart
+        eval_every=100,
+        eval_size=512,
+        snapshots=9,  # the first ones near the start, where the loss is expanded
+        variants=dict(
+            composition=dict(steps=4000, grid=dict(label_noise=(0.0,))),  # wrong answers: see addition
+            addition=dict(steps=2000, task=ADDITION, model=dict(vocab_size=16), grid=dict(context_noise=(0.0, 0.1))),
+            composition_then_other_keys=dict(_after_composition(OTHER_KEYS), steps=1500, eval_every=25),
+            **{f"addition_{axis}": _control(0.0, **{axis: values}) for axis, values in CONTROLS.items()},
+            addition_shuffled=_control(1.0, shuffle_context=True),
+        ),
+    )
+
+
 def gpu() -> ConfigDict:
-    """All tasks, every noise, and contexts shuffled between sequences: the noise of NTP without its structure."""
+    """All tasks, minutes on one GPU (not yet timed).
+
+    Every noise, and contexts shuffled between sequences: the noise of NTP without its structure.
+    """
     config = cpu()
-    config.preset = "gpu"
     config.model.update(max_length=LONGEST, n_layers=4, n_heads=4, d_model=128, d_head=32, d_ff=256)
     config.grid.update(
         ntp_weight=(0.0, 0.5, 1.0), weight_decay=(0.01, 1.0), context_noise=(0.0, 0.1), learning_rate=(1e-3,)
@@ -151,9 +86,11 @@ def gpu() -> ConfigDict:
 
 
 def paper() -> ConfigDict:
-    """GPT-2 small from scratch on every task: the group's AdamW at a constant 5e-5, three initial scales."""
+    """GPT-2 small from scratch on every task: days on one GPU (not yet timed).
+
+    The group's AdamW at a constant 5e-5, three initial scales.
+    """
     config = cpu()
-    config.preset = "paper"
     config.model.update(
         max_length=LONGEST,
         n_layers=12,
@@ -182,6 +119,13 @@ def paper() -> ConfigDict:
     return config
 
 
+def _control(ntp_weight: float, shuffle_context: bool = False, **axes: tuple) -> dict:
+    """Addition by one objective, at the usual scale: CTP with a regularizer, or NTP on contexts without structure."""
+    grid = dict(ntp_weight=(ntp_weight,), gamma=(0.5,), label_noise=(0.0,)) | axes
+    objective = dict(shuffle_context=shuffle_context)
+    return dict(steps=2000, task=ADDITION, objective=objective, model=dict(vocab_size=16), grid=grid)
+
+
 def _all_tasks() -> dict:
     """Every task with both objectives, and NTP on shuffled contexts."""
     sizes = {"composition": (COMPOSITION, 201), "addition": (ADDITION, 16), "kinship": (KINSHIP, 64),
@@ -189,8 +133,8 @@ def _all_tasks() -> dict:
     made = {}
     for name, (task, vocab_size) in sizes.items():
         made[name] = dict(task=task, model=dict(vocab_size=vocab_size))
-        shuffled = dict(task=dict(task, shuffle_context=True), model=dict(vocab_size=vocab_size))
-        made[f"{name}_shuffled"] = shuffled | dict(grid=dict(ntp_weight=(1.0,)))
+        shuffled = dict(objective=dict(shuffle_context=True), grid=dict(ntp_weight=(1.0,)))
+        made[f"{name}_shuffled"] = made[name] | shuffled
     plain = dict(ntp_weight=(0.0, 1.0), context_noise=(0.0,), weight_decay=(0.01,))
     made["composition_then_other_keys"] = _after_composition(OTHER_KEYS, **plain)
     made["composition_then_addition"] = _after_composition(ADDITION, **plain)

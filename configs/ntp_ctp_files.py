@@ -17,40 +17,37 @@ Paper: "Reasoning Bias of Next Token Prediction Training" (arXiv 2502.02007), wh
 
 from ml_collections import ConfigDict
 
-from lab.configs import ntp_ctp
+from lab.configs import base, ntp_ctp
 
-PRESETS = ("smoke", "cpu", "gpu")
+get_config = base.get_config(__name__)
 
 
-def get_config(preset: str = "cpu") -> ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
-    return {"smoke": smoke, "cpu": cpu, "gpu": gpu}[preset]()
+def smoke() -> ConfigDict:
+    """Seconds on any file; every part runs, nothing is learnt."""
+    config = base.shrink(cpu(), steps=4, batch_size=4, checkpoints=1)
+    config.eval_size = 16
+    config.grid.seed = (0, 1, 2)
+    return config
 
 
 def cpu() -> ConfigDict:
-    """The model of `ntp_ctp`, on sequences that hold the longest published question."""
-    config = ntp_ctp.cpu()
+    """Minutes on two CPU cores; needs --config.task.path=FILE.
+
+    The model of `ntp_ctp`, on sequences that hold the longest published question.
+    """
     length, vocab_size = 336, 128
-    config.update(study="ntp_ctp_files", preset="cpu")
-    config.task = ConfigDict(
-        dict(
+    return base.config(
+        task=dict(
             family="question_files",
             path="",
             test_path="",
             test_share=0.2,
             length=length,
             vocab_size=vocab_size,
-            label_noise=0.0,
-            context_noise=0.0,
-            shuffle_context=False,
-        )
-    )
-    config.model.update(vocab_size=vocab_size, max_length=length)
-    config.grid = ConfigDict(
-        dict(ntp_weight=(0.0, 1.0), gamma=(0.5,), weight_decay=(0.01,), learning_rate=(2e-3,), seed=(0, 1, 2))
-    )
-    config.update(
+        ),
+        model=ntp_ctp.cpu().model.to_dict() | dict(vocab_size=vocab_size, max_length=length),
+        optim=dict(schedule="constant"),
+        grid=dict(ntp_weight=(0.0, 1.0)),
         steps=600,
         batch_size=16,
         train_size=0,  # all of the file's, in new random order at every step
@@ -59,24 +56,14 @@ def cpu() -> ConfigDict:
         snapshots=2,
         checkpoint_every=300,
     )
-    config.variants = ConfigDict()
-    return config
-
-
-def smoke() -> ConfigDict:
-    """Seconds: every part runs, nothing is learnt."""
-    config = cpu()
-    config.preset = "smoke"
-    config.model.update(d_model=16, d_head=8, d_ff=32)
-    config.optim.warmup_steps = 2
-    config.update(steps=4, batch_size=4, eval_every=2, eval_size=16, checkpoint_every=4, block_width=1)
-    return config
 
 
 def gpu() -> ConfigDict:
-    """A deeper model, two initial scales, for the published training sets."""
+    """For the published training sets, minutes on one GPU (not yet timed).
+
+    A deeper model, two initial scales.
+    """
     config = cpu()
-    config.preset = "gpu"
     config.model.update(n_layers=4, n_heads=4, d_model=128, d_head=32, d_ff=256)
     config.grid.update(gamma=(0.5, 0.8), learning_rate=(1e-3,))
     config.update(steps=20_000, batch_size=128, eval_every=500, eval_size=1024, checkpoint_every=2000)

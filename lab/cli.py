@@ -181,7 +181,7 @@ def _claims(args, config_args) -> None:
         )
     else:
         rows = stages.read_claims(args.workdir)
-        text = claims_table.table_markdown(rows) if args.markdown else claims_table.table_text(rows)
+        text = claims_table.markdown(rows) if args.markdown else claims_table.text(rows)
     print(json.dumps(rows, indent=1) if args.json else text)
 
 
@@ -198,7 +198,7 @@ def _write_report(workdir: Path) -> None:
     from lab.report import claims_table
 
     page, rows = stages.report(workdir)
-    print(claims_table.table_text(rows))
+    print(claims_table.text(rows))
     for variant, names in stages.stale(workdir).items():
         print(f"left out of {variant}: {', '.join(names)} ({stages.LEFT_OUT})")
     print(f"report: {page}")

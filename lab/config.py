@@ -10,15 +10,15 @@ import re
 from collections.abc import Mapping
 
 import ml_collections
-import numpy as np
 
 from lab import grid as grids
-from lab import models, tasks
+from lab import limits, models, tasks
 from lab.experiment import Experiment
+from lab.objective import Objective
 from lab.optim import Optim
 from lab.tasks import Task
 
-SECTIONS = ("task", "model", "start", "optim", "grid", "variants")
+SECTIONS = ("task", "objective", "model", "start", "optim", "grid", "variants")
 START = {"variant": str, "row": ml_collections.ConfigDict}
 SCALARS = {
     "study": str,
@@ -84,14 +84,17 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     _check_names(config)
     task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
     model = _build(models.FAMILIES, config.model.to_dict(), "model")
-    _check_fit(model, task, config.grid)
-    task.check_train_size(config.train_size)
+    objective = _construct(Objective, config.objective.to_dict(), "objective")
+    _check_fit(model, task)
+    objective.check_fit(task, getattr(model, "readout", "all"), config.grid)
+    if config.train_size and task.stream_only:
+        raise ValueError(f"train_size={config.train_size}: {task.stream_only}")
     values = {name: config[name] for name in SCALARS if name in {f.name for f in dataclasses.fields(Experiment)}}
     for name, least in LEAST.items():
         if config[name] < least:
             raise ValueError(f"{name}={config[name]}: must be at least {least}")
     optim = _construct(Optim, config.optim.to_dict(), "optim")
-    return Experiment(model=model, task=task, optim=optim, init_convention=config.init, **values)
+    return Experiment(model=model, task=task, optim=optim, objective=objective, init_convention=config.init, **values)
 
 
 def grid(config: ml_collections.ConfigDict) -> grids.Grid:
@@ -107,7 +110,7 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
             f"grid.{varied[0]}: rows with other data cannot share the train_size={config.train_size} training "
             "sequences; use train_size=0, an endless stream"
         )
-    return grids.product(config.grid.to_dict(), (*task.hparams, *task.alterations))
+    return grids.product(config.grid.to_dict(), (*task.hparams, *(Objective.hparams if task.has_answer else ())))
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict:
@@ -210,16 +213,14 @@ def _construct(kind: type, options: dict, section: str):
     return kind(**options)
 
 
-def _check_fit(model, task, axes: Mapping) -> None:
-    choices_of = {
+def _check_fit(model, task) -> None:
+    choices = {
         "activation": models.ACTIVATIONS,
         "norm": models.NORMS,
         "readout": models.READOUTS,
         "compute_dtype": models.transformer.COMPUTE_DTYPES,
     }
-    for name, choices in choices_of.items():
-        if hasattr(model, name) and getattr(model, name) not in choices:
-            raise ValueError(f"model.{name}={getattr(model, name)!r}: one of {', '.join(choices)}")
+    limits.check("model", model, {name: accepted for name, accepted in choices.items() if hasattr(model, name)})
     if getattr(model, "tied_head", False) and model.head_bias:
         raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
     if models.reads(type(model)) != task.inputs:
@@ -228,9 +229,6 @@ def _check_fit(model, task, axes: Mapping) -> None:
             f"model.family: {type(model).__name__} reads {models.reads(type(model))}, {type(task).__name__} gives "
             f"{task.inputs}; these are read by {', '.join(reading)}"
         )
-    weights = axes.get("ntp_weight", getattr(task, "ntp_weight", 0.0))
-    if getattr(model, "readout", "all") == "last" and np.any(weights):
-        raise ValueError(f"model.readout='last' with ntp_weight={weights}: context is predicted everywhere; use 'all'")
     for name, least in (("vocab_size", task.vocab_size), ("max_length", task.length)):
         if hasattr(model, name) and getattr(model, name) < least:
             raise ValueError(f"model.{name}={getattr(model, name)}: the task needs at least {least}")

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 
 from lab import init, optim
+from lab.objective import DEFAULT, Objective
 from lab.tasks import Task
 
 DATA_ORDERS = ("shared", "row")
@@ -23,6 +24,7 @@ class Experiment:
         another stream, or another order of the same finite set.
       data_seed: of the training set, the shared order and the evaluation sets.
       eval_size: sequences per split at each evaluation; the same ones every time.
+      objective: what rows are trained on in place of the task's clean sequences.
     """
 
     model: nn.Module
@@ -35,6 +37,7 @@ class Experiment:
     data_order: str
     data_seed: int
     eval_size: int
+    objective: Objective = DEFAULT
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("train_size", 0), ("eval_size", 1)):

@@ -7,9 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab import claims, models, studies
 from lab import config as configs
-from lab import grid as grids
-from lab import models, studies
 from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
@@ -19,7 +18,7 @@ from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
 from lab.report import catalogue as catalogue_pages
 from lab.report.page import Page, write_page
-from lab.studies import claims
+from lab.runs import Runs
 
 PAGE = Path("report") / "index.html"
 CLAIMS = "claims.json"
@@ -63,17 +62,15 @@ def report(root: Path) -> tuple[Path, list[dict]]:
         if run.missing(work, _own(work)):
             raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
     left_out = stale(root)
-    datasets = {
-        name: load(work.path, without=left_out.get(name, ())).sortby([*grids.CORE]) for name, work in trained.items()
-    }
+    runs = Runs({name: load(work.path, without=left_out.get(name, ())) for name, work in trained.items()}, study.usual)
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
-    rows, sections = claims.evaluate(study.claims, datasets, command), study.sections(datasets)
-    sections += catalogue_pages.sections(datasets, study.target)
+    table = claims.table(study.claims, runs, command, published_scale=_preset(trained) == "paper")
+    sections = study.sections(runs) + catalogue_pages.sections(runs, study.target)
     commands = [command, f"python -m lab claims --workdir={root}"]
     facts = _facts(trained) | {f"left out {name}": f"{', '.join(of)} ({LEFT_OUT})" for name, of in left_out.items()}
-    page = Page(study.title, study.lead, facts, rows, sections, commands)
-    write_json(root / CLAIMS, rows)
-    return write_page(root / PAGE.parent, page), rows
+    page = Page(study.title, study.lead, facts, table["claims"], sections, commands)
+    write_json(root / CLAIMS, table)
+    return write_page(root / PAGE.parent, page), table["claims"]
 
 
 def stale(root: Path) -> dict[str, list[str]]:
@@ -110,16 +107,19 @@ def reported(root: Path) -> bool:
 
 
 def read_claims(root: Path) -> list[dict]:
-    """
+    """The rows of `claims.json`.
+
     Raises:
-      WorkdirError: there is no claims table.
+      WorkdirError: there is no claims table, or another version of the package wrote it.
     """
+    again = f"`python -m lab report --workdir={root}` makes it"
     try:
-        return json.loads((root / CLAIMS).read_text())
+        table = json.loads((root / CLAIMS).read_text())
     except (OSError, ValueError) as error:
-        raise WorkdirError(
-            f"{root}: no claims table ({error}); `python -m lab report --workdir={root}` makes it"
-        ) from error
+        raise WorkdirError(f"{root}: no claims table ({error}); {again}") from error
+    if not isinstance(table, dict) or table.get("version") != claims.VERSION:
+        raise WorkdirError(f"{root / CLAIMS}: not of version {claims.VERSION}, which this package reads; {again}")
+    return table["claims"]
 
 
 def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:

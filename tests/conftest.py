@@ -22,7 +22,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 # folders and files whose programs run for microseconds
-PLAIN = {"analysis", "models", "studies", "tasks", "test_catalogue.py", "test_measured_precision.py", "test_stages.py"}
+PLAIN = {
+    "analysis",
+    "models",
+    "studies",
+    "tasks",
+    "text",
+    "test_catalogue.py",
+    "test_measured_precision.py",
+    "test_stages.py",
+}
 TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer steps
 
 

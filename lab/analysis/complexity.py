@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 from jax.scipy.special import logsumexp
 
-from lab.analysis.phase import resamples
 from lab.analysis.rank import matrix_names, singular_values
 from lab.analysis.scale import by_peak
+from lab.analysis.statistics import resamples
 from lab.models import EmbMLP, Transformer, TwoLayerMLP
 from lab.tree import named_leaves
 

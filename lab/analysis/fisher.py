@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from lab import losses
 from lab.analysis import curvature, loss_fn
 from lab.analysis.loss_fn import mean_loss
-from lab.tasks.answers import context
+from lab.objective import context
 
 
 class Expansion(NamedTuple):

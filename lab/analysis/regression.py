@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from lab.analysis.phase import resamples
+from lab.analysis.statistics import resamples
 
 SINGULAR = 1e-10  # smallest eigenvalue of correlations below which predictors are one and the same
 

@@ -1,6 +1,5 @@
 """Which sequences a row sees at which step: a pure function of (seed, step), so a resumed run sees the same ones."""
 
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -20,7 +19,7 @@ def train_set(experiment: Experiment) -> Batch | None:
     if not experiment.train_size:
         return None
     key = rng.key(experiment.data_seed, "train_set")
-    return experiment.task.sample(key, experiment.train_size, "train", {})
+    return experiment.objective.sample(experiment.task, key, experiment.train_size, {})
 
 
 def varied(experiment: Experiment, hparams: Mapping) -> dict:
@@ -46,23 +45,24 @@ def batches(
     """
     seed = experiment.data_seed if experiment.data_order == "shared" else hparams["seed"]
     n = experiment.batch_size
-    alter = functools.partial(experiment.task.alter, hparams=hparams)
+    objective, task = experiment.objective, experiment.task
     if train_set is None:
 
         def draw(step):
-            return alter(experiment.task.sample(rng.key(seed, "data", step), n, "train", hparams))
+            drawn = objective.sample(task, rng.key(seed, "data", step), n, hparams)
+            return objective.apply(task, drawn, hparams)
 
         if max_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
             return draw
-        ahead = jax.vmap(draw)(first_step + jnp.arange(max_steps))
+        ahead = jax.vmap(draw)(first_step + jnp.arange(max_steps, dtype=jnp.int32))
         return lambda step: jax.tree.map(lambda leaf: leaf[step - first_step], ahead)
 
     steps_per_epoch = experiment.train_size // n
     first_epoch = first_step // steps_per_epoch
-    epochs = first_epoch + jnp.arange(max_steps // steps_per_epoch + 2)
+    epochs = first_epoch + jnp.arange(max_steps // steps_per_epoch + 2, dtype=jnp.int32)
 
     def shuffled(epoch):
-        return jax.random.permutation(rng.key(seed, "epoch", epoch), experiment.train_size)
+        return jax.random.permutation(rng.key(seed, "epoch", epoch), jnp.arange(experiment.train_size, dtype=jnp.int32))
 
     few = 4 * epochs.size * experiment.train_size <= EPOCHS_AHEAD
     order_ExN = jax.vmap(shuffled)(epochs) if few else None
@@ -71,6 +71,6 @@ def batches(
         epoch, place = step // steps_per_epoch, step % steps_per_epoch
         order_N = order_ExN[epoch - first_epoch] if few else shuffled(epoch)
         index_B = jax.lax.dynamic_slice(order_N, (place * n,), (n,))
-        return alter(jax.tree.map(lambda leaf: leaf[index_B], train_set))
+        return objective.apply(task, jax.tree.map(lambda leaf: leaf[index_B], train_set), hparams)
 
     return batch

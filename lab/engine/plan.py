@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lab
+from lab import cache, schedule, tree
 from lab import config as configs
-from lab import schedule, tree
 from lab.disk import files
 from lab.disk.files import DamagedError, SaveError
 from lab.engine import batches, shard, step, sweep
@@ -278,7 +278,7 @@ def _memory() -> float:
 
 
 def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, rows_each: int) -> Path:
-    """Where the widths of a program on devices like these are kept."""
+    """Where the widths of a program on devices like these are kept; raises ValueError as `cache.folder`."""
     home = platform.node() if jax.default_backend() == "cpu" else ""
     program = (
         experiment,
@@ -292,5 +292,4 @@ def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options
         lab.__version__,
     )
     name = hashlib.sha256(repr((device_names(), home, *program)).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache"
-    return Path(cache) / "gammalab" / "plans" / f"{name}.json"
+    return cache.folder("plans") / f"{name}.json"

@@ -26,7 +26,6 @@ from lab.engine.shard import Layout
 from lab.engine.sigterm import sigterm_flag
 from lab.experiment import Experiment
 from lab.grid import Grid
-from lab.tasks.batch import Task
 
 KEPT_CHECKPOINTS = 2
 LOG_SECONDS = 30  # between lines of progress where nobody watches
@@ -94,7 +93,7 @@ def prepare(
     grid = configs.grid(config) if grid is None else grid
     work = Workdir(workdir)
     if not _refuse_other(work, config, grid):
-        _check_rows(experiment.task, grid)
+        _check_rows(experiment, grid)
         _trace(experiment, grid)
         init_from.check(work.path, config, grid, source)
     return work, grid
@@ -148,15 +147,15 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
     return True
 
 
-def _check_rows(task: Task, grid: Grid) -> None:
-    """What a task refuses as a value of its own is refused in a grid, where it would make rows diverge at once."""
-    for names in (task.hparams, task.alterations):
-        varied = [name for name in names if name in grid.columns]
+def _check_rows(experiment: Experiment, grid: Grid) -> None:
+    """What a task or objective refuses as its own value is refused in a grid, where rows would diverge at once."""
+    for owner in (experiment.task, experiment.objective):
+        varied = [name for name in owner.hparams if name in grid.columns]
         for values in dict.fromkeys(zip(*(grid.columns[name] for name in varied), strict=True)):
             try:
-                of_row = task.of_row(dict(zip(varied, values, strict=True)))
-                if names is task.hparams:  # what only the data say, once they are read
-                    jax.eval_shape(lambda of_row=of_row: of_row.sample(jax.random.key(0), 1, "train", {}))
+                row_owner = dataclasses.replace(owner, **dict(zip(varied, values, strict=True)))
+                if owner is experiment.task:  # what only the data say, once they are read
+                    jax.eval_shape(lambda task=row_owner: task.sample(jax.random.key(0), 1, "train", {}))
             except ValueError as error:
                 raise ValueError(f"a row of the grid: {error}") from error
 

@@ -145,7 +145,7 @@ def exact_match(model: Transformer, params, task, batch):
 
     Word for word up to and with the end token. Greedy decoding of an answer is right if and only if each of its tokens
     is the likeliest after the true ones before it: up to rounding where two tokens are equally likely, this is
-    `lab.tasks.answers.exact`, which costs one forward pass. What only decoding tells is what wrong answers are.
+    `lab.tasks.answers.exact_match`, which costs one forward pass. What only decoding tells is what wrong answers are.
 
     Args:
       task: has `end`, its end token, and `longest_answer`, in tokens with the end.

@@ -1,30 +1,71 @@
-"""The claims of a study as a table: text for a terminal, markdown for a README."""
+"""The claims table as text for a terminal and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from lab import claims
+
+Row = Mapping[str, object]
 
 
-def table_text(rows: list[dict]) -> str:
-    """The claims as text for a terminal."""
+def text(rows: Sequence[Row]) -> str:
+    """The table for a terminal, headline claims first, and its foot."""
     lines = []
     for row in rows:
-        lines.append(f"{row['id']:<4} {row['verdict']:<14} {_interval(row):<24} {row['statement']}")
-        lines.append(f"     needs: {row['threshold']} ({row['n_seeds']} seeds). {row['note']}")
-    return "\n".join(lines)
+        lines.append(f"{row['id']:<4} {row['verdict']:<14} {interval(row):<24} {row['statement']}")
+        needs = f"{row['quantity']} {row['threshold']}"
+        about = f"{seeds(row)}, margin {margin(row)}, {row['scale']}" if row["measured"] is not None else row["scale"]
+        lines.append(f"     {'headline; ' * row['headline']}needs: {needs} ({about}). {row['note']}".rstrip())
+    return "\n".join([*lines, foot(rows)])
 
 
-def table_markdown(rows: list[dict]) -> str:
-    """The claims as a table for a README."""
-    lines = ["| claim | published | measured: median, range over seeds | needs | verdict |", "|---|---|---|---|---|"]
+def markdown(rows: Sequence[Row]) -> str:
+    """The table for a page of docs, headline claims first."""
+    lines = [
+        "| claim | published | measured: median [interval] | needs | margin | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        cells = (
-            f"**{row['id']}** {row['statement']}",
-            row["published"],
-            _interval(row),
-            row["threshold"],
-            row["verdict"],
-        )
+        name = f"**{row['id']}** {row['statement']}" + " (headline)" * row["headline"]
+        measured = f"{interval(row)}, {seeds(row)}" if row["measured"] is not None else "-"
+        needs = f"{row['quantity']} {row['threshold']}"
+        cells = (name, row["published"], measured, needs, margin(row), row["verdict"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", foot(rows)])
 
 
-def _interval(row: dict) -> str:
+def interval(row: Row) -> str:
     """Three digits of each: some numbers are small, and a claim may be that they are not zero."""
-    return "-" if row["measured"] is None else f"{row['measured']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    if row["measured"] is None:
+        return "-"
+    between = "" if row["exact"] else f" [{_number(row['low'])}, {_number(row['high'])}]"
+    return _number(row["measured"]) + between
+
+
+def seeds(row: Row) -> str:
+    """How many seeds the number is of: `5 seeds, 1 missing`, or `exact`."""
+    if row["exact"]:
+        return "exact"
+    missing = f", {row['n_missing']} missing" if row["n_missing"] else ""
+    return f"{row['n_seeds']} seed{'s' * (row['n_seeds'] != 1)}{missing}"
+
+
+def margin(row: Row) -> str:
+    """Distance of the median to the threshold; negative on the wrong side."""
+    return "-" if row["margin"] is None else f"{float(row['margin']):+.2g}"
+
+
+def foot(rows: Sequence[Row]) -> str:
+    """What a reader should know of all verdicts together."""
+    counts = [f"{sum(row['verdict'] == verdict for row in rows)} {word}" for verdict, word in _WORDS.items()]
+    return (
+        f"{len(rows)} claims: {', '.join(counts)}. A verdict is of the median over at least {claims.FEWEST_SEEDS} "
+        f"seeds, by its exact order-statistic interval; at most {claims.wrong_by_chance(rows):.1f} of them are "
+        "expected to be wrong by chance."
+    )
+
+
+_WORDS = {claims.HOLDS: "hold", claims.FAILS: "do not hold", claims.OPEN: "open"}
+
+
+def _number(value) -> str:
+    return "-" if value is None else f"{float(value):.3g}"

@@ -1,10 +1,10 @@
 """Figures of a whole grid: curves against the init rate, phase diagrams, training curves.
 
-Every function takes the dataset of `lab.load` and returns a matplotlib Figure. `metrics` is a
+Every function takes a `Run`, or the dataset of `lab.load`, and returns a matplotlib Figure. `metrics` is a
 variable's name, several names, or {name: label}. A dimension the picture has no place for is
-selected by keyword (`learning_rate=1e-3`, `matrix="block_0/attn/query/kernel"`, `step=2000`), by
-default at its last time or its first other value, and the title says which of how many. Diverged
-rows leave every median and are marked; NaN elsewhere is left blank.
+selected by keyword (`learning_rate=1e-3`, `matrix="block_0/attn/query/kernel"`, `step=2000`): an axis of
+the grid is by default at the run's usual value, another dimension at its last time or its first value, and
+the heading says which of how many. Diverged rows leave every median and are marked; NaN elsewhere is left blank.
 """
 
 import matplotlib
@@ -13,28 +13,36 @@ import xarray as xr
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from lab.analysis import statistics
 from lab.report import style
+from lab.runs import as_run
 
 RATE = "init rate γ"
 BAND = ", band from the lowest to the highest seed"
+OVERTAKES = np.nextafter(0.0, 1.0)  # a lead of nothing is none
 MOST_POINTS = 400  # of a drawn curve; more only swells the SVG
 
 
 def select(values, keep, at):
     """(values with exactly the dims `keep`, notes): one value of every other dimension.
 
-    `notes` name each selection that left something out. Raises ValueError for a value in `at` that
-    the dimension does not have.
+    That is the one in `at`, the last time, or the first value. `notes` name each selection that left something out.
+    Raises ValueError for a value in `at` that the dimension does not have.
     """
     notes = []
     for dim in [dim for dim in values.dims if dim not in keep]:
         index = _index(values[dim].values, dim, at[dim]) if dim in at else -1 if dim in style.TIMES else 0
         if values.sizes[dim] > 1:
-            of = "" if dim in style.TIMES else f" (one of {values.sizes[dim]})"
-            notes.append(style.words(dim, values[dim].values[index]) + of)
+            notes.append(_note(values[dim], index))
         values = values.isel({dim: index}, drop=True)
     missing = [dim for dim in keep if dim not in values.dims]
     return values.expand_dims(missing).transpose(*keep).reset_coords(drop=True), notes
+
+
+def _note(coordinate, index):
+    dim = coordinate.name
+    of = "" if dim in style.TIMES else f" (one of {coordinate.size})"
+    return style.words(dim, coordinate.values[index]) + of
 
 
 def _index(have, dim, wanted):
@@ -44,34 +52,44 @@ def _index(have, dim, wanted):
     return int(np.flatnonzero(same)[0])
 
 
-def pick(ds, name, keep, at):
-    """`select` on variable `name`, made NaN from the step at which its row diverged.
+def pick(run, name, keep, at):
+    """`select` on variable `name`: axes of the grid by `Run.over_time`, all other dimensions as `select` says.
 
-    Raises ValueError if `at` names a dimension that the dataset does not have.
+    Raises MissingData as `Run.over_time`, ValueError if `at` names a dimension that the run does not have.
     """
-    unknown = sorted(set(at) - set(ds.dims))
+    unknown = sorted(set(at) - set(run.dataset.dims))
     if unknown:
-        raise ValueError(f"no dimension {unknown[0]!r}; the dataset has {', '.join(map(str, ds.dims))}")
-    values = ds[name]
-    times = set(style.TIMES) & set(values.dims)
-    if not times and bool((ds["diverged_at"] >= 0).any()):
-        values = values.where(ds["diverged_at"] < 0)
-    for time in times:
-        values = values.where((ds["diverged_at"] < 0) | (ds[time] < ds["diverged_at"]))
-    return select(values, keep, at)
+        raise ValueError(f"no dimension {unknown[0]!r}; the dataset has {', '.join(map(str, run.dataset.dims))}")
+    axes = _places(run, keep, at)
+    notes = [
+        _note(run.dataset[axis], index)
+        for axis, index in run.place(keep, **axes).items()
+        if run.dataset.sizes[axis] > 1 and axis in run.dataset[name].dims
+    ]
+    values, others = select(run.over_time(name, keep, **axes), keep, at)
+    return values, notes + others
 
 
-def _gather(ds, metrics, keep, at):
+def _gather(run, metrics, keep, at):
     """(values, lost, notes): the metrics' last values and which rows diverged, both with dims `keep`."""
     names = style.labelled(metrics)
     inner = tuple(dim for dim in keep if dim != "metric")
-    chosen = [pick(ds, name, inner, at) for name in names]
+    chosen = [pick(run, name, inner, at) for name in names]
     values = xr.concat([values for values, _ in chosen], "metric", coords="minimal", compat="override")
     values, notes = select(values.assign_coords(metric=list(names.values())), keep, at)
-    lost, _ = select(ds["diverged_at"] >= 0, inner, at)
+    lost, _ = select(diverged_at(run, inner, at) >= 0, inner, at)
     lost = lost.broadcast_like(values).transpose(*keep)
     notes = dict.fromkeys([note for _, notes in chosen for note in notes] + notes)
     return values.sortby("gamma"), lost.sortby("gamma"), list(notes)
+
+
+def diverged_at(run, keep, at):
+    """The steps at which the rows that `pick` would take diverged."""
+    return run.dataset["diverged_at"].isel(run.place(keep, **_places(run, keep, at)))
+
+
+def _places(run, keep, at):
+    return {axis: place for axis, place in at.items() if axis in run.axes and axis not in keep}
 
 
 def _seeds(values, also=""):
@@ -143,8 +161,8 @@ def _legend(figure, dim, values, lost, extra=()):
     style.legend_below(figure, [*handles, *extra])
 
 
-def _against_gamma(ds, metrics, hue, over, title, at, band):
-    values, lost, notes = _gather(ds, metrics, (over, hue, "gamma", "seed"), at)
+def _against_gamma(run, metrics, hue, over, title, at, band):
+    values, lost, notes = _gather(run, metrics, (over, hue, "gamma", "seed"), at)
     title = title or f"Against the init rate γ: {', '.join(style.labelled(metrics).values())}"
     notes = [", ".join([_seeds(values, BAND if band else ", dots are single seeds"), *notes])]
     n = values.sizes[over]
@@ -156,42 +174,33 @@ def _against_gamma(ds, metrics, hue, over, title, at, band):
 
 
 @style.paper()
-def curves_against_gamma(ds, metrics, hue="weight_decay", over="metric", title="", **at):
+def curves_against_gamma(run, metrics, hue="weight_decay", over="metric", title="", **at):
     """Last value of the metrics against gamma: a panel per `over`, a line per `hue`.
 
     Lines are medians over seeds, bands run from the lowest to the highest seed, faint dots are
     single seeds, an x on the floor is a diverged row. `hue` and `over` are dimensions, or "metric":
     `hue="metric", over="weight_decay"` draws competing solutions in one panel.
     """
-    figure, _, values, lost = _against_gamma(ds, metrics, hue, over, title, at, band=True)
+    figure, _, values, lost = _against_gamma(as_run(run), metrics, hue, over, title, at, band=True)
     _legend(figure, hue, values[hue].values, lost)
     return figure
 
 
-def crossing(gamma, lead):
-    """The first gamma at which `lead` turns from negative to positive, linear in between; NaN if never."""
-    gamma, lead = gamma[np.isfinite(lead)], lead[np.isfinite(lead)]
-    up = np.flatnonzero((lead[:-1] <= 0) & (lead[1:] > 0))
-    if not up.size:
-        return np.nan
-    i = up[0]
-    return gamma[i] - lead[i] * (gamma[i + 1] - gamma[i]) / (lead[i + 1] - lead[i])
-
-
 @style.paper()
-def scatter_against_gamma(ds, metrics, rivals=(), hue="weight_decay", title="", **at):
+def scatter_against_gamma(run, metrics, rivals=(), hue="weight_decay", title="", **at):
     """Every row's value against gamma with the median line, a panel per metric, a colour per `hue`.
 
     `rivals = (winner, loser)` are two accuracies; a dashed line in the colour of each `hue` marks the
     gamma from which the winner's median exceeds the loser's.
     """
-    figure, axes, values, lost = _against_gamma(ds, metrics, hue, "metric", title, at, band=False)
+    run = as_run(run)
+    figure, axes, values, lost = _against_gamma(run, metrics, hue, "metric", title, at, band=False)
     extra = []
     if rivals:
-        both, _, _ = _gather(ds, rivals, ("metric", hue, "gamma", "seed"), at)
+        both, _, _ = _gather(run, rivals, ("metric", hue, "gamma", "seed"), at)
         winner, loser = both.median("seed")
         for lead, stroke in zip((winner - loser).values, style.strokes(values[hue].values), strict=True):
-            where = crossing(both["gamma"].values, lead)
+            where = statistics.first_crossing(lead, both["gamma"].values, OVERTAKES)
             for ax in axes if np.isfinite(where) else []:
                 ax.axvline(where, color=stroke["color"], ls="--", lw=1.4, gid="crossing")
         winner, loser = style.labelled(rivals).values()
@@ -201,12 +210,12 @@ def scatter_against_gamma(ds, metrics, rivals=(), hue="weight_decay", title="", 
 
 
 @style.paper()
-def phase_diagram(ds, metrics, rows="weight_decay", title="", **at):
+def phase_diagram(run, metrics, rows="weight_decay", title="", **at):
     """Heatmaps gamma x `rows`, a panel per metric: medians over seeds, printed in the cells.
 
     A cell in which some seed diverged is hatched, and its text counts the diverged seeds.
     """
-    values, lost, notes = _gather(ds, metrics, ("metric", rows, "gamma", "seed"), at)
+    values, lost, notes = _gather(as_run(run), metrics, ("metric", rows, "gamma", "seed"), at)
     width = min(0.42 * values.sizes["gamma"] + 1.3, style.WIDEST)
     height = 0.48 * values.sizes[rows] + 1.1
     title = title or f"Phase diagram over init rate γ and {rows.replace('_', ' ')}"
@@ -254,21 +263,22 @@ def _heatmap(figure, ax, median, n_lost, n_seeds):
 
 
 @style.paper()
-def training_curves(ds, metrics, gammas=None, log_steps=False, title="", **at):
+def training_curves(run, metrics, gammas=None, log_steps=False, title="", **at):
     """The metrics over training, a panel per gamma (up to six, spread evenly, unless `gammas` names them).
 
     Lines are medians over seeds, bands run from the lowest to the highest seed; an x on the floor
     stands at the step at which a row diverged.
     """
-    have = np.sort(np.atleast_1d(ds["gamma"].values))
+    run = as_run(run)
+    have = np.sort(np.atleast_1d(run.dataset["gamma"].values))
     spread = np.unique(np.linspace(0, len(have) - 1, min(len(have), 6)).round().astype(int))
     drawn = have[spread] if gammas is None else have[[_index(have, "gamma", gamma) for gamma in gammas]]
     names, curves, notes = style.labelled(metrics), {}, []
     for name in names:
-        time = next(dim for dim in style.TIMES if dim in ds[name].dims)
-        curves[name], note = pick(ds, name, (time, "gamma", "seed"), at)
+        time = next(dim for dim in style.TIMES if dim in run.dataset[name].dims)
+        curves[name], note = pick(run, name, (time, "gamma", "seed"), at)
         notes += [one for one in note if one not in notes]
-    lost, _ = select(ds["diverged_at"], ("gamma", "seed"), at)
+    lost, _ = select(diverged_at(run, ("gamma", "seed"), at), ("gamma", "seed"), at)
     notes = [", ".join([_seeds(lost, BAND), *notes])]
     title = title or f"Over training: {', '.join(names.values())}"
     figure, axes = style.panels(len(drawn), 3.4, 2.6, title, notes, sharex=True, sharey=True)

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from lab.report import style
-from lab.report.figures import BAND, pick, select
+from lab.report.figures import BAND, diverged_at, pick, select
+from lab.runs import as_run
 
 DECADES = 8  # of a density below its peak that are drawn: one eigenvalue among 10^7 still shows
 ERRORS = 2  # standard errors either side
@@ -22,7 +23,7 @@ DOTS = {  # by control of `lab.analysis.complexity.predictors`
 
 
 @style.paper()
-def against_gamma_over_time(ds, metrics, title="", **at):
+def against_gamma_over_time(run, metrics, title="", **at):
     """Measured variables over the snapshots: a panel per variable, a line per gamma.
 
     Lines are medians over seeds, bands run from the lowest to the highest seed, an x on the floor
@@ -31,16 +32,15 @@ def against_gamma_over_time(ds, metrics, title="", **at):
     `lab.report.figures`; `at` selects all other dimensions. Raises ValueError for a variable without a
     time, or a selection that the dataset does not have.
     """
-    names, values, notes = style.labelled(metrics), {}, []
+    run, names, values, notes = as_run(run), style.labelled(metrics), {}, []
     for name in names:
-        time = next((dim for dim in style.TIMES if dim in ds[name].dims), None)
+        dims = run.dataset[name].dims
+        time = next((dim for dim in style.TIMES if dim in dims), None)
         if time is None:
-            raise ValueError(
-                f"{name} has the dims {ds[name].dims}; accepted: one of {', '.join(style.TIMES)} among them"
-            )
-        values[name], note = pick(ds, name, (time, "gamma", "seed"), at)
+            raise ValueError(f"{name} has the dims {dims}; accepted: one of {', '.join(style.TIMES)} among them")
+        values[name], note = pick(run, name, (time, "gamma", "seed"), at)
         notes += [one for one in note if one not in notes]
-    lost, _ = select(ds["diverged_at"], ("gamma", "seed"), at)
+    lost, _ = select(diverged_at(run, ("gamma", "seed"), at), ("gamma", "seed"), at)
     lost = lost.sortby("gamma")
     seeds = f"median of {lost.sizes['seed']} seeds{BAND}" if lost.sizes["seed"] > 1 else "one seed"
     title = title or f"Over training: {', '.join(names.values())}"

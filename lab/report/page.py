@@ -8,30 +8,36 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
 
-from lab.report import style
+from lab.claims import FAILS, HOLDS, OPEN
+from lab.report import claims_table, style
+from lab.runs import MissingData, Run
 
-VERDICTS = ("holds", "does not hold", "not measured")
+VERDICTS = (HOLDS, FAILS, OPEN)
 
 
 @dataclass(frozen=True)
 class Picture:
     """`name` (of a-z, 0-9, - and _) becomes the file name; `figure` is drawn as PNG and as SVG.
 
-    `film`, a GIF, is shown in place of `figure`, which stands for it where nothing moves.
+    `title` is by default that of the figure. `film`, a GIF, is shown in place of `figure`, which stands for it where
+    nothing moves.
     """
 
     name: str
-    title: str
     caption: str
     figure: Figure
+    title: str = ""
     film: bytes = b""
+
+    def __post_init__(self):
+        object.__setattr__(self, "title", self.title or " ".join(self.figure.get_suptitle().split()).rstrip("."))
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,28 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
+def draw_section(title: str, text: str, run: Run, drawings: Sequence[Callable[[Run], Picture]], prefix: str) -> Section:
+    """The section of one run's pictures; those for which the run lacks data are left out, and the text says why.
+
+    Args:
+      drawings: run -> `Picture`.
+      prefix: put before the names of pictures, e.g. the variant.
+    """
+    pictures, lacking = [], {}
+    for drawing in drawings:
+        try:
+            picture = drawing(run)
+        except MissingData as missing:
+            lacking[drawing.__name__.strip("_").replace("_", " ")] = missing
+        else:
+            pictures.append(replace(picture, name=f"{prefix}-{picture.name}"))
+    left_out = "; ".join(f"{name} (this run lacks {missing})" for name, missing in lacking.items())
+    return Section(title, f"{text}\n\nNot drawn: {left_out}." if lacking else text, pictures)
+
+
 @dataclass(frozen=True)
 class Page:
-    """`claims` are mappings with the keys id, statement, source, published, threshold, measured, low, high,
-    n_seeds, verdict (one of VERDICTS), note, command; numbers that were not measured are None or NaN.
-    """
+    """`claims` are rows of `lab.claims.table`."""
 
     title: str
     lead: str
@@ -89,8 +112,10 @@ def render(page, embedded):
         lstrip_blocks=True,
     )
     environment.filters |= {"value": _value, "paragraphs": _paragraphs, "slug": _slug}
+    environment.filters |= {"seeds": claims_table.seeds, "margin": claims_table.margin}
     counts = {verdict: sum(claim["verdict"] == verdict for claim in page.claims) for verdict in VERDICTS}
-    return environment.get_template("page.html.j2").render(page=page, embedded=embedded, counts=counts)
+    foot = claims_table.foot(page.claims)
+    return environment.get_template("page.html.j2").render(page=page, embedded=embedded, counts=counts, foot=foot)
 
 
 def _pictures(page):

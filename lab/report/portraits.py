@@ -10,19 +10,20 @@ from matplotlib.collections import LineCollection
 
 from lab.report import style
 from lab.report.figures import pick
+from lab.runs import as_run
 
 FAINTEST = 0.02  # attention weights below this are not drawn
 
 
 def _portraits(panels, name, keep, at):
     """({panel title: values with dims `keep`}, notes) of variable `name`."""
-    chosen = {title: pick(ds, name, keep, at) for title, ds in panels.items()}
+    chosen = {title: pick(as_run(row), name, keep, at) for title, row in panels.items()}
     notes = list(dict.fromkeys(note for _, notes in chosen.values() for note in notes))
     return {title: values for title, (values, _) in chosen.items()}, ", ".join(notes)
 
 
-def _scalar(ds, name, at):
-    return float(pick(ds, name, (), at)[0])
+def _scalar(row, name, at):
+    return float(pick(as_run(row), name, (), at)[0])
 
 
 @style.paper()

@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lab.runs import TIMES
+
 # Okabe & Ito's palette for categories; yellow last, since it fades on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 ORDERED = "viridis"
@@ -15,7 +17,6 @@ DIVERGING = "RdBu_r"
 DASHES = ("-", (0, (5, 2)), (0, (2, 3)))
 GREY = "#6b7280"
 
-TIMES = ("step", "train_step", "snapshot")  # dimensions that count training steps
 PNG_DPI = 110
 WIDEST = 10.25  # inches
 

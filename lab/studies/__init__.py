@@ -4,8 +4,14 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lab.studies.claims import Claim
+if TYPE_CHECKING:
+    from lab.claims import Claim
+    from lab.experiment import Experiment
+    from lab.measuring.declare import Measure
+    from lab.report.page import Section
+    from lab.runs import Place, Runs
 
 NAMES = (
     "composition", "complexity_control", "complexity_control_language", "concept_graph", "focus_dilution",
@@ -15,13 +21,14 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What the command line needs to know of a study.
+    """One paper: what to measure, what is claimed, and what the report shows.
 
     Attributes:
-      presets: preset -> what it costs.
+      title, lead: of the report.
       measures: experiment -> the measurements that claims and report stand on.
       target: the metric of generalization out of distribution, against which complexity measures are held.
-      sections: datasets of the variants -> sections of the report.
+      usual: axis of the grid -> the value that is meant where none is said, see `lab.runs`.
+      sections: runs -> sections of the report.
     """
 
     name: str
@@ -29,10 +36,11 @@ class Study:
     lead: str
     papers: tuple[str, ...]
     presets: Mapping[str, str]
-    measures: Callable
-    claims: tuple[Claim, ...]
+    measures: "Callable[[Experiment], list[Measure]]"
+    claims: "tuple[Claim, ...]"
     target: str
-    sections: Callable
+    sections: "Callable[[Runs], list[Section]]"
+    usual: "Mapping[str, Place]" = dataclasses.field(default_factory=dict)
 
     @property
     def config_path(self) -> Path:

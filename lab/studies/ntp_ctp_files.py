@@ -20,7 +20,7 @@ from lab.studies import Study
 from lab.studies.claims import Claim, Measured
 from lab.studies.ntp_ctp.claims import CONTROL, CTP, NTP, PAPER, both, final, measured, pooled, rows
 from lab.studies.ntp_ctp.page import side_by_side
-from lab.tasks import QuestionFiles, question_files
+from lab.tasks import QuestionFiles
 
 TITLE = "Next-token prediction and answer-only training on published questions"
 LEAD = (
@@ -39,7 +39,7 @@ ACCURACIES = {"training": lambda ds: ds["train.accuracy"], "held out": lambda ds
 def measures(experiment: Experiment) -> list[Measure]:
     """
     Raises:
-      ValueError: the task is no file of questions, or as `lab.tasks.question_files.prepared`.
+      ValueError: the task is no file of questions, or as `lab.text.question_files.prepare`.
     """
     if not isinstance(experiment.task, QuestionFiles):
         raise ValueError(f"ntp_ctp_files measures question files, not {type(experiment.task).__name__}")
@@ -48,7 +48,7 @@ def measures(experiment: Experiment) -> list[Measure]:
 
 def held_out(experiment: Experiment) -> Measure:
     """Answers to every held-out question once: share right, its binomial error, share that could be."""
-    n = len(question_files.prepared(experiment.task).tables["test"].sequence_NxM)
+    n = len(experiment.task.prepared.tables["test"].sequence_NxM)
 
     def function(row):
         logits_BxLxV, _ = models.forward(row.model, row.params, row.batch.tokens_BxL)

@@ -2,9 +2,9 @@
 
 from lab.tasks.addition import Addition
 from lab.tasks.anchor import Anchor
-from lab.tasks.batch import Batch, Task
 from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
+from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
 from lab.tasks.kinship import Kinship
 from lab.tasks.markov import Markov
@@ -12,8 +12,8 @@ from lab.tasks.ontology import Ontology
 from lab.tasks.question_files import QuestionFiles
 from lab.tasks.rules import Rules
 from lab.tasks.scan import Scan
-from lab.tasks.sequel import Sequel
 from lab.tasks.shapes import Shapes
+from lab.tasks.task import Batch, Task
 from lab.tasks.text import Text
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Batch",
     "Cogs",
     "Composition",
+    "Finetune",
     "GraphPath",
     "Kinship",
     "Markov",
@@ -30,7 +31,6 @@ __all__ = [
     "QuestionFiles",
     "Rules",
     "Scan",
-    "Sequel",
     "Shapes",
     "Task",
     "Text",
@@ -49,6 +49,6 @@ FAMILIES: dict[str, type] = {
     "rules": Rules,
     "kinship": Kinship,
     "question_files": QuestionFiles,
-    "sequel": Sequel,
+    "sequel": Finetune,
     "shapes": Shapes,
 }

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.answers import AnswerTask, pack, right
-from lab.tasks.batch import Batch
+from lab import limits
+from lab.tasks import answers
+from lab.tasks.answers import pack, token_correct
+from lab.tasks.task import Batch, Task, check_split
 
 ZERO = 1  # token of digit 0; digit d is ZERO + d
 PLUS, EQUALS = 11, 12
@@ -25,7 +27,7 @@ MODULUS = 11
 
 
 @dataclasses.dataclass(frozen=True)
-class Addition(AnswerTask):
+class Addition(Task):
     """The task as a value; its answer is the sum, its context the operands and signs.
 
     Attributes:
@@ -39,14 +41,13 @@ class Addition(AnswerTask):
     high: int
     block: tuple[int, int]
 
+    has_answer = True
     splits = ("train", "test_seen", "ood")
     vocab_size = EQUALS + 1  # token 0 is padding, which never occurs here
     dims = {"digit_accuracy": ("digit",)}
 
     def __post_init__(self):
-        super().__post_init__()
-        if not 1 <= self.high <= MOST:
-            raise ValueError(f"task.high={self.high}: from 1 to {MOST}")
+        limits.check("task", self, bounds={"high": (1, MOST)})
         two = isinstance(self.block, tuple) and [type(bound) for bound in self.block] == [int, int]
         if not two or not 0 <= self.block[0] <= self.block[1] <= self.high:
             raise ValueError(f"task.block={self.block}: smallest and greatest operand, from 0 to task.high={self.high}")
@@ -77,7 +78,7 @@ class Addition(AnswerTask):
     def coords(self) -> Mapping[str, tuple]:
         return {"digit": tuple(10**i for i in reversed(range(self.width + 1)))}
 
-    def draw(self, key, n: int, split: str, hparams: Mapping) -> Batch:
+    def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` sequences of a split, int32 tokens of shape (n, length); `info` has the operands, `a_B` and `b_B`.
 
         Splits: `ood` (both operands in the block); outside of it `test_seen` (a pair with 7 min + max divisible by 11,
@@ -86,8 +87,7 @@ class Addition(AnswerTask):
         Raises:
           ValueError: unknown split.
         """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r}: addition has {', '.join(self.splits)}")
+        check_split(self, split)
         pair_N = jnp.asarray(_pairs(self.high, self.block, split))
         pair_B = pair_N[jax.random.randint(key, (n,), 0, pair_N.size, jnp.int32)]
         a_B, b_B = pair_B // (self.high + 1), pair_B % (self.high + 1)
@@ -95,18 +95,18 @@ class Addition(AnswerTask):
         sign_Bx1 = jnp.ones((n, 1), jnp.int32)
         question = [_digits(a_B, self.width), PLUS * sign_Bx1, _digits(b_B, self.width), EQUALS * sign_Bx1]
         sequence_BxM = jnp.concatenate([*question, sum_BxK], axis=1)
-        is_answer_M = jnp.arange(sequence_BxM.shape[1]) > 2 * self.width + 1
+        is_answer_M = jnp.arange(sequence_BxM.shape[1], dtype=jnp.int32) > 2 * self.width + 1
         return pack(sequence_BxM, jnp.tile(is_answer_M, (n, 1)), {"a_B": a_B, "b_B": b_B})
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """`accuracy` (all digits right), `token_accuracy` (their share), and `digit_accuracy` by place value.
 
         Raises:
-          ValueError: as `AnswerTask.score`.
+          ValueError: as `answers.score`.
         """
-        right_BxK = right(logits_BxQxV, batch)[:, -self.width - 1 :]
-        digit_accuracy_K = jnp.mean(right_BxK, axis=0, dtype=jnp.float32)
-        return super().score(logits_BxQxV, batch) | {"digit_accuracy": digit_accuracy_K}
+        correct_BxK = token_correct(logits_BxQxV, batch)[:, -self.width - 1 :]
+        digit_accuracy_K = jnp.mean(correct_BxK, axis=0, dtype=jnp.float32)
+        return answers.score(logits_BxQxV, batch) | {"digit_accuracy": digit_accuracy_K}
 
 
 def _digits(number_B, width: int):

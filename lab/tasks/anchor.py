@@ -18,7 +18,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from lab.tasks.batch import Batch, Task
+from lab import limits
+from lab.tasks.task import Batch, Task, check_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Anchor(Task):
     dims = {"anchor_accuracy": ("anchor",)}
 
     def __post_init__(self):
+        limits.check("task", self, bounds={"length": (2, None)})  # an anchor and its key
         if not self.anchors or len(set(self.anchors)) < len(self.anchors):
             raise ValueError(f"task.anchors={self.anchors}: at least one token, none twice")
         if len(self.shifts) != len(self.anchors):
@@ -59,8 +61,6 @@ class Anchor(Task):
         greatest = max(*self.anchors, self.high, self.high + max(self.shifts))
         if not 0 <= least <= greatest < self.vocab_size:
             raise ValueError(f"task.vocab_size={self.vocab_size}: tokens and labels span {least} ... {greatest}")
-        if self.length < 2:
-            raise ValueError(f"task.length={self.length}: at least 2, an anchor and its key")
 
     @property
     def coords(self) -> Mapping[str, tuple]:
@@ -72,8 +72,7 @@ class Anchor(Task):
         Raises:
           ValueError: unknown split.
         """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r}: one of {', '.join(self.splits)}")
+        check_split(self, split)
         anchor_key, position_key, keys_key = jax.random.split(key, 3)
         anchor_B = jax.random.randint(anchor_key, (n,), 0, len(self.anchors), jnp.int32)
         position_B = jax.random.randint(position_key, (n,), 0, self.length - 1, jnp.int32)
@@ -101,7 +100,7 @@ class Anchor(Task):
         said_B = predicted_B - jnp.asarray(self.shifts, jnp.int32)[anchor_B]
         is_key_B = (self.low <= said_B) & (said_B <= self.high)
         there_B = is_key_B & jnp.any(batch.tokens_BxL == said_B[:, None], axis=1)
-        of_AxB = (anchor_B[None] == jnp.arange(len(self.anchors))[:, None]).astype(jnp.float32)
+        of_AxB = (anchor_B[None] == jnp.arange(len(self.anchors), dtype=jnp.int32)[:, None]).astype(jnp.float32)
         return {
             "accuracy": jnp.mean(correct_B),
             "unordered": jnp.mean(there_B, dtype=jnp.float32),

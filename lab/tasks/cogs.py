@@ -11,9 +11,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lab.tasks.answers import exact
-from lab.tasks.batch import Batch
-from lab.tasks.translation import Pair, Translation, downloaded, found, hashed, lines, told
+from lab import limits
+from lab.tasks import answers, seq2seq
+from lab.tasks.answers import exact_match
+from lab.tasks.task import Batch, Task
+from lab.text import seq2seq_files
+from lab.text.seq2seq_files import Pair, download, find_file, provenance, read_lines, sha256
 
 FORMS = ("original", "variable_free")
 EVALUATED = ("dev", "test", "gen")
@@ -44,18 +47,24 @@ GEN_TYPES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cogs(Translation):
+class Cogs(Task):
     """The task as a value.
 
     Files are `<split>.tsv`, lines of sentence, logical form and type; on Hugging Face columns `input`, `output` and
     `domain` (`Punchwe/COGS`).
 
     Attributes:
+      path, hf_id, length, vocab_size, train_items: see `lab.tasks.seq2seq`.
       target_form: `original`, logical forms with numbered variables, or `variable_free` ones, which are a third as
         long: `<split>_varfree.tsv` where there is such a file, else the original ones by `variable_free`.
       evaluated: the splits beside `train`, of `EVALUATED`.
     """
 
+    path: str
+    hf_id: str
+    length: int
+    vocab_size: int
+    train_items: int = 0
     target_form: str
     evaluated: tuple[str, ...] = ("test", "gen")
 
@@ -63,11 +72,15 @@ class Cogs(Translation):
     dims = {"type_accuracy": ("gen_type",)}
     kinds = GEN_TYPES
     kinds_of = ("gen",)
+    has_answer, hparams, end = True, ("train_items",), seq2seq_files.END
+    answer_alphabet, context_alphabet, longest_answer = map(
+        property, (seq2seq.answer_alphabet, seq2seq.context_alphabet, seq2seq.longest_answer)
+    )
+    sample, files = seq2seq.sample, seq2seq.files
 
     def __post_init__(self):
-        super().__post_init__()
-        if self.target_form not in FORMS:
-            raise ValueError(f"task.target_form={self.target_form!r}: one of {', '.join(FORMS)}")
+        seq2seq.check(self)
+        limits.check("task", self, choices={"target_form": FORMS})
         if not isinstance(self.evaluated, tuple) or not set(self.evaluated) <= set(EVALUATED):
             raise ValueError(f"task.evaluated={self.evaluated!r}: a tuple of {', '.join(EVALUATED)}")
 
@@ -76,29 +89,30 @@ class Cogs(Translation):
         return ("train", *self.evaluated)
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
-        """As `AnswerTask.score`, and for `gen` also `type_accuracy` (21), NaN for types that the batch has none of.
+        """As `answers.score`, and for `gen` also `type_accuracy` (21), NaN for types that the batch has none of.
 
         Raises:
-          ValueError: as `AnswerTask.score`.
+          ValueError: as `answers.score`.
         """
-        scores = super().score(logits_BxQxV, batch)
+        scores = answers.score(logits_BxQxV, batch)
         if "kind_B" in batch.info:
-            scores["type_accuracy"] = by_type(exact(logits_BxQxV, batch), batch)
+            scores["type_accuracy"] = by_type(exact_match(logits_BxQxV, batch), batch)
         return scores
 
     def read(self, split: str) -> tuple[list[Pair], dict]:
+        """The pairs of a split, in the order of the file, and what to tell of it."""
         if self.hf_id:
-            rows = downloaded(self.hf_id, None, split, ("input", "output", "domain"))
+            rows = download(self.hf_id, None, split, ("input", "output", "domain"))
             pairs = [Pair(tuple(sentence.split()), tuple(form.split()), kind) for sentence, form, kind in rows]
-            source = {"data set": self.hf_id, "sha256": hashed(pairs)}
+            source = {"data set": self.hf_id, "sha256": sha256(pairs)}
             where, converted = f"task.hf_id={self.hf_id!r}: {split} item", self.target_form == "variable_free"
         else:
             names = [f"{split}.tsv"]
             if self.target_form == "variable_free":
                 names = [f"{split}_varfree.tsv", *names]
-            path = found(self.path, names)
-            pairs = [_pair(f"{path}: line {i}", line) for i, line in enumerate(lines(path), 1)]
-            source = told(path)
+            path = find_file(self.path, names)
+            pairs = [_pair(f"{path}: line {i}", line) for i, line in enumerate(read_lines(path), 1)]
+            source = provenance(path)
             where, converted = f"{path}: line", self.target_form == "variable_free" and "_varfree" not in path.name
         if converted:
             pairs = [_converted(f"{where} {i}", pair) for i, pair in enumerate(pairs, 1)]

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.answers import AnswerTask
-from lab.tasks.batch import Batch
+from lab import limits
+from lab.tasks.task import Batch, Task, check_split
 
 SETTINGS = ("34_wrong", "34_unseen", "all_pairs")
 ANCHORS = {4: (5, 1, -2, -8), 9: (-4, -3, -2, -1, 0, 1, 2, 3, 4)}  # number of anchors -> shift of anchor 1, 2, ...
@@ -28,7 +28,7 @@ DEVIATION = 12  # deviations from the inferential label are counted in [-12, 12]
 
 
 @dataclasses.dataclass(frozen=True)
-class Composition(AnswerTask):
+class Composition(Task):
     """The task as a value; its answer is the last target, its context the tokens before it.
 
     Attributes:
@@ -50,13 +50,11 @@ class Composition(AnswerTask):
     length: int = 9
     vocab_size: int = 201
 
+    has_answer = True
+
     def __post_init__(self):
-        super().__post_init__()
-        for name, accepted in (("setting", SETTINGS), ("n_anchors", tuple(ANCHORS)), ("modulus", MODULI)):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"task.{name}={getattr(self, name)!r}: one of {', '.join(map(str, accepted))}")
-        if not 0 <= self.noise_groups <= len(NOISE_GROUPS):
-            raise ValueError(f"task.noise_groups={self.noise_groups}: an integer from 0 to {len(NOISE_GROUPS)}")
+        choices = {"setting": SETTINGS, "n_anchors": ANCHORS, "modulus": MODULI}
+        limits.check("task", self, choices, bounds={"noise_groups": (0, len(NOISE_GROUPS))})
         if self.noise_groups and self.n_anchors != 4:
             raise ValueError("task.noise_groups: the published wrong labels are for task.n_anchors=4")
         if not 3 <= self.length <= self.modulus + 2:
@@ -119,7 +117,7 @@ class Composition(AnswerTask):
         wrong = {frozenset((c, d)): shift for c, d, shift in NOISE_GROUPS[: self.noise_groups]}
         return wrong.get(frozenset((a, b)), self.inferential(a, b))
 
-    def draw(self, key, n: int, split: str, hparams: Mapping) -> Batch:
+    def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` sequences of a split, int32 tokens of shape (n, length).
 
         Splits: `train` and `test_seen` (trained pairs, with disjoint combinations of key and position), `ood_43` and
@@ -129,13 +127,12 @@ class Composition(AnswerTask):
         Raises:
           ValueError: unknown split, or an odd `n` for `swap`.
         """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r}: setting {self.setting} has {', '.join(self.splits)}")
+        check_split(self, split)
         if split == "swap":
             return self._swapped(key, n)
         pair_key, sequence_key = jax.random.split(key)
         choices = jnp.asarray(self._pairs_of(split), jnp.int32)
-        pair_B = jax.random.choice(pair_key, choices, (n,))
+        pair_B = choices[jax.random.randint(pair_key, (n,), 0, choices.size, jnp.int32)]
         style = "held_out" if split == "test_seen" else "train"
         return self._batch(sequence_key, pair_B, style, "inferential" if split.startswith("ood_") else "trained")
 
@@ -149,9 +146,11 @@ class Composition(AnswerTask):
         predicted_B = jnp.argmax(logits_BxQxV[:, -1], axis=-1).astype(jnp.int32)
         info = batch.info
         correct_B = (predicted_B == batch.targets_BxL[:, -1]).astype(jnp.float32)
-        in_pair_PxB = (info["pair_B"][None] == jnp.arange(len(self.pairs))[:, None]).astype(jnp.float32)
+        in_pair_PxB = (info["pair_B"][None] == jnp.arange(len(self.pairs), dtype=jnp.int32)[:, None]).astype(
+            jnp.float32
+        )
         deviation_B = jnp.clip(predicted_B - info["reasoning_B"], -DEVIATION, DEVIATION)
-        in_bin_NxB = deviation_B[None] == jnp.arange(-DEVIATION, DEVIATION + 1)[:, None]
+        in_bin_NxB = deviation_B[None] == jnp.arange(-DEVIATION, DEVIATION + 1, dtype=jnp.int32)[:, None]
         scores = {
             "accuracy": jnp.mean(correct_B),
             "reasoning": jnp.mean(predicted_B == info["reasoning_B"], dtype=jnp.float32),

@@ -9,11 +9,12 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from lab import limits
+from lab.tasks import reasoning
 from lab.tasks.reasoning import (
     CONCEPTS,
     ENTITIES,
     HELD_OUT,
-    Reasoning,
     integers,
     is_held_out,
     one_of,
@@ -22,10 +23,11 @@ from lab.tasks.reasoning import (
     swapped_in,
     uniforms,
 )
+from lab.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphPath(Reasoning):
+class GraphPath(Task):
     """The task as a value.
 
     Every entity is the root of `max(hops_ood)` levels of `width` concepts; those of the first level are children of the
@@ -35,23 +37,30 @@ class GraphPath(Reasoning):
     third; the search has dead ends both ways. These two differ in nothing but the entity asked about.
 
     Edges stand in random order. Picking either candidate is right for 1/2 (`plausible` is the share of such answers).
-    The two candidates are a combination of names in the sense of `Reasoning`: in `test` they are never asked about
-    together in training.
+    The two candidates are a combination of names in the sense of `lab.tasks.reasoning`: in `test` they are never asked
+    about together in training.
 
     Attributes:
+      hops_train, hops_ood: see `lab.tasks.reasoning`.
       width: concepts a level of each graph; two at least where there are two parents.
       n_parents: 1 or 2.
       n_concepts: names of concepts to choose from; at most 126.
     """
 
+    hops_train: tuple
+    hops_ood: tuple
     width: int
     n_parents: int
     n_concepts: int
 
+    has_answer, splits, dims = True, reasoning.SPLITS, reasoning.DIMS
+    vocab_size, depth, coords = map(property, (reasoning.vocab_size, reasoning.depth, reasoning.coords))
+    sample, score, decode, ids = reasoning.sample, reasoning.score, reasoning.decode, reasoning.ids
+    context_alphabet = property(reasoning.all_words)
+
     def __post_init__(self):
-        super().__post_init__()
-        if self.n_parents not in (1, 2):
-            raise ValueError(f"task.n_parents={self.n_parents}: 1 or 2")
+        reasoning.check_hops(self)
+        limits.check("task", self, choices={"n_parents": (1, 2)})
         if self.width < self.n_parents:
             raise ValueError(f"task.width={self.width}: at least task.n_parents={self.n_parents}")
         least = max(self.n_graphs * self.depth * self.width, 2 * HELD_OUT)  # two of each class: any has a partner
@@ -77,10 +86,6 @@ class GraphPath(Reasoning):
     @property
     def answer_alphabet(self) -> tuple[int, ...]:
         return tuple(range(self.words.index(CONCEPTS[0]), self.vocab_size))
-
-    @property
-    def context_alphabet(self) -> tuple[int, ...]:
-        return tuple(range(1, self.vocab_size))
 
     def item(self, key, hops, held_out: bool):
         shape = self.n_graphs, self.depth, self.width
@@ -118,7 +123,7 @@ class GraphPath(Reasoning):
         first, second = jnp.where(swap < 0.5, candidates_2, candidates_2[::-1])
         question_6 = jnp.stack([entity_G[0], jnp.int32(says), first, jnp.int32(either), second, jnp.int32(asks)])
         sequence_M = jnp.concatenate([edge_Sx4.reshape(-1), question_6, candidates_2[:1]])
-        return sequence_M, jnp.arange(sequence_M.size) == sequence_M.size - 1, candidates_2
+        return sequence_M, jnp.arange(sequence_M.size, dtype=jnp.int32) == sequence_M.size - 1, candidates_2
 
     def _parents(self, main_GxExW, uniform_GxExWxC, concept_GxDxW):
         """The P = `n_parents` parents of every concept below the first level, (G, D - 1, W, P) tokens."""
@@ -130,9 +135,9 @@ class GraphPath(Reasoning):
         n_graphs, width = self.n_graphs, self.width
         stray_GxExW = jnp.broadcast_to(above_GxExW[-1:], above_GxExW.shape)
         pool_GxExC = jnp.concatenate([above_GxExW, stray_GxExW], axis=2)
-        in_own_C = jnp.arange(2 * width) < width
-        is_last_G = jnp.arange(n_graphs) == n_graphs - 1
-        other_GxExWxC = main_GxExW[..., None] != jnp.arange(2 * width)[None, None, None]
-        allowed_GxExWxC = other_GxExWxC & (in_own_C[None] | ~is_last_G[:, None])[:, None, None]
+        place_C = jnp.arange(2 * width, dtype=jnp.int32)
+        is_last_G = jnp.arange(n_graphs, dtype=jnp.int32) == n_graphs - 1
+        other_GxExWxC = main_GxExW[..., None] != place_C[None, None, None]
+        allowed_GxExWxC = other_GxExWxC & ((place_C < width)[None] | ~is_last_G[:, None])[:, None, None]
         second_GxExW = one_of(uniform_GxExWxC, allowed_GxExWxC)
         return jnp.stack([main_parent_GxExW, jnp.take_along_axis(pool_GxExC, second_GxExW, axis=2)], axis=3)

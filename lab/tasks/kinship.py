@@ -12,7 +12,9 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.reasoning import Reasoning, integers, is_held_out, one_of, permutation, sentences, swapped_in, uniforms
+from lab.tasks import reasoning
+from lab.tasks.reasoning import integers, is_held_out, one_of, permutation, sentences, swapped_in, uniforms
+from lab.tasks.task import Task
 
 # kind -> what a man and a woman of that relation are called
 RELATIONS = {
@@ -68,7 +70,7 @@ MEN, WOMEN = tuple(MEN_NAMES.split()), tuple(WOMEN_NAMES.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class Kinship(Reasoning):
+class Kinship(Task):
     """The task as a value.
 
     A sequence tells `max(hops_ood)` facts in random order: a chain of h relations among h + 1 people, and as noise
@@ -79,17 +81,24 @@ class Kinship(Reasoning):
     There are few kinds of chain, 13 of two steps, 29 of three, 52 of four (times genders and names): training sees all
     of its own, so `test` can be solved by memory of whole chains, `ood` cannot.
 
-    The two people asked about are a combination of names in the sense of `Reasoning`.
+    The two people asked about are a combination of names in the sense of `lab.tasks.reasoning`.
+
+    Attributes:
+      hops_train, hops_ood: see there; at least 2.
     """
 
+    hops_train: tuple
+    hops_ood: tuple
+
+    has_answer, splits, dims = True, reasoning.SPLITS, reasoning.DIMS
+    vocab_size, depth, coords = map(property, (reasoning.vocab_size, reasoning.depth, reasoning.coords))
+    sample, score, decode, ids = reasoning.sample, reasoning.score, reasoning.decode, reasoning.ids
+    context_alphabet = property(reasoning.all_words)
+
     def __post_init__(self):
-        super().__post_init__()
+        reasoning.check_hops(self, least=2)
         if self.depth >= len(MEN):
             raise ValueError(f"task.hops_ood={self.hops_ood}: at most {len(MEN) - 1}, for want of names")
-
-    @property
-    def least_hops(self) -> int:
-        return 2
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -104,10 +113,6 @@ class Kinship(Reasoning):
     def answer_alphabet(self) -> tuple[int, ...]:
         first = self.words.index("father")
         return tuple(range(first, first + 2 * len(RELATIONS)))
-
-    @property
-    def context_alphabet(self) -> tuple[int, ...]:
-        return tuple(range(1, self.vocab_size))
 
     def item(self, key, hops, held_out: bool):
         n_people = self.depth + 1
@@ -134,7 +139,7 @@ class Kinship(Reasoning):
         answer = first_relation + 2 * chain["answer"] + gender_N[hops]
         sequence_M = jnp.concatenate([fact_Fx4.reshape(-1), question_3, answer[None]])
         candidates_C = first_relation + 2 * jnp.arange(len(RELATIONS), dtype=jnp.int32) + gender_N[hops]
-        return sequence_M, jnp.arange(sequence_M.size) == sequence_M.size - 1, candidates_C
+        return sequence_M, jnp.arange(sequence_M.size, dtype=jnp.int32) == sequence_M.size - 1, candidates_C
 
     def _chain(self, uniform, hops) -> dict:
         """A chain of `hops` steps: kinds of relation (F), who before is one's spouse, or -1 (F + 1), and the answer."""

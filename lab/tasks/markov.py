@@ -13,7 +13,8 @@ import numpy as np
 from jax.scipy.special import entr
 from scipy.sparse import csgraph
 
-from lab.tasks.batch import Batch, Task
+from lab import limits
+from lab.tasks.task import Batch, Task, check_split
 
 ROUNDING = 1e-6  # by which probabilities written down in a config may miss their sum
 
@@ -45,8 +46,7 @@ class Markov(Task):
     hparams = ("stay", "delta")
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"task.length={self.length}: at least 1")
+        limits.check("task", self, bounds={"length": (1, None)})
         if self.transition:
             for name in ("stationary", "asymmetry", "delta", "stay"):
                 if getattr(self, name):
@@ -86,8 +86,7 @@ class Markov(Task):
         Raises:
           ValueError: unknown split, or as `law`.
         """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r}: one of {', '.join(self.splits)}")
+        check_split(self, split)
         law_V, transition_VxV = self.law(hparams)
         chain_BxM = self._walk(key, n, law_V, transition_VxV, hparams)
         tokens_BxL, targets_BxL = chain_BxM[:, :-1], chain_BxM[:, 1:]

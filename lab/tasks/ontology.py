@@ -11,15 +11,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lab.tasks.answers import PAD, right
-from lab.tasks.batch import Batch
+from lab import limits
+from lab.objective import PAD
+from lab.tasks import reasoning
+from lab.tasks.answers import last_answer_token, token_correct
 from lab.tasks.reasoning import (
     CONCEPTS,
     ENTITIES,
     HELD_OUT,
     PROPERTIES,
-    Reasoning,
-    at_end,
     integers,
     is_held_out,
     one_of,
@@ -27,12 +27,13 @@ from lab.tasks.reasoning import (
     sentences,
     uniforms,
 )
+from lab.tasks.task import Batch, Task
 
 FORMS = ("true_false", "cloze")
 
 
 @dataclasses.dataclass(frozen=True)
-class Ontology(Reasoning):
+class Ontology(Task):
     """The task as a value.
 
     Every sequence tells `n_chains` chains of `max(hops_ood)` concepts each in random order, and of one entity a chain
@@ -47,26 +48,31 @@ class Ontology(Reasoning):
     hardly leaves anything to deduce.
 
     Attributes:
+      hops_train, hops_ood: see `lab.tasks.reasoning`.
       n_chains: 2 to 4.
       n_concepts: names of concepts to choose from; at most 126.
       form: `true_false` or `cloze`.
 
-    An entity and the concept it enters at are a combination of names in the sense of `Reasoning`: `max is wumpus` of
-    split `test` is told in no training sequence. (It may be a conclusion there, in the proof of another one.)
+    An entity and the concept it enters at are a combination of names in the sense of `lab.tasks.reasoning`: `max is
+    wumpus` of split `test` is told in no training sequence. (It may be a conclusion there, in the proof of another
+    one.)
     """
 
+    hops_train: tuple
+    hops_ood: tuple
     n_chains: int
     n_concepts: int
     form: str
     chain_of_thought: bool
 
+    has_answer, splits, dims = True, reasoning.SPLITS, reasoning.DIMS
+    vocab_size, depth, coords = map(property, (reasoning.vocab_size, reasoning.depth, reasoning.coords))
+    sample, decode, ids = reasoning.sample, reasoning.decode, reasoning.ids
+
     def __post_init__(self):
-        super().__post_init__()
-        if self.form not in FORMS:
-            raise ValueError(f"task.form={self.form!r}: one of {', '.join(FORMS)}")
+        reasoning.check_hops(self)
         most = len(ENTITIES) // HELD_OUT  # each with a name of its own, all in one class of names
-        if not 2 <= self.n_chains <= most:
-            raise ValueError(f"task.n_chains={self.n_chains}: from 2 to {most}")
+        limits.check("task", self, choices={"form": FORMS}, bounds={"n_chains": (2, most)})
         least = self.n_chains * self.depth
         if not least <= self.n_concepts <= len(CONCEPTS):
             raise ValueError(
@@ -128,12 +134,12 @@ class Ontology(Reasoning):
         asked_M = jnp.concatenate([told_Sx4.reshape(-1), question_Q])
         if not self.chain_of_thought:
             sequence_M = jnp.append(asked_M, answer)
-            return sequence_M, jnp.arange(sequence_M.size) >= asked_M.size, candidates_A
+            return sequence_M, jnp.arange(sequence_M.size, dtype=jnp.int32) >= asked_M.size, candidates_A
         proof_Nx4 = sentences(entity_K[0], says, jnp.roll(concept_KxN[0], -entry), stop)
-        proof_Nx4 = jnp.where(jnp.arange(self.depth)[:, None] < hops, proof_Nx4, PAD)
+        proof_Nx4 = jnp.where(jnp.arange(self.depth, dtype=jnp.int32)[:, None] < hops, proof_Nx4, PAD)
         sequence_M = jnp.concatenate([asked_M, proof_Nx4.reshape(-1), conclusion_C, answer[None]])
         sequence_M = sequence_M[jnp.argsort(sequence_M == PAD, stable=True)]  # padding to the end
-        is_answer_M = (jnp.arange(sequence_M.size) >= asked_M.size) & (sequence_M != PAD)
+        is_answer_M = (jnp.arange(sequence_M.size, dtype=jnp.int32) >= asked_M.size) & (sequence_M != PAD)
         return sequence_M, is_answer_M, candidates_A
 
     def _true_false(self, property_P, is_KxN, states, concept_KxN, entity, level):
@@ -159,10 +165,12 @@ class Ontology(Reasoning):
         return properties_Sx4, question_Q, jnp.zeros(0, jnp.int32), property_K[0], property_K
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
-        """As `Reasoning.score`, with `final_accuracy` where there is a chain of thought."""
-        scores = super().score(logits_BxQxV, batch)
+        """As `reasoning.score`, with `final_accuracy` where there is a chain of thought."""
+        scores = reasoning.score(self, logits_BxQxV, batch)
         if self.chain_of_thought:
-            scores["final_accuracy"] = jnp.mean(at_end(right(logits_BxQxV, batch), batch), dtype=jnp.float32)
+            scores["final_accuracy"] = jnp.mean(
+                last_answer_token(token_correct(logits_BxQxV, batch), batch), dtype=jnp.float32
+            )
         return scores
 
     def _entities(self, uniform_KxE, place_K, held_out: bool):

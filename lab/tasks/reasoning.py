@@ -1,6 +1,20 @@
-"""What the tasks of h-step reasoning share: their words, base class, random choices, and how answers are scored."""
+"""What the tasks of h-step reasoning share: words, random choices, and functions that these tasks have as methods.
 
-import dataclasses
+Every sequence tells as much, however many steps are asked for: what the answer does not need is there to distract.
+So deeper questions are not longer ones, and positions are all trained. Names are drawn anew for every sequence.
+
+Splits: `train`; `test`, as many steps, but with those combinations of two names that HELD_OUT keeps from training
+(see each task); `ood`, more steps, names combined as in training.
+
+A task has fields `hops_train` and `hops_ood`, numbers of steps h, each as likely; `words`, the word of every token,
+empty for `PAD`; and
+
+    item(key, hops, held_out) -> sequence_M (int32), is_answer_M (bool), candidates_C (int32)
+
+for one sequence x_0 ... x_L, which of its tokens answer, and the answers that its form allows, where `hops` is h,
+traced, and `held_out` says whether its two names are a combination kept for `test`.
+"""
+
 import math
 from collections.abc import Mapping
 
@@ -8,9 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.tasks.answers import PAD, AnswerTask, exact, pack
-from lab.tasks.batch import Batch
+from lab.objective import PAD
+from lab.tasks import answers
+from lab.tasks.answers import exact_match, pack, plausible
+from lab.tasks.task import Batch, check_split
 
+SPLITS = ("train", "test", "ood")
+DIMS = {"hop_accuracy": ("hop",)}
 HELD_OUT = 5  # one combination of two names in so many is kept for split `test`
 # As words in one string: a list of a word a line would be longer than the task.
 ONSETS, RIMES = "w r d br j t v z n st l sh g f y h k b gr zh m", "um om er im or el"
@@ -24,129 +42,84 @@ ADJECTIVES = (
 PROPERTIES = tuple(ADJECTIVES.split())
 
 
-@dataclasses.dataclass(frozen=True)
-class Reasoning(AnswerTask):
-    """Base of tasks whose answer lies h steps from what is said: a subclass gives `item` and the words.
-
-    Every sequence tells as much, however many steps are asked for: what the answer does not need is there to distract.
-    So deeper questions are not longer ones, and positions are all trained. Names are drawn anew for every sequence.
-
-    Splits: `train`; `test`, as many steps, but with those combinations of two names that HELD_OUT keeps from training
-    (see each task); `ood`, more steps, names combined as in training.
-
-    Attributes:
-      hops_train, hops_ood: numbers of steps h, each as likely.
+def check_hops(task, least: int = 1) -> None:
     """
-
-    hops_train: tuple
-    hops_ood: tuple
-
-    splits = ("train", "test", "ood")
-    dims = {"hop_accuracy": ("hop",)}
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("hops_train", "hops_ood"):
-            hops = getattr(self, name)
-            whole = all(isinstance(h, int) and h >= self.least_hops for h in hops)
-            if not hops or not whole or len(set(hops)) < len(hops):
-                raise ValueError(f"task.{name}={hops!r}: distinct numbers of steps, {self.least_hops} or more")
-        if min(self.hops_ood) <= max(self.hops_train):
-            raise ValueError(f"task.hops_ood={self.hops_ood}: all more than those of task.hops_train={self.hops_train}")
-
-    @property
-    def least_hops(self) -> int:
-        return 1
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The word of every token; that of `PAD` is empty."""
-        raise NotImplementedError
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.words)
-
-    @property
-    def context_alphabet(self) -> tuple[int, ...]:
-        return tuple(token for token in range(1, self.vocab_size) if token not in self.answer_alphabet)
-
-    @property
-    def coords(self) -> Mapping[str, tuple]:
-        return {"hop": (*self.hops_train, *self.hops_ood)}
-
-    @property
-    def depth(self) -> int:
-        """The most steps of any split."""
-        return max(self.hops_ood)
-
-    def item(self, key, hops, held_out: bool):
-        """One sequence: tokens x_0 ... x_L (int32), which of them answer (bool), and the answers its form allows.
-
-        Args:
-          hops: h, traced.
-          held_out: whether its two names are a combination kept for `test`.
-        """
-        raise NotImplementedError
-
-    def decode(self, tokens) -> str:
-        """A sequence as text for people."""
-        return " ".join(self.words[int(token)] for token in tokens if token != PAD)
-
-    def ids(self, text: str) -> list[int]:
-        """The tokens of some words."""
-        return [self.words.index(word) for word in text.split()]
-
-    def draw(self, key, n: int, split: str, hparams: Mapping) -> Batch:
-        """`n` sequences, int32 (n, length); `info` has `hops_B` and `candidates_BxC`, the answers a form allows.
-
-        Raises:
-          ValueError: unknown split.
-        """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r}: one of {', '.join(self.splits)}")
-        hop_key, item_key = jax.random.split(key)
-        choices = jnp.asarray(self.hops_ood if split == "ood" else self.hops_train, jnp.int32)
-        hops_B = choices[integers(jax.random.uniform(hop_key, (n,)), choices.size)]
-        items = jax.vmap(lambda key, hops: self.item(key, hops, split == "test"))
-        sequence_BxM, is_answer_BxM, candidates_BxC = items(jax.random.split(item_key, n), hops_B)
-        return pack(sequence_BxM, is_answer_BxM, {"hops_B": hops_B, "candidates_BxC": candidates_BxC})
-
-    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
-        """As `AnswerTask.score`, and two more.
-
-        `hop_accuracy` (H): accuracy by number of steps, NaN for those not in the batch. `plausible`: share of answers
-        (their last tokens) of the right form, such as either of two candidates: accuracy / plausible is what reasoning
-        adds, to be compared with 1 / the number of candidates.
-
-        Raises:
-          ValueError: as `AnswerTask.score`.
-        """
-        hop_Hx1 = jnp.asarray(self.coords["hop"], jnp.int32)[:, None]
-        of_hop_HxB = (batch.info["hops_B"][None] == hop_Hx1).astype(jnp.float32)
-        predicted_BxL = jnp.argmax(logits_BxQxV, axis=-1).astype(jnp.int32)
-        return super().score(logits_BxQxV, batch) | {
-            "hop_accuracy": of_hop_HxB @ exact(logits_BxQxV, batch) / of_hop_HxB.sum(axis=1),
-            "plausible": plausible(at_end(predicted_BxL, batch), batch.info["candidates_BxC"]),
-        }
+    Raises:
+      ValueError: numbers of steps that are too small, the same or not larger out of distribution.
+    """
+    for name in ("hops_train", "hops_ood"):
+        hops = getattr(task, name)
+        whole = all(isinstance(h, int) and h >= least for h in hops)
+        if not hops or not whole or len(set(hops)) < len(hops):
+            raise ValueError(f"task.{name}={hops!r}: distinct numbers of steps, {least} or more")
+    if min(task.hops_ood) <= max(task.hops_train):
+        raise ValueError(f"task.hops_ood={task.hops_ood}: all more than those of task.hops_train={task.hops_train}")
 
 
-def at_end(value_BxL, batch: Batch):
-    """The entries (B) at each sequence's last answer token."""
-    length = batch.weights_BxL.shape[1]
-    place_BxL = jnp.where(batch.weights_BxL > 0, jnp.arange(length, dtype=jnp.int32)[None], 0)
-    return jnp.take_along_axis(value_BxL, jnp.max(place_BxL, axis=1)[:, None], axis=1)[:, 0]
+def vocab_size(task) -> int:
+    return len(task.words)
+
+
+def depth(task) -> int:
+    """The most steps of any split."""
+    return max(task.hops_ood)
+
+
+def coords(task) -> Mapping[str, tuple]:
+    return {"hop": (*task.hops_train, *task.hops_ood)}
+
+
+def all_words(task) -> tuple[int, ...]:
+    return tuple(range(1, task.vocab_size))
+
+
+def sample(task, key, n: int, split: str, hparams: Mapping) -> Batch:
+    """`n` sequences, int32 (n, length); `info` has `hops_B` and `candidates_BxC`, the answers a form allows.
+
+    Raises:
+      ValueError: unknown split.
+    """
+    check_split(task, split)
+    hop_key, item_key = jax.random.split(key)
+    choices = jnp.asarray(task.hops_ood if split == "ood" else task.hops_train, jnp.int32)
+    hops_B = choices[integers(jax.random.uniform(hop_key, (n,), jnp.float32), choices.size)]
+    items = jax.vmap(lambda key, hops: task.item(key, hops, split == "test"))
+    sequence_BxM, is_answer_BxM, candidates_BxC = items(jax.random.split(item_key, n), hops_B)
+    return pack(sequence_BxM, is_answer_BxM, {"hops_B": hops_B, "candidates_BxC": candidates_BxC})
+
+
+def score(task, logits_BxLxV, batch: Batch) -> dict[str, jax.Array]:
+    """As `answers.score`, and two more.
+
+    `hop_accuracy` (H): accuracy by number of steps, NaN for those not in the batch. `plausible`: share of answers
+    (their last tokens) of the right form, such as either of two candidates: accuracy / plausible is what reasoning
+    adds, to be compared with 1 / the number of candidates.
+
+    Raises:
+      ValueError: as `answers.score`.
+    """
+    hop_Hx1 = jnp.asarray(task.coords["hop"], jnp.int32)[:, None]
+    of_hop_HxB = (batch.info["hops_B"][None] == hop_Hx1).astype(jnp.float32)
+    return answers.score(logits_BxLxV, batch) | {
+        "hop_accuracy": of_hop_HxB @ exact_match(logits_BxLxV, batch) / of_hop_HxB.sum(axis=1),
+        "plausible": plausible(logits_BxLxV, batch),
+    }
+
+
+def decode(task, tokens) -> str:
+    """A sequence as text for people."""
+    return " ".join(task.words[int(token)] for token in tokens if token != PAD)
+
+
+def ids(task, text: str) -> list[int]:
+    """The tokens of some words."""
+    return [task.words.index(word) for word in text.split()]
 
 
 def sentences(*words):
     """Sentences (S, W) of W words each, from tokens or arrays of tokens that broadcast."""
     words = jnp.broadcast_arrays(*(jnp.asarray(word, jnp.int32) for word in words))
     return jnp.stack(words, axis=-1).reshape(-1, len(words))
-
-
-def plausible(predicted_B, candidates_BxC):
-    """Share of the answers that are among the candidates, float32."""
-    return jnp.mean(jnp.any(predicted_B[:, None] == candidates_BxC, axis=1), dtype=jnp.float32)
 
 
 def uniforms(key, *shapes: tuple[int, ...]) -> list[jax.Array]:

@@ -9,10 +9,11 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from lab import limits
+from lab.tasks import reasoning
 from lab.tasks.reasoning import (
     ENTITIES,
     PROPERTIES,
-    Reasoning,
     integers,
     is_held_out,
     one_of,
@@ -20,10 +21,11 @@ from lab.tasks.reasoning import (
     sentences,
     uniforms,
 )
+from lab.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules(Reasoning):
+class Rules(Task):
     """The task as a value.
 
     D = `max(hops_ood)` levels of `width` attributes are derived, each by one rule: from an attribute one level down and
@@ -35,20 +37,28 @@ class Rules(Reasoning):
     Either answer is right for 1/2, but partial search pays: who looks for j random ones of the h + 1 facts of a proof
     can be right for 1/2 + j / (2 h + 2), who counts the rules that lack a premise for up to 0.68 (`width` 2, h = 3).
 
-    The entity and the attribute asked about are a combination of names in the sense of `Reasoning`.
+    The entity and the attribute asked about are a combination of names in the sense of `lab.tasks.reasoning`.
 
     Attributes:
+      hops_train, hops_ood: see there.
       width: derived attributes a level.
     """
 
+    hops_train: tuple
+    hops_ood: tuple
     width: int
 
+    has_answer, splits, dims = True, reasoning.SPLITS, reasoning.DIMS
+    vocab_size, depth, coords = map(property, (reasoning.vocab_size, reasoning.depth, reasoning.coords))
+    sample, score, decode, ids = reasoning.sample, reasoning.score, reasoning.decode, reasoning.ids
+
     def __post_init__(self):
-        super().__post_init__()
-        if self.width < 1 or self.n_attributes > len(PROPERTIES):
+        reasoning.check_hops(self)
+        limits.check("task", self, bounds={"width": (1, None)})
+        if self.n_attributes > len(PROPERTIES):
             raise ValueError(
-                f"task.width={self.width}, task.hops_ood={self.hops_ood}: at least 1, and at most {len(PROPERTIES)} "
-                f"attributes in all, (width + 1) * max(hops_ood) + 2 = {self.n_attributes} are needed"
+                f"task.width={self.width}, task.hops_ood={self.hops_ood}: at most {len(PROPERTIES)} attributes in all, "
+                f"(width + 1) * max(hops_ood) + 2 = {self.n_attributes} are needed"
             )
 
     @property
@@ -71,6 +81,10 @@ class Rules(Reasoning):
     @property
     def answer_alphabet(self) -> tuple[int, ...]:
         return tuple(self.ids("true false"))
+
+    @property
+    def context_alphabet(self) -> tuple[int, ...]:
+        return tuple(token for token in range(1, self.vocab_size) if token not in self.answer_alphabet)
 
     def item(self, key, hops, held_out: bool):
         n_base, derived = self.n_facts + 1, (self.depth, self.width)
@@ -109,7 +123,7 @@ class Rules(Reasoning):
         answer = jnp.where(states == provable, jnp.int32(true), jnp.int32(false))
         text = fact_Sx4[permutation(fact_S)], rule_Rx7[permutation(rule_R)]
         sequence_M = jnp.concatenate([*(part.reshape(-1) for part in text), question_4, answer[None]])
-        is_answer_M = jnp.arange(sequence_M.size) == sequence_M.size - 1
+        is_answer_M = jnp.arange(sequence_M.size, dtype=jnp.int32) == sequence_M.size - 1
         return sequence_M, is_answer_M, jnp.asarray([true, false], jnp.int32)
 
     def _rules(self, main_DxW, side_DxW, turned_DxW, name_A, hops):

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab import rng
-from lab.tasks.batch import Batch, Task
+from lab import limits, rng
+from lab.tasks.task import Batch, Task, check_split
 
 CONCEPTS = {"shape": ("circle", "triangle"), "colour": ("red", "blue"), "size": ("large", "small")}
 CLASSES = tuple(f"{i:03b}" for i in range(8))
@@ -65,13 +65,13 @@ class Shapes(Task):
     trained: tuple[str, ...] = ("000", "100", "010", "111")
 
     inputs = "noised pictures"
+    stream_only = "would fix noise and times; use train_size=0 and task.images_per_class"
     vocab_size = length = 0
     splits = ("train", "seen", "unseen")
 
     def __post_init__(self):
-        for name, least in (("size", 8), ("n_times", FEWEST_TIMES), ("images_per_class", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"task.{name}={getattr(self, name)}: must be at least {least}")
+        bounds = {"size": (8, None), "n_times": (FEWEST_TIMES, None), "images_per_class": (0, None)}
+        limits.check("task", self, bounds=bounds)
         if not 0 < len(set(self.trained)) == len(self.trained) < len(CLASSES) or not set(self.trained) < set(CLASSES):
             raise ValueError(f"task.trained={self.trained!r}: some of {', '.join(CLASSES)}, each once and not all")
 
@@ -89,12 +89,11 @@ class Shapes(Task):
         Raises:
           ValueError: unknown split.
         """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r}: one of {', '.join(self.splits)}")
+        check_split(self, split)
         class_key, image_key, time_key, noise_key = jax.random.split(key, 4)
         names = self.unseen if split == "unseen" else self.trained
         choices = jnp.array([CLASSES.index(name) for name in names], jnp.int32)
-        class_B = jax.random.choice(class_key, choices, (n,))
+        class_B = choices[jax.random.randint(class_key, (n,), 0, choices.size, jnp.int32)]
         keys_B = self._kept(image_key, class_B) if split == "train" else jax.random.split(image_key, n)
         clean_BxSxSx3 = draw(keys_B, class_B, self.size)
 
@@ -104,12 +103,6 @@ class Shapes(Task):
         noised_BxSxSx3 = jnp.sqrt(kept_Bx1x1x1) * clean_BxSxSx3 + jnp.sqrt(1 - kept_Bx1x1x1) * noise_BxSxSx3
         inputs = Noised(noised_BxSxSx3, (time_B + 1).astype(jnp.float32) / self.n_times, bits(class_B))
         return Batch(inputs, noise_BxSxSx3, jnp.ones((n,), jnp.float32), {"class_B": class_B})
-
-    def check_train_size(self, train_size: int) -> None:
-        if train_size:
-            raise ValueError(
-                f"train_size={train_size}: would fix noise and times; use train_size=0 and task.images_per_class"
-            )
 
     def mean_loss(self, noise_BxSxSxC, batch: Batch) -> jax.Array:
         """Mean squared error of the noise, over numbers of a picture and then over pictures by weight."""

@@ -1,6 +1,6 @@
 """Next-token prediction on real text: random windows of one long array of tokens.
 
-Nothing is read when the task is made. The text is prepared (see `lab.tasks.corpus`) when the first batch is asked for,
+Nothing is read when the task is made. The text is prepared (see `lab.text.corpus`) when the first batch is asked for,
 traced or not, and kept for the life of the process.
 """
 
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab import losses
-from lab.tasks import corpus
-from lab.tasks.batch import Batch, Task
-from lab.tasks.corpus import SPLITS, Corpus, Recipe
+from lab import limits, losses
+from lab.tasks.task import Batch, Task, check_split
+from lab.text import corpus
+from lab.text.corpus import SPLITS, Corpus, Recipe
 
 LOSSES = ("last", "all")
 BLOCK = 2**24  # tokens counted at once
@@ -28,7 +28,7 @@ class Text(Task):
     """The task as a value.
 
     Attributes:
-      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path: see `lab.tasks.corpus.Recipe`.
+      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path: see `lab.text.corpus.Recipe`.
       length: tokens of a window.
       loss: `last`: the token after the window is predicted, `all`: every next token.
     """
@@ -45,10 +45,7 @@ class Text(Task):
     splits = SPLITS
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise ValueError(f"task.loss={self.loss!r}: one of {', '.join(LOSSES)}")
-        if self.length < 1:
-            raise ValueError(f"task.length={self.length}: must be at least 1")
+        limits.check("task", self, choices={"loss": LOSSES}, bounds={"length": (1, None)})
         self.recipe  # noqa: B018  refuses what cannot be
 
     @property
@@ -59,8 +56,9 @@ class Text(Task):
         """`n` windows that start anywhere in the split, each place as likely; documents follow one another in them.
 
         Raises:
-          ValueError: unknown split, a split shorter than a window, or as `lab.tasks.corpus.prepare`.
+          ValueError: unknown split, a split shorter than a window, or as `lab.text.corpus.prepare`.
         """
+        check_split(self, split)
         token_N = _on_device(self, split)
         start_B = jax.random.randint(key, (n,), 0, token_N.size - self.length, jnp.int32)
         place_BxL = start_B[:, None] + jnp.arange(self.length + 1, dtype=jnp.int32)[None]
@@ -100,7 +98,7 @@ def prepared(task: Text) -> Corpus:
     """The text of a task: tokens, tokenizer, provenance.
 
     Raises:
-      ValueError: as `lab.tasks.corpus.prepare`.
+      ValueError: as `lab.text.corpus.prepare`.
     """
     return _prepared(task.recipe)
 
@@ -144,8 +142,6 @@ _prepared = functools.cache(corpus.prepare)
 @functools.cache
 def _on_device(task: Text, split: str) -> jax.Array:
     """The tokens of a split, in as few bytes as on disk."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: text has {', '.join(SPLITS)}")
     token_N = prepared(task).tokens[split]
     if not task.length < token_N.size < 2**31:
         raise ValueError(

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from lab import models
 from lab.analysis import flatness, loss_fn
-from lab.tasks.batch import Batch
+from lab.tasks.task import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,7 +7,7 @@ import pytest
 
 from lab import models
 from lab.analysis import loss_fn
-from lab.tasks.batch import Batch
+from lab.tasks.task import Batch
 
 EPS = 2.0**-23  # float32
 B, L, V = 6, 5, 7

@@ -8,6 +8,7 @@ import pytest
 from lab import losses, models, rng
 from lab.engine import batches
 from lab.models import Transformer
+from lab.objective import Objective
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
@@ -232,21 +233,22 @@ def test_rows_whose_data_a_hyperparameter_varies_equal_tasks_with_that_field(ech
 
 
 @pytest.mark.parametrize("train_size", [0, 9])
-def test_rows_that_alter_their_batches_equal_tasks_with_that_field_and_are_evaluated_as_drawn(
+def test_rows_with_another_objective_equal_trainings_with_that_objective_and_are_evaluated_as_drawn(
     echo, bench, same_bits, train_size
 ):
-    wrongs = (0.0, 8.0, 3.0, 5.0)
+    noises = (0.0, 1.0, 0.4, 0.7)
     plain = {name: column for name, column in echo.four_rows().columns.items()} | {"seed": (3, 3, 3, 3)}
-    together = bench(4, 2, 1, task=echo.Wrong(), train_size=train_size)
+    together = bench(4, 2, 1, task=echo.Answering(), train_size=train_size)
     drawn = batches.train_set(together.experiment)
-    trained = together.train(echo.grid.zipped(plain | {"wrong": wrongs}, ("wrong",)), (6,), drawn)
-    for row, wrong in enumerate(wrongs):
-        alone = bench(4, 2, 1, task=echo.Wrong(wrong=wrong), train_size=train_size)
+    trained = together.train(echo.grid.zipped(plain | {"label_noise": noises}, ("label_noise",)), (6,), drawn)
+    for row, noise in enumerate(noises):
+        objective = Objective(label_noise=noise)
+        alone = bench(4, 2, 1, task=echo.Answering(), train_size=train_size, objective=objective)
         own = lambda tree, row=row: jax.tree.map(lambda leaf: leaf[row], tree)  # noqa: E731
         same_bits(own(trained), own(alone.train(echo.grid.zipped(plain), (6,), drawn)))
     assert len(set(trained[1]["train_loss"][:, -1].tolist())) == 4  # and it matters
-    right = bench(4, 2, 1, task=echo.Echo(), train_size=train_size)
-    same_bits(together.evaluate(trained[0], drawn), right.evaluate(trained[0], drawn))
+    clean = bench(4, 2, 1, task=echo.Echo(), train_size=train_size)
+    same_bits(together.evaluate(trained[0], drawn), clean.evaluate(trained[0], drawn))
 
 
 def test_loss_of_a_uniform_answer_is_log_v(four, echo):

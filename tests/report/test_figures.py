@@ -8,7 +8,9 @@ from matplotlib import pyplot
 from matplotlib.collections import LineCollection
 from numpy.testing import assert_allclose, assert_array_equal
 
+from lab.analysis.statistics import first_crossing
 from lab.report import figures, portraits, style
+from lab.runs import MissingData, Run
 
 GAMMA = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
 DECAY = np.array([0.0, 0.1, 1.0])
@@ -144,15 +146,17 @@ def test_two_solutions_share_a_panel_when_hue_is_metric():
 
 def test_other_dimensions_are_selected_and_named():
     ds = synthetic(learning_rates=(1e-4, 1e-3, 1e-2))
-    assert "learning rate 0.0001 (one of 3)" in heading(figures.curves_against_gamma(ds, REASONING))
-    figure = figures.curves_against_gamma(ds, REASONING, learning_rate=1e-3, step=1000)
-    assert "step 1000, learning rate 0.001 (one of 3)" in heading(figure)
+    assert "learning rate 0.001 (one of 3)" in heading(figures.curves_against_gamma(ds, REASONING))
+    smallest = Run(ds, {"learning_rate": min})
+    assert "learning rate 0.0001 (one of 3)" in heading(figures.curves_against_gamma(smallest, REASONING))
+    figure = figures.curves_against_gamma(smallest, REASONING, learning_rate=1e-3, step=1000)
+    assert "learning rate 0.001 (one of 3), step 1000" in heading(figure)
     expected = np.nanmedian(ds[REASONING].values[3, :, 1, 1], axis=-1)
     assert_allclose(drawn(figure.axes[0], "median")[1].get_ydata(), expected, rtol=1e-12)
     variants = xr.concat([ds, ds], "variant").assign_coords(variant=["2 layers", "6 layers"])
     figure = figures.phase_diagram(variants, REASONING, variant="6 layers")
     assert "variant 6 layers (one of 2)" in heading(figure)
-    with pytest.raises(ValueError, match=r"learning_rate = 5 is not among 0\.0001, 0\.001, 0\.01"):
+    with pytest.raises(MissingData, match=r"learning rate 5 \(the grid has 0\.0001, 0\.001, 0\.01\)"):
         figures.curves_against_gamma(ds, REASONING, learning_rate=5)
     with pytest.raises(ValueError, match="no dimension 'depth'"):
         figures.curves_against_gamma(ds, REASONING, depth=2)
@@ -197,13 +201,6 @@ def test_training_curves_equal_medians_and_mark_divergence_at_its_step():
     assert chosen.axes[0].get_yscale() == "log"
 
 
-def test_crossing_is_where_the_lead_turns_positive():
-    gamma = np.array([0.3, 0.5, 0.6, 0.8])
-    assert_allclose(figures.crossing(gamma, gamma - 0.55), 0.55, rtol=1e-12)
-    assert_allclose(figures.crossing(gamma, np.array([-1, np.nan, -1, 1])), 0.7, rtol=1e-12)
-    assert np.isnan(figures.crossing(gamma, np.ones(4)))
-
-
 def test_scatter_draws_every_row_and_its_crossing():
     ds = synthetic(lost=())
     figure = figures.scatter_against_gamma(ds, "rank.stable", rivals=(REASONING, SYMMETRIC))
@@ -213,7 +210,7 @@ def test_scatter_draws_every_row_and_its_crossing():
         assert_allclose(line.get_ydata(), expected.ravel(), rtol=1e-12)
     lead = np.median(ds[REASONING].values[-1, :, :, 0], -1) - np.median(ds[SYMMETRIC].values[-1, :, :, 0], -1)
     for line, one in zip(drawn(ax, "crossing"), lead.T, strict=True):
-        assert_allclose(line.get_xdata(), figures.crossing(GAMMA, one), rtol=1e-12)
+        assert_allclose(line.get_xdata(), first_crossing(one, GAMMA, 0.0), rtol=1e-12)
 
 
 def test_cosine_heatmap_shows_the_reordered_matrix():

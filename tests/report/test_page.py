@@ -8,36 +8,29 @@ import shutil
 import subprocess
 
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lab.report.page import Page, Picture, Section, write_page
+from lab import claims
+from lab.report.page import Page, Picture, Section, draw_section, write_page
+from lab.runs import MissingData, Runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def claim(**changes):
-    row = dict(
-        id="C1",
-        statement="Larger γ reasons",
-        source="paper, Fig. 2",
-        published="≈ 1",
-        threshold=0.9,
-        measured=0.97312,
-        low=0.941,
-        high=0.99,
-        n_seeds=3,
-        verdict="holds",
-        note="",
-        command="lab claim C1",
-    )
-    return row | changes
+def claim(id="C1", values=(0.941, 0.99, 0.973, 0.97, 0.98), **changes):
+    """A row as the claims table has it."""
+    made = claims.claim(
+        id, "Larger γ reasons", quantity="accuracy", source="paper, Fig. 2", published="≈ 1", at_least=0.9
+    )(lambda runs: xr.DataArray(list(values), dims="seed"))  # fmt: skip
+    return claims.evaluate(made, Runs({})).row("lab claim C1", "") | changes
 
 
 def picture(name="curves", caption="A caption."):
     figure = Figure(figsize=(4, 3))
     figure.subplots().plot([1, 3, 2])
-    return Picture(name, "A line", caption, figure)
+    return Picture(name, caption, figure, "A line")
 
 
 def page(**changes):
@@ -47,8 +40,8 @@ def page(**changes):
         run_facts={"rows": 27, "jax": "0.10"},
         claims=[
             claim(),
-            claim(id="C2", verdict="does not hold", measured=0.2),
-            claim(id="C3", verdict="not measured", measured=None, low=float("nan"), high=None, n_seeds=0),
+            claim("C2", [0.2] * 5, headline=True),
+            claim("C3", []),
         ],
         sections=[Section("What is seen", "One.\n\nTwo.", [picture(), picture("phase")])],
         commands=["lab run composition --preset=cpu"],
@@ -105,13 +98,29 @@ def test_claims_show_measurement_interval_seeds_and_a_worded_verdict(tmp_path):
     html = write_page(tmp_path, page()).read_text()
     held = cells(html, "C1")
     assert list(held) == ["id", "statement", "source", "published", "measured", "verdict", "note"]
-    assert held["measured"] == "0.973 [0.941, 0.99], 3 seeds"
-    assert held["published"] == "≈ 1 threshold 0.9"
+    assert held["measured"] == "0.973 [0.941, 0.99], 5 seeds; margin +0.073"
+    assert held["published"] == "≈ 1 accuracy at least 0.9 (printed number)"
+    assert held["statement"] == "Larger γ reasons" and cells(html, "C2")["statement"] == "Larger γ reasons headline"
     assert "lab claim C1" in held["note"]
     verdicts = [cells(html, id)["verdict"] for id in ("C1", "C2", "C3")]
-    assert verdicts == ["holds", "does not hold", "not measured"]
+    assert verdicts == ["holds", "does not hold", "open"]
     assert cells(html, "C3")["measured"] == "–"
     assert '<span class="badge does-not-hold">does not hold</span>' in html
+
+
+def test_foot_says_how_many_verdicts_chance_gets_wrong(tmp_path):
+    html = write_page(tmp_path, page()).read_text()
+    assert "3 claims: 1 hold, 1 do not hold, 1 open." in html
+    assert "at most 0.1 of them" in html  # two verdicts, each wrong with probability 2^-5 at most
+
+
+def test_pictures_without_data_are_left_out_and_named():
+    def training_curves(run):
+        raise MissingData("train_loss")
+
+    section = draw_section("Title", "Text.", None, [training_curves, lambda run: picture()], "unseen")
+    assert section.text == "Text.\n\nNot drawn: training curves (this run lacks train_loss)."
+    assert [one.name for one in section.pictures] == ["unseen-curves"]
 
 
 def test_contents_point_at_headings(tmp_path):

@@ -60,21 +60,16 @@ class Noisy(Echo):
 
     def sample(self, key, n, split, hparams):
         batch = super().sample(key, n, split, hparams)
-        lost_B = jax.random.uniform(key, (n,)) < hparams.get("noise", self.noise)
+        lost_B = jax.random.uniform(key, (n,), jnp.float32) < hparams.get("noise", self.noise)
         return batch._replace(tokens_BxL=batch.tokens_BxL.at[:, 0].set(jnp.where(lost_B, 7, batch.tokens_BxL[:, 0])))
 
 
 @dataclasses.dataclass(frozen=True)
-class Wrong(Echo):
-    """Echo trained to say the token after the first, modulo 8, where the first is below `wrong` (at most 8)."""
+class Answering(Echo):
+    """Echo, whose answer an objective may replace by any token."""
 
-    wrong: float = 0.0
-    alterations = ("wrong",)
-
-    def alter(self, batch, hparams):
-        first_B = batch.info["first_B"]
-        answer_B = jnp.where(first_B < hparams.get("wrong", self.wrong), (first_B + 1) % 8, first_B)
-        return batch._replace(targets_BxL=batch.targets_BxL.at[:, -1].set(answer_B))
+    has_answer = True
+    answer_alphabet = context_alphabet = range(8)
 
 
 def experiment(**changes) -> Experiment:
@@ -94,7 +89,9 @@ def config(**changes) -> ConfigDict:
         study="echo", preset="tiny", init="paper", start=dict(variant="", row=dict()), steps=24, batch_size=4,
         train_size=13, data_order="row", data_seed=5, eval_every=4, eval_size=16, snapshots=3, snapshot_every=0,
         checkpoint_every=6, block_width=1, data_devices=1, split_params=False, deterministic=False,
-        task=dict(family="echo"), model=dict(family="emb_mlp", vocab_size=8, d_model=8, d_ff=8, activation="tanh"),
+        task=dict(family="echo"),
+        objective=dict(ntp_weight=0.0, label_noise=0.0, context_noise=0.0, shuffle_context=False),
+        model=dict(family="emb_mlp", vocab_size=8, d_model=8, d_ff=8, activation="tanh"),
         optim=OPTIM,
         grid=dict(gamma=(0.5,), weight_decay=(0.1,), learning_rate=(0.01, 0.003, 1e30), seed=(4,)), variants={},
     )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from lab.studies.claims import Claim, Lacking, Measured
-from lab.tasks.sequel import FIRST
+from lab.tasks.finetune import FIRST
 
 PAPER = "arXiv 2502.02007"
 CONTROL = "control of ours"

@@ -14,8 +14,7 @@ from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
 from lab.measuring.catalogue import loss, weights
 from lab.measuring.declare import Measure
-from lab.tasks import Sequel
-from lab.tasks.answers import AnswerTask
+from lab.tasks import Finetune
 
 MATVECS, PROBES = 24, 16
 RADIUS = 0.05  # of the step up, in units of the weights (Foret et al. 2021)
@@ -30,11 +29,11 @@ def measures(experiment: Experiment) -> list[Measure]:
       ValueError: the model is not a transformer that answers everywhere, or the task does not tell answer from context.
     """
     model, task = experiment.model, experiment.task
-    if isinstance(task, Sequel):
+    if isinstance(task, Finetune):
         return []  # what becomes of both tasks is in the metrics
     if not isinstance(model, models.Transformer) or model.readout != "all":
         raise ValueError(f"the ntp_ctp study measures transformers with model.readout='all', not {model}")
-    if not isinstance(task, AnswerTask):
+    if not task.has_answer:
         raise ValueError(f"the ntp_ctp study measures tasks with an answer, not {type(task).__name__}")
     return [minimum(experiment), information(experiment), terms(experiment), weights.norms(experiment)]
 

@@ -16,7 +16,7 @@ from lab.report.page import Picture, Section
 from lab.studies.claims import Claim, Lacking, Measured
 from lab.studies.ntp_ctp.claims import CONTROL, PAPER, Datasets, anew, both, pooled, slower
 from lab.studies.ntp_ctp.page import OBJECTIVES, side_by_side
-from lab.tasks.sequel import FIRST
+from lab.tasks.finetune import FIRST
 
 KNOWN = f"{FIRST}train.accuracy"
 TEXT = (

@@ -1,7 +1,7 @@
 """Real text, prepared once: files or a Hugging Face data set -> token arrays on disk, memory-mapped.
 
-Documents are tokenized in batches, so memory does not grow with the text. What was prepared lies in `$GAMMALAB_CACHE`,
-else `$XDG_CACHE_HOME/gammalab`, else `~/.cache/gammalab`:
+Documents are tokenized in batches, so memory does not grow with the text. What was prepared lies in the folder of
+`lab.cache`:
 
 text/<key>/train.bin valid.bin   token ids, little-endian uint16, or uint32 for more than 65,536 of them
 text/<key>/tokenizer.json        how text became ids
@@ -18,7 +18,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -27,10 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.tasks import documents as reading
-from lab.tasks import hub
-from lab.tasks import tokenizer as tokenizers
-from lab.tasks.tokenizer import Tokenizer
+from lab import cache, limits
+from lab.text import documents as reading
+from lab.text import hub
+from lab.text import tokenizer as tokenizers
+from lab.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "valid")
 BATCH = 2**22  # characters tokenized at once
@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
       path: a file, plain, .xz or .gz, or a folder of such, read in the order of their names; or empty.
       hf_id: a Hugging Face data set with a column `text`, `name` or `name:config`, its split `train`; or empty.
-      separator: what a document is, see `lab.tasks.documents.documents`.
+      separator: what a document is, see `lab.text.documents.documents`.
       tokenizer: `word`, `char` or `bpe`, trained on split `train`, or the path of a tokenizer.json.
       vocab_size: most token ids there may be.
       valid_share: this share of the documents, the last ones, is held out as split `valid`; 0: see `valid_path`.
@@ -68,8 +68,7 @@ class Recipe:
                 f"task.path={self.path!r}, task.hf_id={self.hf_id!r}: give one of them, --config.task.path=FILE (or a "
                 "folder) or --config.task.hf_id=NAME:CONFIG, such as Salesforce/wikitext:wikitext-2-v1"
             )
-        if self.separator not in reading.SEPARATORS:
-            raise ValueError(f"task.separator={self.separator!r}: one of {', '.join(reading.SEPARATORS)}")
+        limits.check("task", self, choices={"separator": reading.SEPARATORS}, bounds={"vocab_size": (1, None)})
         if not 0 <= self.valid_share < 1:
             raise ValueError(f"task.valid_share={self.valid_share}: a share of the documents, must lie in [0, 1)")
         if self.valid_share and self.valid_path:
@@ -96,7 +95,7 @@ def prepare(recipe: Recipe) -> Corpus:
 
     Raises:
       ValueError: text that is missing, empty, not UTF-8, truncated or a single document, a tokenizer that does not
-        fit, a data set that cannot be had, or a cache that cannot be written to.
+        fit, a data set that cannot be had, or a cache that cannot be written to; as `lab.cache.folder`.
     """
     paths = _paths(recipe)
     given = None if recipe.tokenizer in tokenizers.KINDS else _given(recipe)
@@ -108,7 +107,7 @@ def prepare(recipe: Recipe) -> Corpus:
         "vocab_size": recipe.vocab_size,
         "valid_share": recipe.valid_share,
     }
-    folder = cache() / "text" / _sha256(_canonical(identity))
+    folder = cache.folder("text") / _sha256(_canonical(identity))
     found = _load(folder)
     if found is None:
         with _new_folder(folder) as temporary:
@@ -119,24 +118,17 @@ def prepare(recipe: Recipe) -> Corpus:
     return found
 
 
-def cache() -> Path:
-    """Where prepared text lies."""
-    if os.environ.get("GAMMALAB_CACHE"):
-        return Path(os.environ["GAMMALAB_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gammalab"
-
-
 def _paths(recipe: Recipe) -> dict[str, list[Path]]:
     """The files of each split; without `valid` where that is a share of `train`."""
     paths = {
         "train": reading.files(recipe.path)
         if recipe.path
-        else [hub.downloaded(cache() / "hub", recipe.hf_id, recipe.separator, "train")]
+        else [hub.download(cache.folder("hub"), recipe.hf_id, recipe.separator, "train")]
     }
     if recipe.valid_path:
         paths["valid"] = reading.files(recipe.valid_path)
     elif not recipe.valid_share:
-        paths["valid"] = [hub.downloaded(cache() / "hub", recipe.hf_id, recipe.separator, "validation")]
+        paths["valid"] = [hub.download(cache.folder("hub"), recipe.hf_id, recipe.separator, "validation")]
     return paths
 
 

@@ -1,7 +1,6 @@
 """What every task gives: a `Batch`, and what a `Task` promises."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,35 +29,45 @@ class Batch(NamedTuple):
 
 
 class Task:
-    """What a task gives; subclasses are frozen dataclasses, so that a task is a static argument of jit.
+    """What a task gives; each is one frozen dataclass on top of this, so that a task is a static argument of jit.
 
     Attributes:
       inputs: what its model reads, as `models.reads` says of families.
+      has_answer: sequences hold an answer, which has weight 1 where context and padding have 0: an `Objective` may
+        train on something else. Such a task has an `answer_alphabet` and a `context_alphabet`.
+      stream_only: why no finite training set may be drawn once and kept, for people; empty where one may.
       vocab_size, length: sizes the model must have; 0 where there are no tokens.
       splits: `train`, then the splits evaluation reports.
       hparams: those of its fields that a grid may vary, by name: a row that has one samples with it, others with the
         field.
-      alterations: as `hparams`, of those that `alter` reads.
       coords: names and values of the extra dimensions of array-valued scores, e.g. `{"pair": ("1,1", ...)}`.
       dims: score name -> its extra dimensions; scores not listed are scalars.
+      answer_alphabet, context_alphabet: the tokens that noise puts in answers, and in contexts.
     """
 
     inputs = "tokens"
+    has_answer = False
+    stream_only = ""
     vocab_size: int
     length: int
     splits: tuple[str, ...]
     hparams: tuple[str, ...] = ()
-    alterations: tuple[str, ...] = ()
     coords: Mapping[str, tuple] = {}
     dims: Mapping[str, tuple[str, ...]] = {}
+    answer_alphabet: Sequence[int]
+    context_alphabet: Sequence[int]
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
-        """`n` sequences of a split; `n` and `split` static."""
+        """`n` clean sequences of a split; `n` and `split` static.
+
+        Raises:
+          ValueError: unknown split.
+        """
         raise NotImplementedError
 
-    def alter(self, batch: Batch, hparams: Mapping) -> Batch:
-        """What a row is trained on in place of a batch drawn for all rows: other weights of positions, noise, ..."""
-        return batch
+    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
+        """Accuracies by the name of the solution that earns them, of a batch as drawn."""
+        raise NotImplementedError
 
     def example(self):
         """What a model's parameters are shaped on: a batch of one, of what it reads; its values do not matter."""
@@ -68,24 +77,15 @@ class Task:
         """What is descended, as one number: mean cross-entropy in nats, unless a task says otherwise."""
         return losses.mean_cross_entropy(outputs, batch)
 
-    def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
-        """Accuracies by the name of the solution that earns them."""
-        raise NotImplementedError
-
-    def of_row(self, hparams: Mapping) -> "Task":
-        """The task with a row's values, of `hparams` and `alterations`, in place of its own.
-
-        Raises:
-          ValueError: values that it would refuse as its own.
-        """
-        return dataclasses.replace(self, **hparams)
-
-    def check_train_size(self, train_size: int) -> None:
-        """
-        Raises:
-          ValueError: no training set of `train_size` examples may be drawn once and kept.
-        """
-
     def files(self) -> dict[str, bytes]:
         """What a training keeps of its data, by file name: a training whose data say otherwise is not continued."""
         return {}
+
+
+def check_split(task: Task, split: str) -> None:
+    """
+    Raises:
+      ValueError: the task has no such split.
+    """
+    if split not in task.splits:
+        raise ValueError(f"split {split!r}: one of {', '.join(task.splits)}")

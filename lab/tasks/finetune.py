@@ -1,34 +1,41 @@
-"""One task after another: what is trained on the second, and asked for the first as well. Has it been forgotten?"""
+"""One task after another: the second is trained, and the first evaluated as well. Has it been forgotten?"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from lab.tasks.answers import AnswerTask
-from lab.tasks.batch import Batch, Task
+from lab.tasks.task import Batch, Task
 
 FIRST = "first_"  # before the name of a split of the first task
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequel(Task):
+class Finetune(Task):
     """The second task, for a model that was trained on the first (see `lab.engine.init_from`): one vocabulary.
 
     Ids of tokens are shared, so that one id may mean a digit here and a key there. Sequences are as long as in the task
     that they are of.
 
     Attributes:
-      task: what is trained, altered by rows' objective and noise, and evaluated as ever.
+      task: what is trained, by rows' objective, and evaluated as ever.
       first: what was trained before. Of each of its splits a `first_<split>` is evaluated, clean; of its scores those
         that are one number.
+
+    Raises:
+      ValueError: a task without an answer.
     """
 
-    task: AnswerTask
-    first: AnswerTask
+    task: Task
+    first: Task
 
-    alterations = AnswerTask.alterations
+    has_answer = True
+
+    def __post_init__(self):
+        for name in ("task", "first"):
+            if not getattr(self, name).has_answer or isinstance(getattr(self, name), Finetune):
+                raise ValueError(f"task.{name}={type(getattr(self, name)).__name__}: a task with an answer is needed")
 
     @property
     def vocab_size(self) -> int:
@@ -50,6 +57,14 @@ class Sequel(Task):
     def dims(self) -> Mapping[str, tuple[str, ...]]:
         return self.task.dims
 
+    @property
+    def answer_alphabet(self) -> Sequence[int]:
+        return self.task.answer_alphabet
+
+    @property
+    def context_alphabet(self) -> Sequence[int]:
+        return self.task.context_alphabet
+
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """As the task whose split it is; `info["is_first_B"]` is there for those of the first task alone.
 
@@ -61,12 +76,6 @@ class Sequel(Task):
         batch = self.first.sample(key, n, split.removeprefix(FIRST), hparams)
         return batch._replace(info=batch.info | {"is_first_B": jnp.ones((n,), bool)})
 
-    def alter(self, batch: Batch, hparams: Mapping) -> Batch:
-        return self.task.alter(batch, hparams)
-
-    def of_row(self, hparams: Mapping) -> "Sequel":
-        return dataclasses.replace(self, task=self.task.of_row(hparams))
-
     def score(self, logits_BxLxV, batch: Batch) -> dict[str, jax.Array]:
         """The scores of the task that the batch is of.
 
@@ -74,9 +83,9 @@ class Sequel(Task):
           ValueError: as that task's `score`.
         """
         is_first = "is_first_B" in batch.info
-        of = self.first if is_first else self.task
-        scores = of.score(logits_BxLxV, batch)
-        return {name: score for name, score in scores.items() if not (is_first and name in of.dims)}
+        task = self.first if is_first else self.task
+        scores = task.score(logits_BxLxV, batch)
+        return {name: score for name, score in scores.items() if not (is_first and name in task.dims)}
 
     def files(self) -> dict[str, bytes]:
         return self.task.files() | {FIRST + name: content for name, content in self.first.files().items()}

@@ -1,4 +1,4 @@
-"""What the composition study measures in a trained row."""
+"""Measurements of a transformer on the two-anchor task (arXiv 2405.05409 and 2501.08537): W_Q, embedding, circuits."""
 
 import jax
 import jax.numpy as jnp
@@ -6,31 +6,21 @@ import jax.numpy as jnp
 from lab import models
 from lab.analysis import condensation, embedding, flow, fused
 from lab.experiment import Experiment
-from lab.measuring.catalogue import weights
 from lab.measuring.declare import Measure
 
 QUERY = "block_0/attn/query/kernel"  # W_Q^(1), whose condensation and stable rank the papers report
-THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)
 VALUES = tuple(range(40, 80))  # tokens in the embedding picture (the released notebook of arXiv 2501.08537)
 KEYS = tuple(range(30, 41))  # keys of the fused-vector heatmaps (arXiv 2405.05409, figure 4)
 COMPONENTS = 4
 SEQUENCES = 256
 
 
-def measures(experiment: Experiment) -> list[Measure]:
-    """The study's measurements; those of the two-layer circuit only where the model has two layers.
+def query_condensation(threshold: float) -> Measure:
+    """Condensation of W_Q of the first block.
 
-    Raises:
-      ValueError: the model is not a transformer.
+    Args:
+      threshold: cosine from which two neurons count as one.
     """
-    if not isinstance(experiment.model, models.Transformer):
-        raise ValueError(f"the composition study measures transformers, not {type(experiment.model).__name__}")
-    parts = [condensed(), neurons(), weights.ranks(experiment), embeddings()]
-    return [*parts, attention(experiment), fused_vectors(experiment)] if experiment.model.n_layers >= 2 else parts
-
-
-def condensed(threshold: float = THRESHOLD) -> Measure:
-    """Condensation of W_Q of the first block."""
 
     def function(row):
         found = condensation.condensation(_query(row.params), threshold)
@@ -39,18 +29,20 @@ def condensed(threshold: float = THRESHOLD) -> Measure:
     return Measure("condensation", function, {"n_groups": "groups", "fraction_above": "share of neuron pairs"})
 
 
-def neurons() -> Measure:
-    """The whole cosine matrix, of trained rows only: it is what fills a disk."""
+def query_neurons(threshold: float) -> Measure:
+    """All cosines between neurons of W_Q of the first block, of trained rows only: they are what fills a disk."""
 
     def function(row):
-        found = condensation.condensation(_query(row.params), THRESHOLD)
+        found = condensation.condensation(_query(row.params), threshold)
         return {name: found[name] for name in ("cosine", "order")}
 
     dims = {"cosine": ("neuron", "neuron_"), "order": ("neuron",)}
     return Measure("neurons", function, {"cosine": "cosine", "order": "neuron index"}, dims, snapshots="last")
 
 
-def embeddings() -> Measure:
+def value_embeddings() -> Measure:
+    """Principal components of the embeddings of tokens, and how well one of them orders the tokens by value."""
+
     def function(row):
         return embedding.embedding(row.params["embed"]["token"]["embedding"], jnp.array(VALUES), COMPONENTS)
 
@@ -63,7 +55,7 @@ def embeddings() -> Measure:
     )
 
 
-def attention(experiment: Experiment) -> Measure:
+def circuits(experiment: Experiment) -> Measure:
     """Circuit masses averaged over sequences with (4,3), and the pattern of one of them."""
 
     def function(row):
@@ -90,6 +82,7 @@ def attention(experiment: Experiment) -> Measure:
 
 
 def fused_vectors(experiment: Experiment) -> Measure:
+    """Cosines of fused vectors (key plus anchors) whose outputs agree, and of others."""
     task = experiment.task
     shifts = {anchor: shift for anchor, shift in enumerate(task.shifts, start=1)}
     taught = tuple(p for p in task.pairs if p not in task.unseen and task.trained(*p) == task.inferential(*p))

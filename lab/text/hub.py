@@ -6,19 +6,19 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.tasks.documents import END_OF_TEXT
+from lab.text.documents import END_OF_TEXT
 
 ENDING = {"line": "\n", "endoftext": f"\n{END_OF_TEXT}\n", "blank_line": "\n\n"}  # of a row of a data set
 
 
-def downloaded(folder: Path, hf_id: str, separator: str, split: str) -> Path:
+def download(folder: Path, hf_id: str, separator: str, split: str) -> Path:
     """The file that holds one split of a data set, a document a row; downloaded if it is not in `folder` yet.
 
     A new revision of the data set is not noticed: delete the file to have it downloaded again.
 
     Args:
       hf_id: `name` or `name:config`.
-      separator: see `lab.tasks.documents.documents`.
+      separator: see `lab.text.documents.documents`.
 
     Raises:
       ValueError: no such data set or split, no column `text`, no network, or `folder` cannot be written to.

@@ -1,0 +1,176 @@
+"""Every option of a config, once, and how a study's presets are found.
+
+A config file states what differs from `config()`. Its presets are its public functions, smallest first, and the first
+line of a preset's docstring is its cost. `study` and `preset` are filled in here.
+
+    config = base.load("composition", "cpu")
+"""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+DEFAULT_PRESET = "cpu"
+
+
+def config(**changes) -> ConfigDict:
+    """All options with their usual values, changed; of a section only the named options are changed."""
+    made = ConfigDict(
+        dict(
+            study="",  # `load` fills in the name of the file
+            preset="",  # and of its function
+            task=dict(),  # family: one of lab.tasks, and its options
+            objective=dict(  # what is trained on; the task's answers alone, unless
+                ntp_weight=0.0,  # weight of the other tokens' losses: 1 is next-token prediction
+                label_noise=0.0,  # probability that an answer is replaced
+                context_noise=0.0,  # probability that a token of the context is replaced
+                shuffle_context=False,  # targets in the context come from other sequences
+            ),
+            model=dict(),  # family: one of lab.models, and its options; see `transformer`
+            init="paper",  # fan-in everywhere; authors: d_model, and residual outputs divided by sqrt(2 n_layers)
+            start=dict(  # weights are drawn anew, or taken from
+                variant="",  # another variant, trained before
+                row=dict(),  # and this row of it, such as dict(ntp_weight=1.0); other axes as in the row that starts
+            ),
+            optim=dict(
+                family="adamw",  # or sgd
+                schedule="warmup_cosine",  # or constant, after the same warm-up
+                warmup_steps=100,
+                start_factor=0.04,  # warm-up starts at this share of the learning rate
+                end_factor=0.04,  # the cosine ends at this share of it
+                clip_norm=1.0,  # of the gradient of all parameters; inf: not clipped
+                decay="scaled",  # by the learning rate, as AdamW's; independent: by its schedule alone
+                decay_mask="all",  # or matrices: no biases, no norm parameters
+                b1=0.9,  # adamw only
+                b2=0.999,  # adamw only
+                eps=1e-8,  # adamw only
+                momentum=0.0,  # sgd only
+                frozen=(),  # groups of matrices that stay as they are drawn, such as embed, head
+            ),
+            grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
+                gamma=(0.5,),  # initial std d_in^-gamma
+                weight_decay=(0.01,),
+                learning_rate=(2e-3,),  # the schedule's peak
+                seed=(0, 1, 2),
+            ),
+            steps=2000,
+            batch_size=128,
+            train_size=0,  # sequences; 0: an endless stream, or all that a file has
+            data_order="row",  # another seed: other weights and other data; shared: the same data for all rows
+            data_seed=0,
+            eval_every=200,  # steps; a whole number of them are compiled as one program
+            eval_size=1024,  # sequences of each split
+            snapshots=5,  # of the parameters, log-spaced over the steps
+            snapshot_every=0,  # and one at every so many steps; 0: none
+            checkpoint_every=1000,
+            block_width=0,  # rows at once; 0: as many as a measurement on this device says
+            data_devices=1,  # over which a row's batch is split
+            split_params=False,  # a row's large parameters are split over them, too
+            deterministic=False,  # the same bits every time on a GPU, too
+            variants=dict(),  # name -> what differs, for whatever makes another program
+        )
+    )
+    made.update(changes)
+    return made
+
+
+def transformer(**changes) -> dict:
+    """The options of model family `transformer`, changed."""
+    return (
+        dict(
+            family="transformer",
+            vocab_size=201,
+            max_length=9,  # positions
+            n_layers=2,
+            n_heads=1,
+            d_model=64,
+            d_head=64,
+            d_ff=128,
+            activation="relu",  # or gelu, gelu_tanh, tanh
+            norm="pre",  # or post, none
+            use_bias=False,
+            head_bias=False,
+            final_norm=True,
+            tied_head=False,  # the head is the embedding
+            readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
+            compute_dtype="float32",  # of products; or bfloat16
+        )
+        | changes
+    )
+
+
+def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2) -> ConfigDict:
+    """Seconds: every part runs, nothing is learnt. Changes the config in place, but for its variants.
+
+    Args:
+      checkpoints: how many, evenly spaced; there is a snapshot for each and one of the start.
+    """
+    if config.model.family == "transformer":
+        config.model.update(d_model=16, d_head=16 // config.model.n_heads, d_ff=32)
+    config.optim.warmup_steps = min(config.optim.warmup_steps, max(2, steps // 8))
+    config.grid.seed = (0, 1)
+    config.update(
+        steps=steps,
+        batch_size=batch_size,
+        eval_every=steps // 2,
+        eval_size=2 * batch_size,
+        snapshots=checkpoints + 1,
+        checkpoint_every=steps // checkpoints,
+        block_width=1,
+    )
+    return config
+
+
+def names() -> tuple[str, ...]:
+    """The configs that are shipped, by the names of their files."""
+    return tuple(found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.name != "base")
+
+
+def presets(of: str | ModuleType) -> dict[str, str]:
+    """Preset -> its cost, smallest first: the public functions of a config module, given by itself or by its name."""
+    module = _module(of)
+    return {
+        name: inspect.getdoc(function).splitlines()[0].removesuffix(".")
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def load(of: str | ModuleType, preset: str | None = None) -> ConfigDict:
+    """A preset of a config module; None: `cpu`, or the smallest where there is no `cpu`.
+
+    Raises:
+      ValueError: no such config or preset.
+    """
+    module = _module(of)
+    study, known = Path(module.__file__).stem, presets(module)
+    if preset is None:
+        preset = DEFAULT_PRESET if DEFAULT_PRESET in known else next(iter(known))
+    if preset not in known:
+        raise ValueError(f"unknown preset {preset!r} of {study}; one of {', '.join(known)}")
+    made = getattr(module, preset)()
+    made.update(study=made.study or study, preset=preset)
+    return made
+
+
+def get_config(module_name: str) -> Callable[..., ConfigDict]:
+    """The function `get_config(preset)` of a config module: what ml_collections calls in a config file."""
+
+    def get(preset: str | None = None) -> ConfigDict:
+        return load(sys.modules[module_name], preset)
+
+    return get
+
+
+def _module(of: str | ModuleType) -> ModuleType:
+    if isinstance(of, ModuleType):
+        return of
+    if of not in names():
+        raise ValueError(f"unknown config {of!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"{__package__}.{of}")

@@ -1,0 +1,27 @@
+"""Refusal of option values that cannot be: by name and value, with what would do."""
+
+from collections.abc import Collection, Mapping
+
+NONE: Mapping = {}
+
+
+def check(section: str, options, choices: Mapping[str, Collection] = NONE, bounds: Mapping[str, tuple] = NONE) -> None:
+    """Checks attributes of `options`.
+
+    Args:
+      section: where a config has them, for the message.
+      choices: name -> the values that it may have.
+      bounds: name -> (least, greatest), both allowed; without a greatest one `(least, None)`.
+
+    Raises:
+      ValueError: a value that is none of the choices, out of bounds, or NaN.
+    """
+    for name, accepted in choices.items():
+        value = getattr(options, name)
+        if value not in accepted:
+            raise ValueError(f"{section}.{name}={value!r}: one of {', '.join(map(str, accepted))}")
+    for name, (least, greatest) in bounds.items():
+        value = getattr(options, name)
+        if not (least <= value and (greatest is None or value <= greatest)):
+            allowed = f"must be at least {least}" if greatest is None else f"a number from {least} to {greatest}"
+            raise ValueError(f"{section}.{name}={value}: {allowed}")

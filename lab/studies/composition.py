@@ -1,0 +1,333 @@
+"""Initialization picks the solution: arXiv 2405.05409 and 2501.08537 on the two-anchor composition task.
+
+Thresholds are from the papers, none from our runs. A row is *named* after the solution that answers the unseen pair
+(4,3) more often, if that is at least half the time (arXiv 2405.05409: "whichever it tends to output"). Accuracies are
+those of the last step, not the best one seen. Claims that contrast large and small initial weights take the smallest
+and the largest gamma of the grid.
+"""
+
+import numpy as np
+import xarray as xr
+
+from lab import models
+from lab.analysis import statistics
+from lab.analysis.phase import NAMED
+from lab.claims import DIRECTION, FIGURE, OURS, claim
+from lab.experiment import Experiment
+from lab.measuring.catalogue import anchors, weights
+from lab.measuring.catalogue.anchors import QUERY
+from lab.measuring.declare import Measure
+from lab.report import figures, portraits
+from lab.report.page import Picture, Section, draw_section
+from lab.runs import Run, Runs
+from lab.studies import Study
+
+INITIALIZATION, COMPLEXITY = "arXiv 2405.05409", "arXiv 2501.08537"
+SMALL_DECAY, LARGE_DECAY = 0.01, 1.0
+CONDENSED = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)
+
+TITLE = "Which solution does initialization pick?"
+LEAD = (
+    "One transformer, one task, one data distribution; only the initial scale of the weights (std = d_in^-gamma) and "
+    "the weight decay differ between rows. Trained on pairs of anchors, each a shift of a key, a row is asked for a "
+    "pair it has never seen. If it has learnt the shifts it composes them (reasoning); if it has learnt the pairs it "
+    "cannot, or it gives the answer of the reversed pair (symmetric, memory)."
+)
+UNSEEN = (
+    "Neither order of the pair is ever shown. With large initial weights (small gamma) seen pairs are learnt one by "
+    "one, or not at all, and the unseen pair is lost; with small ones the shifts are learnt and it is answered. "
+    "Weight decay 1 does part of the work of small weights."
+)
+WRONG = (
+    "(3,4) is trained with x-6 where the shifts say x-10, and (4,3) is never shown. x-10 is the reasoning answer, x-6 "
+    "the symmetric one: the model has merged the two orders of a pair. What decides at this size is studied in "
+    "the project's docs/composition.md: the learning rate shifts the phases, too, and rows condensed furthest answer "
+    "symmetrically again."
+)
+REASONING = {"ood_43.reasoning": "reasoning on (4,3)"}
+SEEN = {"test_seen.accuracy": "seen pairs"}
+SOLUTIONS = REASONING | {"ood_43.symmetric": "symmetric on (4,3)"}
+W_Q = {"rank.stable": "stable rank of W_Q", "condensation.fraction_above": "condensed neuron pairs of W_Q"}
+
+
+def measures(experiment: Experiment) -> list[Measure]:
+    """W_Q's condensation and rank, the embedding, and the two-layer circuit where there are two layers.
+
+    Raises:
+      ValueError: the model is not a transformer.
+    """
+    if not isinstance(experiment.model, models.Transformer):
+        raise ValueError(f"the composition study measures transformers, not {type(experiment.model).__name__}")
+    parts = [anchors.query_condensation(CONDENSED), anchors.query_neurons(CONDENSED), weights.ranks(experiment)]
+    parts.append(anchors.value_embeddings())
+    circuits = [anchors.circuits(experiment), anchors.fused_vectors(experiment)]
+    return parts + circuits if experiment.model.n_layers >= 2 else parts
+
+
+@claim(
+    "C1", "Rows named after a solution answer seen pairs at held-out (value, position)", headline=False,
+    quantity="lowest accuracy of a named row", source=f"{INITIALIZATION}, section 3",
+    published="test accuracy of at least 0.99", at_least=0.99,
+)  # fmt: skip
+def seen_pairs_generalize(runs: Runs):
+    lowest, n_rows = [], 0
+    for run in runs.values():
+        every = ("seed", *(axis for axis in run.axes if axis != "seed"))
+        reasoning, symmetric, seen = (run.final(name, every) for name in (*SOLUTIONS, *SEEN))
+        named = np.maximum(reasoning, symmetric) >= NAMED
+        n_rows += int(named.sum())
+        lowest.append(seen.where(named).min(every[1:]))
+    worst = xr.concat(lowest, "variant", join="outer", coords="minimal", compat="override").min("variant")
+    return worst, f"Lowest accuracy among the {n_rows} named rows of all variants."
+
+
+@claim(
+    "C2", "In 34_wrong, large initial weights answer (4,3) symmetrically, small ones by reasoning", headline=True,
+    quantity="smaller lead of the named solution", source=f"{INITIALIZATION}, figure 2",
+    published="symmetric at gamma 0.5 (close to 1), reasoning at 0.8", above=0, threshold_from=DIRECTION,
+)  # fmt: skip
+def scale_picks_the_solution(runs: Runs):
+    reasoning, symmetric = (runs["wrong"].final(name, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
+    lead = reasoning - symmetric
+    smaller = np.minimum(-lead.isel(gamma=0, drop=True), lead.isel(gamma=-1, drop=True))
+    return smaller, f"Reasoning minus symmetric accuracy: {_at_ends(lead)}."
+
+
+@claim(
+    "C3a", "In 34_unseen, reasoning on (4,3) rises from near 0 to near 1 with gamma", headline=True,
+    quantity="rise", source=f"{COMPLEXITY}, decay 0.01", published="0.04 to 0.09 below gamma 0.55, 0.97 from 0.60 on",
+    at_least=0.8,
+)  # fmt: skip
+def reasoning_rises(runs: Runs):
+    reasoning = runs["unseen"].final("ood_43.reasoning", weight_decay=SMALL_DECAY)
+    low, high = reasoning.isel(gamma=0, drop=True), reasoning.max("gamma")
+    at = float(reasoning.gamma[0])
+    return high - low, f"From {_median(low):.2f} at gamma {at:g} to {_median(high):.2f} at the best gamma."
+
+
+@claim(
+    "C3b", "Weight decay 1 lets larger initial weights reason: the crossing gamma moves down", headline=True,
+    quantity="shift of the crossing", source=f"{COMPLEXITY}, phase grid",
+    published="from 0.55-0.60 at decay 0.01 to 0.40-0.45 at decay 1: one step of its grid at least", at_least=0.05,
+)  # fmt: skip
+def decay_moves_the_crossing(runs: Runs):
+    return boundary_shift(runs["unseen"])
+
+
+def boundary_shift(run: Run):
+    """How far decay 1 moves the gamma at which a row first reasons, and a note.
+
+    A crossing outside the grid counts as at the grid's end.
+    """
+    small, large = (
+        statistics.crossing(run.final("ood_43.reasoning", weight_decay=decay), NAMED).clip(*run.dataset.gamma[[0, -1]])
+        for decay in (SMALL_DECAY, LARGE_DECAY)
+    )
+    note = (
+        f"Median crossing {_median(small):.2f} at decay {SMALL_DECAY:g}, {_median(large):.2f} at {LARGE_DECAY:g}; "
+        f"linear between gamma {', '.join(f'{gamma:g}' for gamma in run.dataset.gamma.values)}, and at an end of these "
+        "where it lies beyond."
+    )
+    return small - large, note
+
+
+@claim(
+    "C4", "The stable rank of W_Q falls across the crossing",
+    quantity="rank of memory rows over that of reasoning rows", source=f"{COMPLEXITY}, stable-rank grid",
+    published="30 at gamma 0.55, 14 at 0.60, below 10 from 0.65 on", at_least=2, threshold_from=FIGURE,
+)  # fmt: skip
+def stable_rank_falls(runs: Runs):
+    rank = (
+        runs["unseen"]
+        .final(
+            "rank.stable",
+            weight_decay=SMALL_DECAY,
+        )
+        .sel(matrix=QUERY)
+    )
+    below, above = map(np.exp, _across_the_crossing(np.log(rank), runs))  # a ratio: geometric means on both sides
+    note = f"Geometric mean of memory rows {_median(below):.1f}, of reasoning rows {_median(above):.1f}."
+    return below / above, note
+
+
+@claim(
+    "C5", "Condensation of W_Q rises with gamma", headline=True, quantity="rank correlation with gamma",
+    source=f"{INITIALIZATION}, section 5", published="rises over gamma 0.3 to 0.7 at every depth", at_least=0.8,
+    threshold_from=OURS,
+)  # fmt: skip
+def condensation_rises(runs: Runs):
+    share = runs["unseen"].final("condensation.fraction_above", weight_decay=SMALL_DECAY)
+    by_gamma = ", ".join(f"{float(one.gamma):g}: {float(one):.3f}" for one in share.median("seed"))
+    return statistics.rank_trend(share), f"Share of neuron pairs with |cosine| above threshold, by gamma: {by_gamma}."
+
+
+@claim(
+    "C6", "Reasoning rows order token embeddings by value, memory rows do not",
+    quantity="rank correlation of a component with value, reasoning less memory rows",
+    source=f"{INITIALIZATION}, section 5; {COMPLEXITY}",
+    published="ordered along the leading directions; at gamma 0.5 no structure", at_least=0.5, threshold_from=OURS,
+)  # fmt: skip
+def embeddings_are_ordered(runs: Runs):
+    order = runs["unseen"].final("embedding.order", weight_decay=SMALL_DECAY)
+    below, above = _across_the_crossing(order, runs)
+    note = f"|Spearman| of the best component: memory rows {_median(below):.2f}, reasoning {_median(above):.2f}."
+    return above - below, note
+
+
+@claim(
+    "C7", "Reasoning rows copy the key to each anchor, symmetric rows merge the anchors first", headline=True,
+    quantity="lead of each row's own circuit", source=f"{INITIALIZATION}, section 4",
+    published="the two circuits drawn there", above=0, threshold_from=DIRECTION,
+)  # fmt: skip
+def circuits_differ(runs: Runs):
+    scores = (
+        runs["wrong"].final(f"flow.{name}_score", weight_decay=SMALL_DECAY) for name in ("reasoning", "symmetric")
+    )
+    reasoning, symmetric = scores
+    lead = reasoning - symmetric
+    note = f"Reasoning minus symmetric circuit score: {_at_ends(lead)}."
+    if "unseen" in runs and "flow.reasoning_score" in runs["unseen"]:
+        unseen = runs["unseen"].final("flow.reasoning_score", weight_decay=SMALL_DECAY)
+        note += f" In 34_unseen, reasoning circuit score alone: {_at_ends(unseen)}."
+    return np.minimum(-lead.isel(gamma=0, drop=True), lead.isel(gamma=-1, drop=True)), note
+
+
+@claim(
+    "C8", "In reasoning rows fused vectors are parallel exactly where outputs agree",
+    quantity="contrast of reasoning less symmetric rows", source=f"{INITIALIZATION}, figure 4; {COMPLEXITY}",
+    published="0.91-0.98 where outputs agree, 0.23-0.49 elsewhere; low in symmetric rows", at_least=0.25,
+    threshold_from=FIGURE,
+)  # fmt: skip
+def fused_vectors_agree(runs: Runs):
+    contrast = runs["wrong"].final("fused.contrast", weight_decay=SMALL_DECAY)
+    note = f"Cosine of fused vectors, equal minus other outputs: {_at_ends(contrast)}."
+    return contrast.isel(gamma=-1, drop=True) - contrast.isel(gamma=0, drop=True), note
+
+
+def _across_the_crossing(values: xr.DataArray, runs: Runs) -> tuple[xr.DataArray, xr.DataArray]:
+    """Per seed: mean over rows below and over rows above the crossing; NaN where a side is empty."""
+    reasoning = runs["unseen"].final("ood_43.reasoning", weight_decay=SMALL_DECAY)
+    return values.where(reasoning < NAMED).mean("gamma"), values.where(reasoning >= NAMED).mean("gamma")
+
+
+def _at_ends(values: xr.DataArray) -> str:
+    ends = (values.isel(gamma=0), values.isel(gamma=-1))
+    return ", ".join(f"{_median(end):.2f} at gamma {float(end.gamma):g}" for end in ends)
+
+
+def _median(values: xr.DataArray) -> float:
+    return float(values.median())
+
+
+def sections(runs: Runs) -> list[Section]:
+    made = []
+    for name, run in runs.items():
+        wrong = run.config["task"]["setting"] == "34_wrong"
+        title = "One pair trained wrong, its mirror image held out" if wrong else "Both (3,4) and (4,3) held out"
+        drawings = (two_answers, answers_over_training) if wrong else (unseen_pair, phase_diagram)
+        drawings += (complexity,) if wrong else (complexity, training_curves)
+        made.append(draw_section(f"{title} ({name})", WRONG if wrong else UNSEEN, run, drawings, name))
+        text = f"Two rows of the same seed and weight decay, side by side: {'; '.join(panels(run))}."
+        made.append(draw_section(f"Inside two rows ({name})", text, run, (condensed, embeddings, flow), name))
+    return made
+
+
+def unseen_pair(run: Run) -> Picture:
+    caption = (
+        "Accuracy at the last step; every dot is a row. Seen pairs are tested at combinations of key value and "
+        "position that training never shows."
+    )
+    title = "Is the unseen pair answered by reasoning?"
+    return Picture("accuracy", caption, figures.curves_against_gamma(run, REASONING | SEEN, title=title))
+
+
+def phase_diagram(run: Run) -> Picture:
+    metrics = SOLUTIONS | SEEN | {"rank.stable": "stable rank of W_Q"}
+    figure = figures.phase_diagram(run, metrics, matrix=QUERY, title="Phases over initial scale and weight decay")
+    return Picture("phase", "Medians over seeds: accuracies, and the stable rank of W_Q of the first block.", figure)
+
+
+def training_curves(run: Run) -> Picture:
+    figure = figures.training_curves(run, SEEN | REASONING, title="Seen and unseen pairs over training")
+    return Picture("training", "Medians and the range over seeds.", figure)
+
+
+def two_answers(run: Run) -> Picture:
+    over = "learning_rate" if run.dataset.sizes["learning_rate"] > 1 else "weight_decay"
+    figure = figures.curves_against_gamma(
+        run, SOLUTIONS | SEEN, hue="metric", over=over, title="Two solutions compete for (4,3)"
+    )
+    return Picture("accuracy", "Both answers at the last step, and the accuracy on seen pairs.", figure)
+
+
+def answers_over_training(run: Run) -> Picture:
+    figure = figures.training_curves(run, SOLUTIONS | SEEN, title="The answer to (4,3) over training")
+    return Picture("training", "The competition over training.", figure)
+
+
+def complexity(run: Run) -> Picture:
+    rivals = SOLUTIONS if run.config["task"]["setting"] == "34_wrong" else ()
+    caption = "Stable rank and condensation of W_Q of the first block, every row a dot."
+    caption += " The dashed line is where reasoning overtakes the symmetric answer." if rivals else ""
+    title = "Complexity of W_Q at the end of training"
+    figure = figures.scatter_against_gamma(run, W_Q, rivals=rivals, matrix=QUERY, title=title)
+    return Picture("complexity", caption, figure)
+
+
+def condensed(run: Run) -> Picture:
+    caption = (
+        "Cosines of the input weights of W_Q's neurons, reordered so that those pointing the same way stand together."
+    )
+    return Picture("condensation", caption, portraits.cosine_heatmaps(panels(run)))
+
+
+def embeddings(run: Run) -> Picture:
+    caption = "The first two principal components of the embeddings of tokens 40 to 79."
+    return Picture("embedding", caption, portraits.embedding_pca(panels(run)))
+
+
+def flow(run: Run) -> Picture:
+    run.over_time("flow.pattern")  # not of a model of one layer
+    caption = (
+        "One sequence with (4,3), averaged over heads. Symmetric circuit: the first layer brings both anchors to "
+        "the last position, the second the key. Reasoning circuit: the first layer copies the key to each anchor, "
+        "the second gathers the anchors."
+    )
+    return Picture("flow", caption, portraits.attention_flow(panels(run)))
+
+
+def panels(run: Run) -> dict[str, xr.Dataset]:
+    """The rows with the smallest and the largest gamma, first seed."""
+    rows = [run.rows(keep=(), seed=min, gamma=end) for end in (min, max)]
+    return {f"γ = {float(row.gamma):g}, {_named(row)}": row for row in rows}
+
+
+def _named(row: xr.Dataset) -> str:
+    if int(row["diverged_at"]) >= 0:
+        return f"diverged at step {int(row['diverged_at'])}"
+    reasoning, symmetric = (float(row[name][-1]) for name in SOLUTIONS)
+    if max(reasoning, symmetric) < NAMED:
+        return "neither solution"
+    return "reasons" if reasoning >= symmetric else "answers symmetrically"
+
+
+STUDY = Study(
+    name="composition",
+    title=TITLE,
+    lead=LEAD,
+    papers=(INITIALIZATION, COMPLEXITY),
+    presets={
+        "smoke": "seconds; every part runs, nothing is learnt",
+        "cpu": "5 minutes on two CPU cores",
+        "gpu": "minutes on one GPU (not yet timed)",
+        "paper": "as published: days on one GPU (not yet timed)",
+    },
+    measures=measures,
+    claims=(
+        seen_pairs_generalize, scale_picks_the_solution, reasoning_rises, decay_moves_the_crossing, stable_rank_falls,
+        condensation_rises, embeddings_are_ordered, circuits_differ, fused_vectors_agree,
+    ),
+    target="ood_43.reasoning",
+    usual={"weight_decay": SMALL_DECAY},
+    sections=sections,
+)  # fmt: skip

@@ -1,0 +1,121 @@
+import itertools
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+from lab.analysis import statistics
+from lab.analysis.embedding import spearman as spearman_on_device
+
+NAN, INF = np.nan, np.inf
+N_TRIALS = 4000
+DRAWS = {
+    "skewed": lambda rng, shape: (np.exp(2 * rng.standard_normal(shape)), 1.0),
+    "heavy-tailed": lambda rng, shape: (rng.standard_cauchy(shape), 0.0),
+    "two-peaked": lambda rng, shape: (rng.choice([-1.0, 1.0], shape) * rng.uniform(0.9, 1.1, shape), 0.0),
+    "tied": lambda rng, shape: (rng.integers(0, 3, shape).astype(float), 1.0),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("n", range(5, 13))
+def test_interval_covers_the_median_as_often_as_it_says_whatever_the_distribution(draw, n):
+    values_TxN, median = draw(np.random.default_rng(n), (N_TRIALS, n))
+    intervals = [statistics.median_interval(values_N) for values_N in values_TxN]
+    covered = np.mean([one.low <= median <= one.high for one in intervals])
+    promised = intervals[0].coverage
+    assert promised >= 0.9
+    # four binomial standard errors; exact for continuous laws, at least so where values are tied
+    allowed = 4 * np.sqrt(promised * (1 - promised) / N_TRIALS)
+    assert covered >= promised - allowed
+    assert "tied" in str(draw) or covered <= promised + allowed or draw is DRAWS["tied"]
+
+
+@pytest.mark.parametrize(("n", "k", "coverage"), [(1, 1, 0), (3, 1, 0.75), (5, 1, 0.9375), (7, 1, 0.984375),
+                                                  (8, 2, 0.9296875), (11, 3, 0.9345703125)])  # fmt: skip
+def test_interval_is_the_narrowest_with_enough_coverage(n, k, coverage):
+    """By counting: 2^n equally likely ways for n values to lie below or above the median."""
+    interval = statistics.median_interval(np.arange(n)[::-1])
+    assert (interval.low, interval.high) == (k - 1, n - k)
+    sides = np.array([*itertools.product([0, 1], repeat=n)]).sum(axis=1)
+    assert interval.coverage == coverage == np.mean((sides >= k) & (sides <= n - k)) if n > 1 else coverage == 0
+    narrower = np.mean((sides >= k + 1) & (sides <= n - k - 1))
+    assert narrower < 0.9
+
+
+@pytest.mark.parametrize("values", [[], [1.0, NAN]])
+def test_interval_refuses_what_has_no_order(values):
+    with pytest.raises(ValueError, match="needs at least one value and no NaN"):
+        statistics.median_interval(np.array(values))
+
+
+@pytest.mark.parametrize(("values", "expected"), [([3, 1, 2], 2), ([4, 1, 2, 3], 2.5), ([INF, 1, 2, INF], 2),
+                                                  ([-INF, -INF, 5, INF], -INF)])  # fmt: skip
+def test_median(values, expected):
+    assert statistics.median(np.array(values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.4, 0.6, 1.0], 0.25),
+        ([0.6, 0.4, 0.6, 1.0], -INF),  # there at the first place
+        ([0.0, 0.4, 0.4, 0.4], INF),  # never
+        ([NAN, NAN, NAN, NAN], NAN),
+        ([0.0, NAN, 1.0, 1.0], 0.2),  # a missing point is passed over
+        ([-INF, 1.0, 1.0, 1.0], 0.2),
+        ([0.0, INF, 1.0, 1.0], 0.1),
+        ([-INF, INF, 1.0, 1.0], 0.15),
+        ([0.0, 0.5, 0.5, 0.5], 0.2),  # the level itself counts
+    ],
+)
+def test_crossing_has_one_rule_for_what_is_censored(values, expected):
+    gamma = np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(statistics.first_crossing(np.array(values), gamma, 0.5), expected, rtol=1e-12)
+    array = xr.DataArray([values[::-1]] * 2, {"gamma": gamma[::-1]}, ("seed", "gamma"))
+    np.testing.assert_allclose(statistics.crossing(array), [expected] * 2, rtol=1e-12)
+
+
+def test_rank_correlation_is_that_of_scipy_and_of_the_device():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, 6, (2, 12)).astype(float)  # with ties
+        assert statistics.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+        # float32 sums of 12 products of ranks
+        assert statistics.spearman(a, b) == pytest.approx(float(spearman_on_device(a, b)), abs=1e-6)
+    assert statistics.spearman([1, 2, 3], [2, 2, 2]) == 0
+    assert np.isnan(statistics.spearman([1, 2, 3], [2, NAN, 2]))
+    assert statistics.spearman([1, 2, 3], [-INF, 0, INF]) == 1
+
+
+def test_trend_is_taken_along_the_axis():
+    values = xr.DataArray([[1.0, 2, 3], [3, 2, 1], [1, NAN, 2]], {"gamma": [0.3, 0.5, 0.7]}, ("seed", "gamma"))
+    np.testing.assert_array_equal(statistics.rank_trend(values), [1, -1, NAN])
+
+
+def test_logistic_fit_finds_the_curve_that_made_the_values():
+    gamma, rng = np.linspace(0.2, 0.8, 9), np.random.default_rng(0)
+    curve = 1 / (1 + np.exp(-(gamma - 0.47) / 0.03))
+    exact = statistics.logistic_crossing(xr.DataArray([curve] * 3, {"gamma": gamma}, ("seed", "gamma")))
+    assert exact.midpoint == pytest.approx(0.47, abs=1e-6) and exact.width == pytest.approx(0.03, abs=1e-6)
+    assert exact.low == pytest.approx(exact.high)
+    shifted = 1 / (1 + np.exp(-(gamma - 0.47 - 0.05 * rng.standard_normal((8, 1))) / 0.03))
+    fit = statistics.logistic_crossing(xr.DataArray(shifted, {"gamma": gamma}, ("seed", "gamma")))
+    # the mean of eight shifts of 0.05 has standard error 0.018; the middle 90 % are +- 1.6 of it
+    assert fit.low < fit.midpoint < fit.high and 0.01 < fit.high - fit.low < 0.12
+
+
+def test_logistic_fit_refuses_too_few_points_and_other_axes():
+    values = xr.DataArray([[0.1, NAN, 0.9]], {"gamma": [0.3, 0.5, 0.7]}, ("seed", "gamma"))
+    with pytest.raises(ValueError, match="needs three"):
+        statistics.logistic_crossing(values)
+    with pytest.raises(ValueError, match="is of gamma and seed"):
+        statistics.logistic_crossing(values[0])
+
+
+def test_resamples_count_every_draw_and_start_with_the_sample_itself():
+    counts_BxN = statistics.resamples(7, 50, 0)
+    np.testing.assert_array_equal(counts_BxN[0], np.ones(7))
+    np.testing.assert_array_equal(counts_BxN.sum(axis=1), 7)
+    assert counts_BxN.shape == (51, 7) and len({*map(tuple, counts_BxN)}) > 40

@@ -1,0 +1,47 @@
+"""What every study promises, found as users find them."""
+
+import collections
+
+import pytest
+
+from lab import claims, studies
+from lab.runs import Runs
+
+NAMES = studies.names()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def study(request):
+    return studies.get(request.param)
+
+
+def test_there_are_studies():
+    assert {"composition", "ntp_ctp", "focus_dilution"} <= set(NAMES)
+
+
+def test_claims_have_one_id_each_over_all_studies():
+    ids = collections.Counter(claim.id for name in NAMES for claim in studies.get(name).claims)
+    assert [id for id, count in ids.items() if count > 1] == []
+
+
+def test_claims_say_what_is_published_and_what_the_threshold_rests_on(study):
+    assert study.claims and study.papers and study.title and study.lead
+    for claim in study.claims:
+        said = (claim.statement, claim.quantity, claim.source, claim.published, claim.scale, claim.threshold.text)
+        assert all(text.strip() == text and text for text in said), claim.id
+        assert claim.threshold_from in (claims.PRINTED, claims.FIGURE, claims.DIRECTION, claims.OURS), claim.id
+
+
+def test_without_any_training_every_claim_is_open_and_says_what_is_missing(study):
+    for row in claims.table(study.claims, Runs({}), "command")["claims"]:
+        assert (row["verdict"], row["measured"]) == (claims.OPEN, None), row["id"]
+        assert row["note"].startswith("This run lacks "), row["id"]
+
+
+def test_a_report_without_any_training_has_no_pictures(study):
+    assert not [picture for section in study.sections(Runs({})) for picture in section.pictures]
+
+
+def test_unknown_study_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="unknown study 'compo'.*composition"):
+        studies.get("compo")

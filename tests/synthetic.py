@@ -1,0 +1,71 @@
+"""Runs written by hand: numbers at the places that a claim or picture should read, garbage in all others."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from lab.runs import Run
+
+GARBAGE = 77.0  # in every cell that nobody may read
+SEEDS = range(5)
+RATES = (1e-4, 1e-3, 1e-2)
+
+
+class Grid:
+    """A run in the making. `put` writes the numbers of one variable, `run` gives the `Run`.
+
+    Axes are those given, a learning rate of three values of which the middle one counts, and five seeds.
+    """
+
+    def __init__(self, usual: Mapping | None = None, config: Mapping | None = None, steps=(0, 100), **axes: Sequence):
+        self.usual = usual or {}
+        self.times = {"step": steps, "snapshot": steps}
+        axes = {"learning_rate": RATES, "seed": SEEDS} | axes
+        coords = {axis: list(values) for axis, values in axes.items()}
+        self.axes = tuple(axes)
+        healthy = np.full([len(values) for values in coords.values()], -1)
+        self.dataset = xr.Dataset({"diverged_at": (self.axes, healthy)}, coords, {"config": config or {}})
+
+    def put(self, name: str, values, time: str | None = "step", dims: Mapping[str, Sequence] | None = None, **at):
+        """Writes a variable at its last time, or at all times where `values` have them.
+
+        Args:
+          values: (*time*, seed, gamma, *dims*), or what broadcasts to that; for a grid without gamma (seed, *dims*).
+          dims: further dimensions, with their coordinates.
+          at: axis -> values of the other axes; of those that are not named the usual or the middle one.
+        """
+        dims = dict(dims or {})
+        for dim, labels in dims.items():
+            self.dataset = self.dataset.assign_coords({dim: list(labels)})
+        before = {time: list(self.times[time])} if time else {}
+        if name not in self.dataset:
+            whole = {axis: self.dataset[axis].values for axis in self.axes}
+            sizes = [len(labels) for labels in (*before.values(), *whole.values(), *dims.values())]
+            self.dataset = self.dataset.assign_coords(before)
+            self.dataset[name] = ((*before, *self.axes, *dims), np.full(sizes, GARBAGE))
+        run = Run(self.dataset, self.usual)
+        places = {axis: run.dataset[axis].values[index] for axis, index in run.place(**at).items()}
+        kept = [axis for axis in ("seed", "gamma") if axis in self.axes and axis not in at]
+        cell = self.dataset[name].sel(places)
+        values = np.asarray(values, float)
+        if time and values.ndim <= len(kept) + len(dims):
+            places[time], cell = cell[time].values[-1], cell.isel({time: -1})
+            before = {}
+        shape = [cell.sizes[dim] for dim in (*before, *kept, *dims)]
+        cells = xr.DataArray(np.broadcast_to(values, shape), dims=(*before, *kept, *dims))
+        self.dataset[name].loc[places] = cells.transpose(*cell.dims).values
+        return self
+
+    def diverge(self, step: int, **at):
+        """Marks rows as diverged at a step."""
+        self.dataset["diverged_at"].loc[at] = step
+        return self
+
+    def run(self) -> Run:
+        return Run(self.dataset, self.usual)
+
+
+def by_gamma(*numbers, n_seeds: int = len(SEEDS)) -> np.ndarray:
+    """(seed, gamma): for each gamma a number for all seeds, or one for each."""
+    return np.array([np.broadcast_to(np.asarray(number, float), n_seeds) for number in numbers]).T
