@@ -53,7 +53,7 @@ def drifting(folder: Path, preset: Preset):
     config = configs.variants(composition.get_config(preset.config))["unseen"]
     config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(preset.rows)))
     work = Workdir(folder)
-    files.write_json(folder / "config.json", {"config": configs.to_json(config)})
+    files.write_json(folder / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
     files.write_json(folder / "grid.json", configs.grid(config).to_json())
     draw = np.random.default_rng(0)
 

@@ -70,7 +70,7 @@ def trained(workload: Workload, n_rows: int, n_steps: int, n_sequences: int, n_p
     """Rows of `laboratory.rows`, trained for `n_steps` by the engine."""
     fixed = laboratory.experiment(workload)
     layout = _layout(n_rows)
-    (hparams,) = layout.place(laboratory.rows(workload, n_rows).arrays())
+    (hparams,) = layout.to_device(laboratory.rows(workload, n_rows).arrays())
     programs = sweep.build(fixed, n_steps, layout.width, layout.mesh)
     state, _ = programs.chunk(hparams, programs.start(hparams), None, 0, n_steps)
     batch = fixed.task.sample(rng.key(0, "benchmark/sharpness"), n_sequences, "train", {})
@@ -145,7 +145,7 @@ def compiled(problem: Problem, function: Callable, precision: str = "float32") -
         return jax.enable_x64(precision == "float64")
 
     def arguments():
-        return *layout.place(cast(problem.params_R)), cast(problem.batch), key
+        return *layout.to_device(cast(problem.params_R)), cast(problem.batch), key
 
     with exactly(), jax.default_matmul_precision(run.MATMUL):
         begun = time.perf_counter()

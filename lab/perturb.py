@@ -10,7 +10,7 @@ import optax
 from lab import init, rng, tree
 
 
-def ascent(params, grads, radius):
+def sam_ascent(params, grads, radius):
     """theta + rho g / |g|_2, one norm over all leaves; theta where g = 0.
 
     The gradient there is that of sharpness-aware minimization (Foret et al. 2021, equations 2 and 3, p = 2;
@@ -24,7 +24,7 @@ def ascent(params, grads, radius):
     return jax.tree.map(lambda leaf, slope: leaf + scale * slope, params, grads)
 
 
-def jitter(params, key, sigma):
+def weight_noise(params, key, sigma):
     """theta_i + sigma RMS(theta_i) N(0, I) for every weight matrix i; biases and norm parameters stay.
 
     The definition is ours, in the manner of Gaussian weight noise: relative to each matrix as in

@@ -21,7 +21,7 @@ def map_named(function: Callable, tree):
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(leaf_name(path), leaf), tree)
 
 
-def select(condition, on_true, on_false):
+def where(condition, on_true, on_false):
     """Leafwise `where` with one scalar condition: keeps `on_false` bitwise where the condition is False."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
 

@@ -73,11 +73,11 @@ def _by_path(name):
 class Bench:
     """One set of compiled programs, and how to run a grid of any values through it."""
 
-    def __init__(self, experiment, most_steps, n_rows, width, n_devices):
+    def __init__(self, experiment, max_steps, n_rows, width, n_devices):
         self.experiment = experiment
         mesh = Mesh(np.array(jax.devices()[:n_devices]).reshape(-1, 1), ("run", "data"))
         self.layout = shard.Layout(mesh, n_rows, width, n_rows // n_devices, 1)
-        self.programs = sweep.build(experiment, most_steps, width, mesh)
+        self.programs = sweep.build(experiment, max_steps, width, mesh)
 
     def hparams(self, grid):
         return self.place(grid.arrays())
@@ -85,7 +85,7 @@ class Bench:
     def place(self, rows):
         """Host arrays of any number of rows, up to those the programs are for."""
         n_rows = len(jax.tree.leaves(rows)[0])
-        (placed,) = dataclasses.replace(self.layout, n_rows=n_rows).place(rows)
+        (placed,) = dataclasses.replace(self.layout, n_rows=n_rows).to_device(rows)
         return placed
 
     def fetch(self, placed, n_rows):

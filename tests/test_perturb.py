@@ -28,7 +28,7 @@ def vector(params):
 
 def test_ascent_goes_the_radius_along_the_gradient_of_all_leaves():
     params, grads = tree(0), tree(1, 1e-3)
-    moved = vector(perturb.ascent(params, grads, 0.3)) - vector(params)
+    moved = vector(perturb.sam_ascent(params, grads, 0.3)) - vector(params)
     # a weight below 32 rounds to 32 eps / 2; the norm's rounding is far below
     np.testing.assert_allclose(moved, 0.3 * vector(grads) / np.linalg.norm(vector(grads)), rtol=0, atol=16 * EPS)
     assert np.linalg.norm(moved) == pytest.approx(0.3, abs=16 * EPS * np.sqrt(moved.size))
@@ -37,12 +37,12 @@ def test_ascent_goes_the_radius_along_the_gradient_of_all_leaves():
 def test_ascent_stays_where_the_gradient_vanishes_or_the_radius_does():
     params = tree(0)
     for grads, radius in ((jax.tree.map(jnp.zeros_like, params), 0.3), (tree(1), 0.0)):
-        jax.tree.map(np.testing.assert_array_equal, perturb.ascent(params, grads, radius), params)
+        jax.tree.map(np.testing.assert_array_equal, perturb.sam_ascent(params, grads, radius), params)
 
 
 def test_jitter_is_normal_with_sigma_times_the_rms_of_each_matrix_and_leaves_vectors_alone():
     params, key = tree(0), jax.random.key(3)
-    before, after = (named_leaves(params), named_leaves(perturb.jitter(params, key, 0.1)))
+    before, after = (named_leaves(params), named_leaves(perturb.weight_noise(params, key, 0.1)))
     for name in ("embed/embedding", "in/kernel"):
         rms = np.sqrt(np.mean(np.square(before[name], dtype=np.float64)))
         noise = (np.asarray(after[name], np.float64) - before[name]).ravel() / (0.1 * rms)
@@ -52,16 +52,17 @@ def test_jitter_is_normal_with_sigma_times_the_rms_of_each_matrix_and_leaves_vec
         assert np.mean(noise**4) == pytest.approx(3, abs=4 * np.sqrt(96 / n))
     for name in ("in/bias", "norm/scale"):
         np.testing.assert_array_equal(after[name], before[name])
-    jax.tree.map(np.testing.assert_array_equal, perturb.jitter(params, key, 0.0), params)
+    jax.tree.map(np.testing.assert_array_equal, perturb.weight_noise(params, key, 0.0), params)
 
 
 def test_noise_of_a_leaf_depends_on_its_name_and_key_alone():
     params, key = tree(0), jax.random.key(3)
-    whole = perturb.jitter(params, key, 0.1)
-    part = perturb.jitter({"in": params["in"], "other": {"kernel": params["in"]["kernel"]}}, key, 0.1)
+    whole = perturb.weight_noise(params, key, 0.1)
+    part = perturb.weight_noise({"in": params["in"], "other": {"kernel": params["in"]["kernel"]}}, key, 0.1)
     np.testing.assert_array_equal(part["in"]["kernel"], whole["in"]["kernel"])
     assert (np.asarray(part["other"]["kernel"]) != part["in"]["kernel"]).mean() > 0.99
-    assert (np.asarray(perturb.jitter(params, jax.random.key(4), 0.1)["in"]["kernel"]) != whole["in"]["kernel"]).all()
+    other = perturb.weight_noise(params, jax.random.key(4), 0.1)
+    assert (np.asarray(other["in"]["kernel"]) != whole["in"]["kernel"]).all()
 
 
 @pytest.mark.parametrize("name", ["sam_radius", "weight_noise"])

@@ -41,7 +41,7 @@ def test_the_readmes_task_and_model_train_to_the_answer_the_model_can_know(shown
 
     layout = shard.layout(shard.run_mesh(len(rows)), len(rows), width=1)
     programs = sweep.build(experiment, 200, layout.width, layout.mesh)
-    (hparams,) = layout.place(rows.arrays())
+    (hparams,) = layout.to_device(rows.arrays())
     train_set = batches.train_set(experiment)
     state, metrics = programs.chunk(hparams, programs.start(hparams), train_set, 0, 200)
     scores = programs.evaluate({}, state, batches.evaluation_set(experiment, train_set))

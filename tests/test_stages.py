@@ -40,7 +40,7 @@ def config(n_rows, **changes):
 def train(path, settings):
     """What training leaves, of random weights."""
     rows = grid.product(settings.grid.to_dict())
-    files.write_json(path / "config.json", {"config": configs.to_json(settings)})
+    files.write_json(path / "config.json", {"config": configs.to_json(settings), "data": {}, "start": {}})
     files.write_json(path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
     files.write_npz(path / "metrics" / "0.npz", chunk | {"diverged_at": np.zeros(len(rows))})

@@ -39,7 +39,7 @@ def test_select_keeps_either_side_bit_by_bit():
     odd = np.array([np.nan, -0.0, np.inf, 1e-45, -np.inf, 0.1], np.float32)
     even = np.array([1, 0, np.nan, -1e-45, 3, 0.2], np.float32)
     for condition, expected in ((True, odd), (False, even)):
-        for chosen in (tree.select, jax.jit(tree.select)):
+        for chosen in (tree.where, jax.jit(tree.where)):
             result = chosen(jnp.bool_(condition), {"a": odd, "b": jnp.int32(1)}, {"a": even, "b": jnp.int32(2)})
             np.testing.assert_array_equal(np.asarray(result["a"]).view(np.int32), expected.view(np.int32))
             assert result["b"] == (1 if condition else 2)
@@ -47,7 +47,7 @@ def test_select_keeps_either_side_bit_by_bit():
 
 def test_nothing_of_the_unselected_side_reaches_the_gradient_of_the_other():
     def loss(good, bad):
-        return jnp.sum(tree.select(jnp.bool_(True), {"w": good}, {"w": bad})["w"] * 3.0)
+        return jnp.sum(tree.where(jnp.bool_(True), {"w": good}, {"w": bad})["w"] * 3.0)
 
     good_grad, bad_grad = jax.grad(loss, argnums=(0, 1))(jnp.ones(2), jnp.full(2, jnp.nan))
     np.testing.assert_array_equal(good_grad, [3, 3])

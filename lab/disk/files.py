@@ -20,9 +20,7 @@ import numpy as np
 PLAN = "plan.json"  # how the rows are computed; not there before training, and not needed after it
 IDENTITY = ("config.json", "grid.json")  # the files that say which training a folder holds
 SEAL = 64  # bytes at the end of an npz: which training it belongs to, and the sha256 of everything before
-ZIP_END = b"PK\5\6"  # 22 bytes before the end of a zip file without a comment
 REMOVE_TRIES = 5
-UNSEALED = "no sha256: damaged, or written by an older gammalab"
 
 
 class WorkdirError(Exception):
@@ -96,7 +94,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """
     content = read_bytes(path)
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise DamagedError(f"{path}: {UNSEALED if content[-22:-18] == ZIP_END else 'damaged (not what was written)'}")
+        raise DamagedError(f"{path}: damaged (not what was written)")
     refuse_other_training(path, path.parent.parent, content[-SEAL:-32].hex())
     with np.load(io.BytesIO(content)) as file:
         return {name: file[name] for name in file.files}
@@ -203,7 +201,7 @@ def _parse(content: bytes) -> dict:
     except ValueError as error:
         raise ValueError(f"damaged ({error})") from error
     if not isinstance(value, dict) or "sha256" not in value:
-        raise ValueError(UNSEALED)
+        raise ValueError("no sha256: damaged")
     del value["sha256"]
     if _signed(value) != content:
         raise ValueError("damaged (not what was written)")
@@ -215,7 +213,7 @@ def _training(config: bytes, grid: bytes) -> str | None:
     try:
         held = _parse(config)
         identity = {"config": held["config"], "grid": _parse(grid)}
-        identity |= {"start": held["start"]} if held.get("start") else {}
+        identity |= {"start": held["start"]} if held["start"] else {}
     except (ValueError, KeyError):
         return None
     return hashlib.sha256(_canonical(identity)).hexdigest()

@@ -21,10 +21,6 @@ from lab.disk.files import DamagedError, WorkdirError
 from lab.experiment import Experiment
 from lab.grid import Grid
 
-# Options younger than some trainings, at what these did without them: of all, and of transformers.
-LATER = {"snapshot_every": 0, "start": {"variant": "", "row": {}}}
-LATER_MODEL = {"compute_dtype": "float32"}
-
 
 class Workdir:
     """Paths of a training's folder and what it says of itself. Nothing is read before it is asked for."""
@@ -39,7 +35,7 @@ class Workdir:
 
     @functools.cached_property
     def config(self) -> ml_collections.ConfigDict:
-        return self._read_as("config.json", lambda held: configs.from_json(_completed(held["config"])))
+        return self._read_as("config.json", lambda held: configs.from_json(held["config"]))
 
     @functools.cached_property
     def grid(self) -> Grid:
@@ -51,13 +47,13 @@ class Workdir:
 
     @property
     def data_hashes(self) -> dict[str, str]:
-        """Of the files that the task wanted kept, see `Task.files`; older trainings had none."""
-        return self.read_json("config.json").get("data", {})
+        """sha256 of the files that the task keeps, by name; see `Task.files`."""
+        return self._read_as("config.json", lambda held: held["data"])
 
     @property
     def started_from(self) -> dict[str, str]:
-        """See `origin.identity`; older trainings had no choice."""
-        return self.read_json("config.json").get("start", {})
+        """Hash of the weights that the training started from, see `init_from.identity`; empty where drawn anew."""
+        return self._read_as("config.json", lambda held: held["start"])
 
     def snapshot_steps(self) -> list[int]:
         return store.steps(self.snapshots)
@@ -127,11 +123,6 @@ def find(workdir: str | Path, variant: str | None = None) -> Workdir:
     if variant not in found:
         raise WorkdirError(f"{workdir}: variant={variant!r}; choose one of {', '.join(found)}")
     return found[variant]
-
-
-def _completed(config: dict) -> dict:
-    model = config["model"]
-    return LATER | config | {"model": LATER_MODEL | model if model["family"] == "transformer" else model}
 
 
 def _is_training(path: Path) -> bool:

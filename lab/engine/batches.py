@@ -36,9 +36,9 @@ def evaluation_set(experiment: Experiment, train_set: Batch | None, hparams: Map
 
 
 def batches(
-    experiment: Experiment, hparams: Mapping, train_set: Batch | None, first_step, most_steps: int
+    experiment: Experiment, hparams: Mapping, train_set: Batch | None, first_step, max_steps: int
 ) -> Callable[[jax.Array], Batch]:
-    """`step -> Batch` for the steps from `first_step` to `first_step + most_steps - 1`.
+    """`step -> Batch` for the steps from `first_step` to `first_step + max_steps - 1`.
 
     What many small draws would give one after the other is drawn at once, here: the batches of an endless stream, where
     they are small, and the permutations of the epochs of a finite set, which are shuffled anew.
@@ -52,14 +52,14 @@ def batches(
             drawn = objective.sample(task, rng.key(seed, "data", step), n, hparams)
             return objective.apply(task, drawn, hparams)
 
-        if most_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
+        if max_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
             return draw
-        ahead = jax.vmap(draw)(first_step + jnp.arange(most_steps, dtype=jnp.int32))
+        ahead = jax.vmap(draw)(first_step + jnp.arange(max_steps, dtype=jnp.int32))
         return lambda step: jax.tree.map(lambda leaf: leaf[step - first_step], ahead)
 
     steps_per_epoch = experiment.train_size // n
     first_epoch = first_step // steps_per_epoch
-    epochs = first_epoch + jnp.arange(most_steps // steps_per_epoch + 2, dtype=jnp.int32)
+    epochs = first_epoch + jnp.arange(max_steps // steps_per_epoch + 2, dtype=jnp.int32)
 
     def shuffled(epoch):
         return jax.random.permutation(rng.key(seed, "epoch", epoch), jnp.arange(experiment.train_size, dtype=jnp.int32))

@@ -19,7 +19,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def by_first(function: Callable[[], int]) -> int:
+def on_first_process(function: Callable[[], int]) -> int:
     """What `function` gives in the first process, for all of them.
 
     Raises:
@@ -31,17 +31,17 @@ def by_first(function: Callable[[], int]) -> int:
             value = int(function())
         except Exception as error:
             failure = error
-    end_together(failure)
-    return agreed(value)
+    raise_everywhere(failure)
+    return max_over_processes(value)
 
 
-def end_together(failure: Exception | None) -> None:
+def raise_everywhere(failure: Exception | None) -> None:
     """Raises in every process if there is a failure in one."""
-    if agreed(failure is not None):
+    if max_over_processes(failure is not None):
         raise failure or WorkdirError("another process of this training stopped, and says why")
 
 
-def agreed(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest of the processes' values, for all of them; waits for all."""
     if jax.process_count() == 1:
         return int(value)
@@ -57,5 +57,5 @@ def only_writer(folder: Path) -> Iterator[None]:
       SaveError: the folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
-        by_first(lambda: stack.enter_context(locked(folder)) or 0)
+        on_first_process(lambda: stack.enter_context(locked(folder)) or 0)
         yield

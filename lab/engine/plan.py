@@ -1,7 +1,7 @@
-"""How many rows at once? Measured on the real compiled step, since it is neither one nor all of them.
+"""Chooses how many rows a vmap holds, by timing the real compiled step.
 
-A vmap pays while one row cannot fill the device: hundreds of small rows on a GPU, one on a core of a CPU. Block widths
-are timed for a moment each on the devices of this process; the fastest whose predicted memory fits is remembered.
+A wider vmap pays while one row cannot fill the device: hundreds of small rows on a GPU, one on a core of a CPU. Block
+widths are timed for a moment each on the devices of this process; the fastest whose predicted memory fits is cached.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Plan:
     Attributes:
       devices: how many of which kind.
       width: rows that a vmap holds at once.
-      waves: how many take turns on the devices; 1 unless the rows' states do not fit there together.
+      row_batches: how many batches of rows take turns on the devices; 1 where all rows' states fit there together.
       flops: floating-point operations of one row-step, by XLA's count before it optimizes.
       rates: width -> row-steps/s measured on the devices of one process; empty where the user set the width.
       memory: width -> bytes on one device, as XLA predicts them.
@@ -52,7 +52,7 @@ class Plan:
 
     devices: str
     width: int
-    waves: int
+    row_batches: int
     flops: float
     rates: dict[int, float]
     memory: dict[int, int]
@@ -60,7 +60,7 @@ class Plan:
 
     def sentence(self) -> str:
         """The choice, for people."""
-        turns = f", in {self.waves} waves" if self.waves > 1 else ""
+        turns = f", in {self.row_batches} batches of rows" if self.row_batches > 1 else ""
         if not self.rates:
             return f"{self.width} rows at once on each of {self.devices}{turns}, as the config says"
         rate = self.rates[self.width]
@@ -77,23 +77,23 @@ def choose(
     grid: Grid,
     mesh: Mesh,
     options: Options,
-    most_steps: int,
+    max_steps: int,
     width: int = 0,
     fresh: bool = False,
 ) -> Plan:
     """The plan for a grid on a mesh. Of several processes only one shall ask, and tell the others.
 
     Args:
-      most_steps: longest chunk that will be asked for.
+      max_steps: longest chunk that will be asked for.
       width: the one the user wants; 0: measure.
       fresh: measure again what is remembered.
     """
     first = Plan(device_names(), width or 1, 1, flops(experiment, grid), {}, {})
     rows_each = math.ceil(len(grid) / mesh.shape["run"])
     if not width:
-        first = _measured(first, experiment, grid, mesh, options, most_steps, rows_each, fresh)
+        first = _measured(first, experiment, grid, mesh, options, max_steps, rows_each, fresh)
     working = first.memory.get(first.width, 0)
-    return dataclasses.replace(first, waves=_waves(experiment, grid, rows_each, mesh, options, working))
+    return dataclasses.replace(first, row_batches=_row_batches(experiment, grid, rows_each, mesh, options, working))
 
 
 def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh: bool = False) -> list[str]:
@@ -129,13 +129,16 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
 
 def record(workdir: Path, plan: Plan) -> None:
     """`plan.json` of a training: it continues with the same width, which its last bits depend on."""
-    files.write_json(workdir / files.PLAN, dataclasses.asdict(plan))
+    values = dataclasses.asdict(plan)
+    values["waves"] = values.pop("row_batches")
+    files.write_json(workdir / files.PLAN, values)
 
 
 def recall(workdir: Path) -> Plan | None:
     """The plan that a training was begun with; None if there is none, or it is damaged."""
     try:
         held = files.read_json(workdir / files.PLAN)
+        held["row_batches"] = held.pop("waves")
         return Plan(**held | _by_width(held))
     except (DamagedError, KeyError, TypeError):  # the latter two: signed, but by somebody else
         return None
@@ -159,15 +162,15 @@ def device_names() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-def _measured(plan: Plan, experiment, grid, mesh, options: Options, most_steps, rows_each: int, fresh: bool) -> Plan:
+def _measured(plan: Plan, experiment, grid, mesh, options: Options, max_steps, rows_each: int, fresh: bool) -> Plan:
     """The plan with its width measured, or remembered from an earlier training with the same shapes."""
-    place = _remembered(experiment, grid, mesh, options, most_steps, rows_each)
+    place = _remembered(experiment, grid, mesh, options, max_steps, rows_each)
     if not fresh:
         with contextlib.suppress(DamagedError, KeyError, TypeError):
             known = files.read_json(place)
             return dataclasses.replace(plan, **known | _by_width(known))
 
-    rates, memory = explore(functools.partial(_rate, experiment, grid, mesh, options, most_steps), rows_each)
+    rates, memory = explore(functools.partial(_rate, experiment, grid, mesh, options, max_steps), rows_each)
     if not rates:
         raise ValueError(
             f"one row needs {memory[1] / 1e9:.1f} GB on a device that has {_memory() / 1e9:.1f} GB: "
@@ -177,7 +180,7 @@ def _measured(plan: Plan, experiment, grid, mesh, options: Options, most_steps, 
     width = max(rates, key=lambda width: rates[width] / (math.ceil(rows_each / width) * width))
     cost = None
     if options.deterministic and jax.default_backend() == "gpu":
-        free, _ = _rate(experiment, grid, mesh, dataclasses.replace(options, deterministic=False), most_steps, width)
+        free, _ = _rate(experiment, grid, mesh, dataclasses.replace(options, deterministic=False), max_steps, width)
         cost = free / rates[width]
     with contextlib.suppress(SaveError):  # a home folder that cannot be written is no reason not to train
         files.write_json(place, {"width": width, "rates": rates, "memory": memory, "determinism": cost})
@@ -209,22 +212,20 @@ def explore(measure, widest: int) -> tuple[dict[int, float], dict[int, int]]:
     return rates, memory
 
 
-def _rate(
-    experiment, grid: Grid, mesh: Mesh, options: Options, most_steps: int, width: int
-) -> tuple[float | None, int]:
+def _rate(experiment, grid: Grid, mesh: Mesh, options: Options, max_steps: int, width: int) -> tuple[float | None, int]:
     """Row-steps/s with one block on each device of this process, None if it does not fit, and its bytes on each."""
     groups = [group for group in mesh.devices if group[0].process_index == jax.process_index()]
     mesh = Mesh(np.array(groups), mesh.axis_names)
     layout = Layout(mesh, width * len(groups), width, width, 1)
-    programs = sweep.build(experiment, most_steps, width, mesh, options)
+    programs = sweep.build(experiment, max_steps, width, mesh, options)
     compiled = compile_chunk(experiment, grid, layout, programs, options)
     needed = device_bytes(compiled)
     if needed > MEMORY_SHARE * _memory():
         return None, needed
 
-    (hparams,) = layout.place(grid.take(np.arange(layout.n_rows) % len(grid)).arrays())
+    (hparams,) = layout.to_device(grid.take(np.arange(layout.n_rows) % len(grid)).arrays())
     train_set = shard.replicate(batches.train_set(experiment), mesh)
-    (state,) = layout.place(jax.device_get(programs.start(hparams)), options.split_params)
+    (state,) = layout.to_device(jax.device_get(programs.start(hparams)), options.split_params)
 
     def seconds(n_steps: int) -> float:
         nonlocal state
@@ -233,7 +234,7 @@ def _rate(
         return time.perf_counter() - begun
 
     seconds(1)
-    n_steps = min(most_steps, max(1, math.ceil(SECONDS / seconds(1))))
+    n_steps = min(max_steps, max(1, math.ceil(SECONDS / seconds(1))))
     return layout.n_rows * n_steps / min(seconds(n_steps) for _ in range(REPEATS)), needed
 
 
@@ -256,8 +257,8 @@ def device_bytes(compiled) -> int:
     return held + size.temp_size_in_bytes + size.generated_code_size_in_bytes
 
 
-def _waves(experiment, grid: Grid, rows_each: int, mesh: Mesh, options: Options, working: int) -> int:
-    """How many parts the rows of a device fall into, so that one part and its copy fit beside a block at work."""
+def _row_batches(experiment, grid: Grid, rows_each: int, mesh: Mesh, options: Options, working: int) -> int:
+    """How many batches the rows of a device fall into, so that one and its copy fit beside a block at work."""
     hparams = {name: column[0] for name, column in grid.arrays().items()}
     state = jax.eval_shape(functools.partial(step.start, experiment), hparams)
     leaves = jax.tree.leaves(state)
@@ -276,7 +277,7 @@ def _memory() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
 
 
-def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, most_steps, rows_each: int) -> Path:
+def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, rows_each: int) -> Path:
     """Where the widths of a program on devices like these are kept; raises ValueError as `cache.folder`."""
     home = platform.node() if jax.default_backend() == "cpu" else ""
     program = (
@@ -284,7 +285,7 @@ def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options
         tuple(grid.columns),
         mesh.shape,
         options,
-        most_steps,
+        max_steps,
         rows_each,
         os.environ.get("XLA_FLAGS"),
         jax.__version__,

@@ -1,7 +1,7 @@
-"""Devices: a mesh with axes `run` and `data`, and which of its devices computes which row.
+"""Sharding: a device mesh with axes `run` and `data`, and the layout of rows on it.
 
-Rows are dealt out over `run`, where no device talks to another. A row too large or too slow for one device spreads over
-`data`: its batch always, its parameters on request. That split is left to XLA, which inserts the collectives.
+Rows are sharded over `run`; the step has no collectives on that axis. A row too large or too slow for one device is
+sharded over `data`: its batch always, its parameters on request. XLA inserts the collectives on `data`.
 """
 
 import dataclasses
@@ -36,53 +36,56 @@ def run_mesh(n_rows: int, data_devices: int = 1) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where each row is computed: dealt out to devices in order, there to waves in order, and in a wave to blocks.
+    """Where each row is computed: sharded over devices in order, on each over row batches, and in a batch over blocks.
 
     Attributes:
       width: rows that a vmap holds at once.
-      rows_each: rows of one wave on one device, a multiple of `width`.
-      waves: how many take turns on the devices; 1 unless the rows' states do not fit there together.
+      rows_each: rows of one batch on one device, a multiple of `width`.
+      row_batches: how many batches of rows take turns on the devices; 1 where all rows' states fit there together.
     """
 
     mesh: Mesh
     n_rows: int
     width: int
     rows_each: int
-    waves: int
+    row_batches: int
 
     @property
     def n_padded(self) -> int:
         """The number of rows computed."""
-        return self.mesh.shape["run"] * self.waves * self.rows_each
+        return self.mesh.shape["run"] * self.row_batches * self.rows_each
 
     @property
-    def parts(self) -> list[int]:
+    def process_starts(self) -> list[int]:
         """First row of every process that has any."""
         return list(range(0, self.n_rows, self.n_padded // jax.process_count()))
 
     @property
-    def mine(self) -> tuple[int, int]:
+    def local_rows(self) -> tuple[int, int]:
         """First row of this process and the one after its last; empty for one that holds nothing but padding."""
         each = self.n_padded // jax.process_count()
         first, last = jax.process_index() * each, (jax.process_index() + 1) * each
         return min(first, self.n_rows), min(last, self.n_rows)
 
     @property
-    def needed(self) -> tuple[int, int]:
-        """`mine`, or the last row of all for a process that has none: padding repeats it."""
-        first, last = self.mine
+    def source_rows(self) -> tuple[int, int]:
+        """`local_rows`, or the last row of all for a process that has none: padding repeats it."""
+        first, last = self.local_rows
         return min(first, self.n_rows - 1), max(last, min(first, self.n_rows - 1) + 1)
 
-    def place(self, rows_R, split: bool = False) -> list:
-        """Host arrays of the rows `needed` -> one tree of device arrays a wave; padding repeats the last row.
+    def to_device(self, rows_R, split: bool = False) -> list:
+        """Host arrays of `source_rows` -> one tree of device arrays for each row batch; padding repeats the last row.
 
         Args:
           split: spread large leaves over the `data` axis, see `split_spec`.
         """
-        return [jax.tree.map(functools.partial(self._place_leaf, wave, split), rows_R) for wave in range(self.waves)]
+        return [
+            jax.tree.map(functools.partial(self._leaf_to_device, batch, split), rows_R)
+            for batch in range(self.row_batches)
+        ]
 
     def abstract(self, rows_R, split: bool = False):
-        """Shapes, dtypes and shardings of one wave of what `place` gives; the number of rows given is ignored."""
+        """Shapes, dtypes and shardings of one row batch of `to_device`; the number of rows given is ignored."""
         return jax.tree.map(functools.partial(self._abstract_leaf, split), rows_R)
 
     def _abstract_leaf(self, split: bool, leaf_R) -> jax.ShapeDtypeStruct:
@@ -90,39 +93,39 @@ class Layout:
         shape = (self.mesh.shape["run"] * self.rows_each, *leaf_R.shape[1:])
         return jax.ShapeDtypeStruct(shape, leaf_R.dtype, sharding=NamedSharding(self.mesh, PartitionSpec("run", *spec)))
 
-    def _place_leaf(self, wave: int, split: bool, leaf_R):
+    def _leaf_to_device(self, batch: int, split: bool, leaf_R):
         leaf_R = np.asarray(leaf_R)
         whole = self._abstract_leaf(split, leaf_R)
 
         def rows(index):
             place = np.arange(*index[0].indices(whole.shape[0]))
             device, nth = place // self.rows_each, place % self.rows_each
-            row = (device * self.waves + wave) * self.rows_each + nth
-            return leaf_R[np.minimum(row, self.n_rows - 1) - self.needed[0]][(slice(None), *index[1:])]
+            row = (device * self.row_batches + batch) * self.rows_each + nth
+            return leaf_R[np.minimum(row, self.n_rows - 1) - self.source_rows[0]][(slice(None), *index[1:])]
 
         return jax.make_array_from_callback(whole.shape, whole.sharding, rows)
 
-    def fetch(self, waves: list):
-        """Device arrays -> host arrays of the rows `mine`, padding dropped."""
-        return self._collect([jax.tree.map(self._of_this_process, wave) for wave in waves], self.mine)
+    def fetch(self, row_batches: list):
+        """Device arrays -> host arrays of the rows `local_rows`, padding dropped."""
+        return self._collect([jax.tree.map(self._of_this_process, batch) for batch in row_batches], self.local_rows)
 
-    def publish(self, waves: list) -> list:
-        """Device arrays that every process can `read`; for one process these. Starts a transfer, does not wait."""
+    def all_gather(self, row_batches: list) -> list:
+        """Device arrays replicated in every process, for `to_host`. Starts the transfer and does not wait."""
         if jax.process_count() == 1:
-            return waves
-        return [_everywhere(self.mesh)(wave) for wave in waves]
+            return row_batches
+        return [_everywhere(self.mesh)(batch) for batch in row_batches]
 
-    def read(self, waves: list):
-        """Published device arrays -> host arrays of all rows, padding dropped."""
-        return self._collect(waves, (0, self.n_rows))
+    def to_host(self, row_batches: list):
+        """Gathered device arrays -> host arrays of all rows, padding dropped."""
+        return self._collect(row_batches, (0, self.n_rows))
 
-    def _collect(self, waves: list, rows: tuple[int, int]):
+    def _collect(self, row_batches: list, rows: tuple[int, int]):
         def together(*leaves):
             by_device = [np.asarray(leaf).reshape(-1, self.rows_each, *leaf.shape[1:]) for leaf in leaves]
             leaf_R = np.concatenate(by_device, axis=1).reshape(-1, *leaves[0].shape[1:])
             return leaf_R[: rows[1] - rows[0]]
 
-        return jax.tree.map(together, *(jax.device_get(wave) for wave in waves))
+        return jax.tree.map(together, *(jax.device_get(batch) for batch in row_batches))
 
     def _of_this_process(self, leaf):
         if leaf.is_fully_addressable:
@@ -130,12 +133,12 @@ class Layout:
         return multihost_utils.global_array_to_host_local_array(leaf, self.mesh, leaf.sharding.spec)
 
 
-def layout(mesh: Mesh, n_rows: int, width: int, waves: int = 1) -> Layout:
+def layout(mesh: Mesh, n_rows: int, width: int, row_batches: int = 1) -> Layout:
     """The layout with the least padding; blocks are made narrower where that saves some."""
-    rows_each = math.ceil(n_rows / (mesh.shape["run"] * waves))
+    rows_each = math.ceil(n_rows / (mesh.shape["run"] * row_batches))
     blocks = math.ceil(rows_each / width)
     width = math.ceil(rows_each / blocks)
-    return Layout(mesh, n_rows, width, blocks * width, waves)
+    return Layout(mesh, n_rows, width, blocks * width, row_batches)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def polite_stop() -> Iterator[Callable[[], bool]]:
+def sigterm_flag() -> Iterator[Callable[[], bool]]:
     """Gives a function that tells whether SIGTERM has come since."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -36,15 +36,15 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
 
     Returns:
       `(state, {"train_loss", "grad_norm"})`: `Task.mean_loss` on the batch before the step, and the global
-      norm before clipping of the gradient that is descended; NaN once the row has diverged. See `slope` for rows with
-      a `sam_radius` or `weight_noise`.
+      norm of the gradient before clipping; NaN once the row has diverged. See `value_and_grad` for rows with a
+      `sam_radius` or `weight_noise`.
     """
 
     def loss(params):
         outputs, _ = models.forward(experiment.model, params, batch.tokens_BxL)
         return experiment.task.mean_loss(outputs, batch)
 
-    value, grads = slope(loss, experiment, hparams, state.params, step)
+    value, grads = value_and_grad(loss, experiment, hparams, state.params, step)
     updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -52,12 +52,12 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
     alive = state.diverged_at < 0
     diverged_at = jnp.where(alive & ~finite, jnp.int32(step), state.diverged_at)
-    moved = tree.select(alive & finite, (params, opt_state), (state.params, state.opt_state))
+    moved = tree.where(alive & finite, (params, opt_state), (state.params, state.opt_state))
     metrics = {"train_loss": value, "grad_norm": grad_norm}
     return RowState(*moved, diverged_at), {name: jnp.where(alive, m, jnp.nan) for name, m in metrics.items()}
 
 
-def slope(loss: Callable, experiment: Experiment, hparams: Mapping, params, step):
+def value_and_grad(loss: Callable, experiment: Experiment, hparams: Mapping, params, step):
     """Loss and the gradient to descend, of a row that may have a `weight_noise` or a `sam_radius`: see `lab.perturb`.
 
     Noise comes first, new at every step; SAM steps up from there, at the cost of a second gradient. Matrices that are
@@ -76,11 +76,11 @@ def slope(loss: Callable, experiment: Experiment, hparams: Mapping, params, step
     around = params
     if "weight_noise" in hparams:
         key = rng.key(hparams["seed"], "weight_noise", step)
-        around = unless_frozen(perturb.jitter(params, key, hparams["weight_noise"]), params)
+        around = unless_frozen(perturb.weight_noise(params, key, hparams["weight_noise"]), params)
     value, grads = jax.value_and_grad(loss)(around)
     if "sam_radius" in hparams:
         upward = unless_frozen(grads, jax.tree.map(jnp.zeros_like, grads))
-        grads = jax.grad(loss)(perturb.ascent(around, upward, hparams["sam_radius"]))
+        grads = jax.grad(loss)(perturb.sam_ascent(around, upward, hparams["sam_radius"]))
     return value, grads
 
 

@@ -45,7 +45,7 @@ class Sweep(NamedTuple):
 
     Attributes:
       start: hparams -> state.
-      chunk: (hparams, state, train_set, first_step, n_steps) -> (state, metrics of shape (rows, most_steps), of which
+      chunk: (hparams, state, train_set, first_step, n_steps) -> (state, metrics of shape (rows, max_steps), of which
         the first n_steps count). The state given is consumed.
       evaluate: (hparams that data depend on, state, evaluation_set) -> metrics of shape (rows, ...).
     """
@@ -55,11 +55,11 @@ class Sweep(NamedTuple):
     evaluate: Callable[..., dict]
 
 
-def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, options: Options = Options()) -> Sweep:
+def build(experiment: Experiment, max_steps: int, width: int, mesh: Mesh, options: Options = Options()) -> Sweep:
     """The sweep's programs, compiled at first use.
 
     Args:
-      most_steps: longest chunk that will be asked for.
+      max_steps: longest chunk that will be asked for.
       width: rows a vmap holds at once, on each device.
     """
     split_batch, split_state = shard.over_data(mesh, options.split_params)
@@ -68,8 +68,8 @@ def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, optio
         return split_state(step.start(experiment, hparams))
 
     def chunk(hparams, state, train_set, first_step, n_steps):
-        """One row through `n_steps` (traced) steps, at most `most_steps` (static)."""
-        batch_at = batches.batches(experiment, hparams, train_set, first_step, most_steps)
+        """One row through `n_steps` (traced) steps, at most `max_steps` (static)."""
+        batch_at = batches.batches(experiment, hparams, train_set, first_step, max_steps)
 
         def body(i, carry):
             state, recorded = carry
@@ -77,7 +77,7 @@ def build(experiment: Experiment, most_steps: int, width: int, mesh: Mesh, optio
             state, metrics = step.train_step(experiment, hparams, state, split_batch(batch_at(now)), now)
             return split_state(state), {name: recorded[name].at[i].set(value) for name, value in metrics.items()}
 
-        nothing = {name: jnp.full((most_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
+        nothing = {name: jnp.full((max_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
         return jax.lax.fori_loop(0, n_steps, body, (split_state(state), nothing))
 
     def evaluate(hparams, state, evaluation_set):

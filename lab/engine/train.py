@@ -23,7 +23,7 @@ from lab.engine import step as steps
 from lab.engine.background import Writer
 from lab.engine.rows import Rows
 from lab.engine.shard import Layout
-from lab.engine.sigterm import polite_stop
+from lab.engine.sigterm import sigterm_flag
 from lab.experiment import Experiment
 from lab.grid import Grid
 
@@ -102,13 +102,13 @@ def prepare(
 def _run(config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
     """`train`, once its config and grid are checked."""
     shard.run_mesh(len(grid), config.data_devices)  # refuses what these devices cannot be split into
-    with multihost.only_writer(work.path), polite_stop() as stop_asked:
+    with multihost.only_writer(work.path), sigterm_flag() as stop_asked:
         done = config.steps
-        if multihost.by_first(lambda: _begin(work, config, grid)):
+        if multihost.on_first_process(lambda: _begin(work, config, grid)):
             _say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
             done = _loop(Workdir(work.path), grid, stop_asked)
-        if multihost.agreed(stop_asked()):
+        if multihost.max_over_processes(stop_asked()):
             raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues")
     return work.path
 
@@ -178,11 +178,11 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
     with _progress(config, work.path.name, done) as progress, Writer() as writer:
         for end in (end for end in ends if end > done):
             begun, first = time.monotonic(), max(done, 0)
-            metrics = rows.advance(first, end) if end > first else None
+            recorded = rows.advance(first, end) if end > first else None
             rows.wait()
-            multihost.end_together(writer.failure())
-            stopping = multihost.agreed(stop_asked())  # whoever asks from here on is heard at the end of the next chunk
-            chunk = Chunk(first, end, metrics, rows.evaluate() if end in evaluated else None, rows.diverged_at())
+            multihost.raise_everywhere(writer.failure())
+            stopping = multihost.max_over_processes(stop_asked())  # a SIGTERM from here on counts after the next chunk
+            chunk = Chunk(first, end, recorded, rows.evaluate() if end in evaluated else None, rows.diverged_at())
             state = rows.fetch() if end in kept or end in saved or stopping else None
             writer.write(_save, work, rows.layout, chunk, state, end in kept, end in saved or stopping)
             done = end
@@ -196,7 +196,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What a chunk of training recorded, still on the devices (see `Layout.publish`); None: nothing was done."""
+    """What a chunk of training recorded, still on the devices (see `Layout.all_gather`); None: nothing was done."""
 
     first: int
     end: int
@@ -224,8 +224,9 @@ def _layout(work: Workdir, grid: Grid) -> Layout:
         _say(f"{work.path}: {chosen.sentence()}")
         return chosen.width
 
-    width, waves = multihost.by_first(choose), multihost.by_first(lambda: chosen.waves)
-    return shard.layout(mesh, len(grid), width, waves)
+    width = multihost.on_first_process(choose)
+    row_batches = multihost.on_first_process(lambda: chosen.row_batches)
+    return shard.layout(mesh, len(grid), width, row_batches)
 
 
 def _resume(work: Workdir, rows: Rows) -> int:
@@ -237,11 +238,11 @@ def _resume(work: Workdir, rows: Rows) -> int:
         metrics.forget_after(work.metrics, -1 if saved is None else saved)
         return -1 if saved is None else saved
 
-    step = multihost.by_first(newest)
+    step = multihost.on_first_process(newest)
     if step < 0:
-        rows.start(init_from.weights(work.path, work.config, work.grid, *rows.layout.needed))
+        rows.start(init_from.weights(work.path, work.config, work.grid, *rows.layout.source_rows))
     else:
-        rows.resume(store.restore(work.checkpoints, step, abstract, rows.layout.needed))
+        rows.resume(store.restore(work.checkpoints, step, abstract, rows.layout.source_rows))
         _say(f"{work.path}: continuing at step {step}")
     return step
 
@@ -252,13 +253,13 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
     nothing = np.zeros((0, layout.n_rows), np.float32)
     record = {"train_step": np.arange(chunk.first, chunk.end), **dict.fromkeys(metrics.TRAIN_METRICS, nothing)}
     if chunk.metrics is not None:
-        record |= {name: values[:, :n_steps].T for name, values in layout.read(chunk.metrics).items()}
+        record |= {name: values[:, :n_steps].T for name, values in layout.to_host(chunk.metrics).items()}
     if chunk.scores is not None:
-        scores = {name: score[None] for name, score in layout.read(chunk.scores).items()}
+        scores = {name: score[None] for name, score in layout.to_host(chunk.scores).items()}
         record |= {"step": np.array([chunk.end]), **scores}
     if multihost.is_first():
-        files.write_npz(work.metrics / f"{chunk.end}.npz", record | {"diverged_at": layout.read(chunk.diverged_at)})
-    first, parts = layout.mine[0], layout.parts
+        files.write_npz(work.metrics / f"{chunk.end}.npz", record | {"diverged_at": layout.to_host(chunk.diverged_at)})
+    first, parts = layout.local_rows[0], layout.process_starts
     if keep:
         store.save(work.snapshots, chunk.end, state.params, first, parts)
     if checkpoint:

@@ -65,7 +65,7 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
         if steps is not None and done >= steps:
             break
         if end > done:
-            recorded = layout.read(alone.advance(done, end))
+            recorded = layout.to_host(alone.advance(done, end))
             losses.append(np.stack([chunk["train_loss"][:, row], recorded["train_loss"][0, : end - done]], axis=1))
         if end in kept and end in work.snapshot_steps():
             params[end] = _distance(work.params(end, row), store.take_row(alone.fetch().params, 0))

@@ -180,9 +180,9 @@ def _program(work: Workdir, one: Measure, scope: Selection, layout: Layout) -> C
     def program(step: int, params_R, rows: list[int]) -> dict[str, np.ndarray]:
         group = dataclasses.replace(layout, n_rows=len(rows))
         params, start, hparams = (store.take_row(tree, np.array(rows)) for tree in (params_R, start_R, hparams_R))
-        batch = draw_rows(group.place(hparams)[0]) if own_data else shared
+        batch = draw_rows(group.to_device(hparams)[0]) if own_data else shared
         with jax.default_matmul_precision(MATMUL), jax.enable_x64(scope.precision == "float64"):
-            placed = [group.place(_cast(tree, scope.precision))[0] for tree in (params, start, hparams)]
+            placed = [group.to_device(_cast(tree, scope.precision))[0] for tree in (params, start, hparams)]
             return group.fetch([of_rows(*placed, batch, jnp.int32(step), key)])
 
     return program

@@ -36,7 +36,7 @@ def random(seed, *shape):
 def write_training(path, config, grid):
     """A folder as training leaves it, of numbers drawn here; returns them joined, by name."""
     path.mkdir(parents=True)
-    files.write_json(path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
     files.write_json(path / "grid.json", grid.to_json())
     n_rows, begun, raw = len(grid), 0, {}
     for seed, (end, evaluations) in enumerate(CHUNKS.items()):
@@ -314,11 +314,11 @@ def test_damaged_measurement_is_refused_and_counts_as_not_taken(trained, spoil, 
 
 
 def test_chunks_after_a_step_are_forgotten_and_no_others(trained):
-    metrics = trained[0] / "metrics"
-    (metrics / "notes.npz").write_text("not a chunk")
-    metrics.forget_after(metrics, 4)
-    assert [path.name for path in metrics.metric_files(metrics)] == ["0.npz", "4.npz"]
-    assert (metrics / "notes.npz").exists()
+    folder = trained[0] / "metrics"
+    (folder / "notes.npz").write_text("not a chunk")
+    metrics.forget_after(folder, 4)
+    assert [path.name for path in metrics.metric_files(folder)] == ["0.npz", "4.npz"]
+    assert (folder / "notes.npz").exists()
 
 
 def test_model_of_a_dataset_answers_at_every_position(config, tmp_path):

@@ -138,7 +138,7 @@ DAMAGES = {
     "foreign manifest": (lambda place: (place / store.MANIFEST).write_text("[1]"), r"manifest\.json: no sha256"),
     "unsigned manifest": (
         lambda place: edit_manifest(place, lambda m: m.pop("sha256")),
-        "written by an older gammalab",
+        "no sha256: damaged",
     ),
     "edited manifest": (believe_a_flipped_bit, r"manifest\.json: damaged \(not what was written\)"),
     "other manifest": (lambda place: files.write_json(place / store.MANIFEST, {"a": 1}), "holds step None of None"),
@@ -199,7 +199,7 @@ def test_save_under_another_number_or_in_another_folder_is_not_that_step(folder)
 def test_save_of_another_training_is_refused_however_alike(tmp_path, same_bits):
     """Two trainings of the same shapes, and the same one begun again elsewhere."""
     for name, seed in (("one", 1), ("other", 2), ("twin", 1)):
-        files.write_json(tmp_path / name / "config.json", {"config": {"seed": seed}, "command": name})
+        files.write_json(tmp_path / name / "config.json", {"config": {"seed": seed}, "start": {}, "command": name})
         files.write_json(tmp_path / name / "grid.json", {"columns": {}})
     place = pathlib.Path("checkpoints") / "10"
     store.save(tmp_path / "one" / "checkpoints", 10, state(1.5))

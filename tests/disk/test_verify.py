@@ -27,7 +27,7 @@ def write_training(path, config, last=24, after=None):
     Numbers are drawn here, but depend on nothing but the step: written again they are the same bytes.
     """
     files.write_json(path / "grid.json", grid.product(config.grid.to_dict()).to_json())
-    files.write_json(path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
     files.write_json(path / "plan.json", {"width": 1})
     work = Workdir(path)
     _, evaluated, kept = schedule.boundaries(config)
@@ -199,7 +199,7 @@ def test_lost_config_does_not_hide_the_other_damage(work, name, damage):
 def test_files_of_another_training_are_not_believed_when_its_config_is_put_here(work, echo):
     """Same shapes, same steps, other data: all that is here is of the training that was here."""
     config = echo.config(data_seed=6)
-    files.write_json(work.path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(work.path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
     lines = verify.damages(Workdir(work.path))
     assert len(lines) == len(ENDS) + 3 + 2 + 2 and all("another training" in line for line in lines)
     assert sound(work)[0] == -1

@@ -19,13 +19,13 @@ def numbered(n):
     return Batch(index_N[:, None], index_N[:, None] + 100, jnp.ones((n, 1)), {"index": index_N})
 
 
-def seen(experiment, seed=0, first_step=0, most_steps=STEPS):
+def seen(experiment, seed=0, first_step=0, max_steps=STEPS):
     """Index of each sequence of the steps first_step ..., shape (steps, batch)."""
 
     @jax.jit
     def index():
-        batch_at = batches.batches(experiment, {"seed": seed}, numbered(experiment.train_size), first_step, most_steps)
-        return jax.lax.map(lambda step: batch_at(step).tokens_BxL[:, 0], first_step + jnp.arange(most_steps))
+        batch_at = batches.batches(experiment, {"seed": seed}, numbered(experiment.train_size), first_step, max_steps)
+        return jax.lax.map(lambda step: batch_at(step).tokens_BxL[:, 0], first_step + jnp.arange(max_steps))
 
     return np.asarray(index())
 
@@ -52,9 +52,9 @@ def test_every_epoch_visits_each_sequence_at_most_once_and_drops_less_than_a_bat
 def test_batch_of_a_step_does_not_depend_on_where_its_chunk_began(echo, train_size):
     experiment = echo.experiment(train_size=train_size)
     expected_TxB = seen(experiment)
-    for first_step, most_steps in ((1, 1), (2, 5), (3, 3), (11, 7), (17, 13)):
+    for first_step, max_steps in ((1, 1), (2, 5), (3, 3), (11, 7), (17, 13)):
         np.testing.assert_array_equal(
-            seen(experiment, 0, first_step, most_steps), expected_TxB[first_step : first_step + most_steps]
+            seen(experiment, 0, first_step, max_steps), expected_TxB[first_step : first_step + max_steps]
         )
 
 

@@ -12,7 +12,7 @@ from lab import config as configs
 from lab import grid as grids
 from lab import rng, schedule
 from lab.cluster import launch
-from lab.disk import files, store, verify
+from lab.disk import store, verify
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
@@ -295,13 +295,3 @@ def test_variants_come_behind_what_they_start_from_and_circles_are_refused(echo)
     for circle in ({"a": "a"}, {"a": "b", "b": "c", "c": "a"}):
         with pytest.raises(ValueError, match="would start from itself"):
             order(**circle)
-
-
-def test_training_older_than_the_choice_was_drawn_anew(root, copied):
-    path = copied / "first" / "config.json"
-    held = files.read_json(path)
-    assert held["start"] == {} and Workdir(copied / "again").started_from.keys() == {"weights"}
-    del held["start"], held["config"]["start"]
-    files.write_json(path, held)
-    older = Workdir(copied / "first")
-    assert older.config.to_dict() == Workdir(root / "first").config.to_dict() and older.started_from == {}

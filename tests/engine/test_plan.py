@@ -24,7 +24,7 @@ def counted(monkeypatch):
     """The widths measured, with rates that fall from 8 on and nothing wider than 20 fitting."""
     asked = []
 
-    def rate(experiment, grid, mesh, options, most_steps, width):
+    def rate(experiment, grid, mesh, options, max_steps, width):
         asked.append(width)
         return (None if width > 20 else 100.0 * width if width <= 8 else 10.0), width * 1000
 
@@ -60,7 +60,7 @@ def test_widest_is_tried_where_it_is_no_power_of_two():
 
 def test_fastest_width_is_taken_and_remembered(echo, counted):
     chosen = choose(echo, 64)
-    assert chosen.width == 8 and chosen.waves == 1
+    assert chosen.width == 8 and chosen.row_batches == 1
     assert "8 rows at once on each of" in chosen.sentence() and "800 row-steps/s" in chosen.sentence()
     measured = list(counted)
     assert choose(echo, 64) == chosen and counted == measured
@@ -92,8 +92,8 @@ def test_rows_that_do_not_fit_together_take_turns(echo, monkeypatch, counted):
     n_devices = jax.device_count()
     # room for two rows and their copies on each device, beside a block at work
     monkeypatch.setattr(plan, "_memory", lambda: 4 * row_bytes / plan.MEMORY_SHARE)
-    assert choose(echo, 6 * n_devices, width=1).waves == 3
-    assert choose(echo, 2 * n_devices, width=1).waves == 1
+    assert choose(echo, 6 * n_devices, width=1).row_batches == 3
+    assert choose(echo, 2 * n_devices, width=1).row_batches == 1
 
 
 def test_plan_comes_back_from_a_folder_as_it_was_recorded(echo, counted, tmp_path):

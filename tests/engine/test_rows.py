@@ -36,7 +36,7 @@ def train(experiment, grid, layout, options=WHOLE, chunks=(STEPS,), rows=None, f
         here.resume(rows)
     losses = []
     for n_steps in chunks:
-        losses.append(layout.read(here.advance(first, first + n_steps))["train_loss"][:, :n_steps])
+        losses.append(layout.to_host(here.advance(first, first + n_steps))["train_loss"][:, :n_steps])
         first += n_steps
     here.wait()
     return here, np.concatenate(losses, axis=1)
@@ -49,14 +49,14 @@ def alone(echo):
     return here.fetch(), losses
 
 
-@pytest.mark.parametrize("waves", [2, 3])
-def test_waves_that_take_turns_change_no_bit(echo, same_bits, waves):
+@pytest.mark.parametrize("row_batches", [2, 3])
+def test_row_batches_that_take_turns_change_no_bit(echo, same_bits, row_batches):
     experiment, grid = echo.experiment(), echo.four_rows()
     together, losses = train(experiment, grid, shard.layout(mesh_of(2), 4, 1), chunks=(2, 4))
-    in_turn, their_losses = train(experiment, grid, shard.layout(mesh_of(2), 4, 1, waves), chunks=(2, 4))
+    in_turn, their_losses = train(experiment, grid, shard.layout(mesh_of(2), 4, 1, row_batches), chunks=(2, 4))
     same_bits((in_turn.fetch(), their_losses), (together.fetch(), losses))
-    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(in_turn.waves)} == {"pinned_host"}
-    scores, theirs = (rows.layout.read(rows.evaluate()) for rows in (together, in_turn))
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(in_turn.row_batches)} == {"pinned_host"}
+    scores, theirs = (rows.layout.to_host(rows.evaluate()) for rows in (together, in_turn))
     same_bits(theirs, scores)
 
 
@@ -77,7 +77,7 @@ def test_row_spread_over_devices_trains_as_the_unsplit_one(echo, monkeypatch, sp
     theirs = named_leaves(spread.fetch().params)
     for name, leaf in named_leaves(unsplit.fetch().params).items():
         np.testing.assert_allclose(theirs[name], leaf, rtol=24 * EPS, atol=STEPS * 0.01 * 320 * EPS)
-    kernel = spread.waves[0].params["in"]["kernel"]
+    kernel = spread.row_batches[0].params["in"]["kernel"]
     assert ("data" in kernel.sharding.spec) == split
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 4, 8) if split else (4, 8, 8)}
 
@@ -90,7 +90,7 @@ def test_loss_over_a_data_axis_is_the_mean_over_the_whole_batch_and_not_a_sum_of
         layout = shard.layout(mesh, 4, 1)
         rows = Rows(experiment, grid, layout, STEPS, WHOLE)
         rows.start()
-        norms.append(layout.read(rows.advance(0, 1))["grad_norm"][:, 0])
+        norms.append(layout.to_host(rows.advance(0, 1))["grad_norm"][:, 0])
     np.testing.assert_allclose(norms[1], norms[0], rtol=320 * EPS)
 
 
@@ -107,7 +107,7 @@ def test_checkpoint_of_four_devices_continues_on_two_and_one(request, echo, alon
     uninterrupted, _ = train(experiment, grid, shard.layout(mesh_of(4), 4, 1), chunks=(2, STEPS - 2))
     for n_devices in (4, 2, 1):
         layout = shard.layout(mesh_of(n_devices), 4, 1)
-        rows = store.restore(tmp_path, 2, four.abstract(), layout.needed)
+        rows = store.restore(tmp_path, 2, four.abstract(), layout.source_rows)
         same_bits(rows, four.fetch())
         here, rest = train(experiment, grid, layout, chunks=(STEPS - 2,), rows=rows, first=2)
         if n_devices == 4:

@@ -27,26 +27,26 @@ def test_padding_is_the_least_that_keeps_devices_and_blocks_full(n_rows, width):
     assert layout.n_padded == n_devices * blocks * layout.width < n_rows + n_devices * blocks + n_devices
 
 
-@pytest.mark.parametrize("waves", [1, 2, 3])
-def test_rows_come_back_as_they_were_placed(waves):
-    layout = shard.layout(shard.run_mesh(7), 7, 1, waves)
+@pytest.mark.parametrize("row_batches", [1, 2, 3])
+def test_rows_come_back_as_they_were_placed(row_batches):
+    layout = shard.layout(shard.run_mesh(7), 7, 1, row_batches)
     rows = {
         "a": np.array([np.nan, -0.0, 1e-45, 3, 4, 5, 6], np.float32),
         "seed": np.arange(14, dtype=np.int32).reshape(7, 2),
     }
-    placed = layout.place(rows)
-    assert len(placed) == waves
-    for back in (layout.fetch(placed), layout.read(layout.publish(placed))):
+    placed = layout.to_device(rows)
+    assert len(placed) == row_batches
+    for back in (layout.fetch(placed), layout.to_host(layout.all_gather(placed))):
         assert {name: leaf.tobytes() for name, leaf in back.items()} == {n: leaf.tobytes() for n, leaf in rows.items()}
 
 
 def test_devices_get_their_rows_in_order_wave_by_wave_and_padding_is_the_last_row():
-    layout = shard.Layout(shard.run_mesh(2), n_rows=7, width=2, rows_each=2, waves=2)
-    placed = layout.place({"seed": np.array([10, 11, 12, 13, 14, 15, 16], np.int32)})
-    held = [{s.device: np.asarray(s.data).tolist() for s in wave["seed"].addressable_shards} for wave in placed]
+    layout = shard.Layout(shard.run_mesh(2), n_rows=7, width=2, rows_each=2, row_batches=2)
+    placed = layout.to_device({"seed": np.array([10, 11, 12, 13, 14, 15, 16], np.int32)})
+    held = [{s.device: np.asarray(s.data).tolist() for s in batch["seed"].addressable_shards} for batch in placed]
     first, second = jax.devices()[:2]
     assert held == [{first: [10, 11], second: [14, 15]}, {first: [12, 13], second: [16, 16]}]
-    assert layout.n_padded == 8 and layout.mine == layout.needed == (0, 7) and layout.parts == [0]
+    assert layout.n_padded == 8 and layout.local_rows == layout.source_rows == (0, 7) and layout.process_starts == [0]
 
 
 def test_data_devices_must_divide_the_devices():

@@ -109,7 +109,7 @@ def test_noise_is_new_at_every_step_and_goes_by_step_and_seed_alone(echo):
     experiment, hparams = echo.experiment(), echo.four_rows(**AXES).row(NOISE)
     params = echo.start_by_hand(experiment.model, hparams)
     inner = lambda params: jnp.vdot(params["in"]["kernel"], jnp.ones((8, 8)))  # noqa: E731
-    value = jax.jit(lambda hparams, step: engine.slope(inner, experiment, hparams, params, step)[0])
+    value = jax.jit(lambda hparams, step: engine.value_and_grad(inner, experiment, hparams, params, step)[0])
     first, second, again, other = (
         float(value(hparams | {"seed": seed}, step)) for seed, step in ((2, 0), (2, 1), (2, 0), (3, 0))
     )
@@ -121,10 +121,11 @@ def test_frozen_matrices_are_not_perturbed_and_have_no_share_in_the_radius(echo)
     hparams = echo.four_rows(**AXES).row(BOTH)
     params = echo.start_by_hand(experiment.model, hparams)
     bowl = lambda params: 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))  # noqa: E731
-    _, at = engine.slope(bowl, experiment, hparams, params, 0)  # a bowl's gradient is the place where it is taken
+    # a bowl's gradient is the place where it is taken
+    _, at = engine.value_and_grad(bowl, experiment, hparams, params, 0)
     for name in ("embed", "in"):
         jax.tree.map(np.testing.assert_array_equal, at[name], params[name])
-    _, at = engine.slope(bowl, experiment, {"sam_radius": 0.2}, params, 0)
+    _, at = engine.value_and_grad(bowl, experiment, {"sam_radius": 0.2}, params, 0)
     way = np.linalg.norm(np.asarray(at["head"]["kernel"], np.float64) - params["head"]["kernel"])
     assert way == pytest.approx(0.2, rel=64 * EPS)  # 64 weights below 1, each rounded by eps / 2
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import grid, rng, schedule
-from lab.disk import files, metrics, store, verify
+from lab.disk import metrics, store, verify
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
@@ -180,18 +180,6 @@ def test_training_keeps_its_tasks_files_and_is_not_continued_when_they_say_other
     with pytest.raises(WorkdirError, match=r"holds another training.*Changed: data words.txt: "):
         train.train(config, tmp_path / "w")
     assert kept.read_bytes() == b"one two"
-
-
-def test_training_older_than_an_option_is_still_read_and_whole(echo, tmp_path):
-    work = Workdir(train.train(echo.config(steps=6), tmp_path / "w"))
-    held = files.read_json(work.path / "config.json")
-    training = files.training_of(work.path)
-    del held["config"]["snapshot_every"]
-    assert Workdir(work.path).config.snapshot_every == 0
-    files.write_json(work.path / "config.json", held)
-    older = Workdir(work.path)
-    assert older.config.to_dict() == work.config.to_dict() and older.experiment == work.experiment
-    assert files.training_of(work.path) != training  # its numbers carry the hash of its own config
 
 
 def test_what_only_the_model_can_refuse_is_refused_before_anything_is_written(echo, tmp_path):

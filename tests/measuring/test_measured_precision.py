@@ -25,7 +25,7 @@ def work(tmp_path):
     config.grid.update(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=(0,))
     made, rows = Workdir(tmp_path / "w"), grid.product(config.grid.to_dict())
     made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(made.path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
     files.write_json(made.path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, 1), np.float32)}
     files.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.zeros(1)})

@@ -61,7 +61,7 @@ def params_at(step):
 def work(tmp_path):
     made = Workdir(tmp_path / "w")
     made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config())})
+    files.write_json(made.path / "config.json", {"config": configs.to_json(config()), "data": {}, "start": {}})
     files.write_json(made.path / "grid.json", grid.product(config().grid.to_dict()).to_json())
     n = np.zeros((0, N_ROWS), np.float32)
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": n, "diverged_at": np.zeros(N_ROWS)}
@@ -358,7 +358,10 @@ def tokens_of(name, split, n):
 
 def configure(work, **changes):
     """Another config, and the same weights."""
-    files.write_json(work.path / "config.json", {"config": configs.to_json(ConfigDict(config().to_dict() | changes))})
+    files.write_json(
+        work.path / "config.json",
+        {"config": configs.to_json(ConfigDict(config().to_dict() | changes)), "data": {}, "start": {}},
+    )
     for step in STEPS:
         store.save(work.snapshots, step, params_at(step))
     for chunk in metrics.metric_files(work.metrics):

@@ -47,7 +47,7 @@ def draws(shapes, n_rows, step, scale):
 def workdir(path, config, shapes, scale):
     made, rows = Workdir(path), configs.grid(config)
     made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config)})
+    files.write_json(made.path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
     files.write_json(made.path / "grid.json", rows.to_json())
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
     files.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
