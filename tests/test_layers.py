@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lab
+from lab.configs import base
 
 LAB = Path(lab.__file__).parent
 VALUES = {"grid", "init", "optim", "losses", "rng", "tree", "perturb"}
@@ -22,13 +23,14 @@ ALLOWED = {
     "engine": {"values", "models", "tasks"},
     "analysis": {"values", "models", "tasks", "engine"},
     "report": set(),
-    "studies": {"values", "models", "tasks", "engine", "analysis", "report"},
-    "cli": {"engine", "studies"},
+    "configs": set(),
+    "studies": {"values", "models", "tasks", "engine", "analysis", "report", "configs"},
+    "cli": {"engine", "studies", "configs"},
 }
 MODULES = {
     ".".join(("lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(LAB.rglob("*.py"))
-}
+} | {f"lab.configs.{path.stem}": path for path in sorted(Path(base.__file__).parent.glob("[a-z]*.py"))}
 
 
 def layer(module):
@@ -36,7 +38,7 @@ def layer(module):
     name = module.split(".")[1] if "." in module else None
     if name in VALUES:
         return "values"
-    return "cli" if name in {"__main__", "cli", "arguments"} else name
+    return "cli" if name in {"__main__", "cli"} else name
 
 
 def imports(module, source=None):

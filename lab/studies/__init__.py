@@ -1,16 +1,13 @@
 """Studies: one paper each, as analyses, claims and figures over the trainings that its config describes."""
 
 import dataclasses
+import difflib
 import importlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import pkgutil
+from collections.abc import Callable
 
+from lab.configs import base
 from lab.studies.claims import Claim
-
-NAMES = (
-    "composition", "complexity_control", "complexity_control_language", "concept_graph", "focus_dilution",
-    "focus_dilution_text", "ntp_ctp", "ntp_ctp_files",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,26 +15,26 @@ class Study:
     """What the command line needs to know of a study.
 
     Attributes:
-      presets: preset -> what it costs.
       measures: experiment -> the measurements that claims and report stand on.
       target: the metric of generalization out of distribution, against which complexity measures are held.
       sections: datasets of the variants -> sections of the report.
+      name: of its module; `get` fills it in.
     """
 
-    name: str
     title: str
     lead: str
     papers: tuple[str, ...]
-    presets: Mapping[str, str]
     measures: Callable
     claims: tuple[Claim, ...]
     target: str
     sections: Callable
+    name: str = ""
 
-    @property
-    def config_path(self) -> Path:
-        """The study's config file."""
-        return Path(importlib.import_module(f"lab.configs.{self.name}").__file__)
+
+def names() -> tuple[str, ...]:
+    """The studies there are: the modules here that have a config of the same name. None of them is imported."""
+    configs = base.names()
+    return tuple(found.name for found in pkgutil.iter_modules(__path__) if found.name in configs)
 
 
 def get(name: str) -> Study:
@@ -45,6 +42,8 @@ def get(name: str) -> Study:
     Raises:
       ValueError: no such study.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown study {name!r}; there are {', '.join(NAMES)}")
-    return importlib.import_module(f"lab.studies.{name}").STUDY
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+        raise ValueError(f"unknown study {name!r}{hint} {', '.join(names())}")
+    return dataclasses.replace(importlib.import_module(f"{__name__}.{name}").STUDY, name=name)

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from lab import grid as grids
 from lab import models, studies
 from lab.analysis import catalogue, measure
 from lab.analysis.measure import Measure, Scope
+from lab.configs import base
 from lab.engine import config as configs
 from lab.engine import table
 from lab.engine.step import Experiment
@@ -90,8 +90,7 @@ def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
 
     None for a variant that cannot be built without the user's data.
     """
-    smallest = next(iter(study.presets))
-    config = importlib.import_module(f"lab.configs.{study.name}").get_config(smallest)
+    config = base.load(study.name, next(iter(base.presets(study.name))))
     own, general = {}, {}
     for variant in configs.variants(config).values():
         with contextlib.suppress(ValueError):
