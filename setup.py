@@ -1,4 +1,4 @@
-"""Finds the packages; all else is in setup.cfg, which cannot say that one of them, `lab.configs`, lies outside `lab/`."""
+"""Finds the packages, of which `lab.configs` lies outside `lab/`: setup.cfg, which says all else, cannot do both."""
 
 from setuptools import find_packages, setup
 

@@ -35,7 +35,7 @@ def main() -> None:
     from lab.engine.rows import Rows
     from lab.engine.workdir import Workdir
 
-    config = configs.variants(composition.cpu())["unseen"]
+    config = configs.variants(composition.get_config("cpu"))["unseen"]
     config.update(steps=args.steps)
     config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(args.rows)))
     grid = configs.grid(config)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import studies
+from lab.configs import base
 from lab.report import page
 from lab.studies import claims, outcome
 from lab.studies.claims import Claim, Measured
@@ -100,10 +101,10 @@ def test_report_knows_every_verdict():
     assert [one.verdict for one in reached] == list(page.VERDICTS)
 
 
-@pytest.mark.parametrize("name", studies.NAMES)
+@pytest.mark.parametrize("name", studies.names())
 def test_every_study_states_its_claims_once_and_in_full(name):
     study = studies.get(name)
-    assert study.name == name and study.config_path.is_file()
+    assert study.name == name and base.presets(name)
     ids = [claim.id for claim in study.claims]
     assert len(set(ids)) == len(ids)
     for claim in study.claims:
@@ -111,5 +112,7 @@ def test_every_study_states_its_claims_once_and_in_full(name):
 
 
 def test_unknown_study_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="unknown study 'compo'; there are composition"):
+    with pytest.raises(
+        ValueError, match=r"unknown study 'compo'; did you mean 'composition'\? There are complexity_control, "
+    ):
         studies.get("compo")

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from lab.cli import main
-from lab.configs import composition
+from lab.configs import base, composition
 from lab.configs import concept_graph as config
 from lab.engine import config as configs
 from lab.engine import table
@@ -123,7 +123,7 @@ def test_other_tasks_and_models_and_pictures_noised_once_are_refused():
         configs.experiment(configs.variants(changed)["main"])
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", base.presets(config))
 def test_every_preset_describes_an_experiment(preset):
     (variant,) = configs.variants(config.get_config(preset)).values()
     assert configs.experiment(variant).task.size == {"smoke": 8, "cpu": 16, "gpu": 32, "paper": 64}[preset]
