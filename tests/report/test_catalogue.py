@@ -178,7 +178,7 @@ def test_attention_is_drawn_at_the_first_middle_and_last_snapshot_that_it_was_ta
     expected = list(dict.fromkeys((taken[0], taken[len(taken) // 2], taken[-1])))
     assert [title.split("step ")[1] for title in titles(picture)] == [str(step) for step in expected] * 2
     target = made[TARGET].isel(step=-1).stack(row=tuple(GRID))
-    ends = [target.isel(row=int(at)).row.item() for at in (target.argmin(), target.argmax())]
+    ends = [target.isel(row=int(at)).row.item() for at in (target.argmin("row"), target.argmax("row"))]
     one = made["focus.attention"].isel(layer=0)
     shown = [one.sel(dict(zip(GRID, end, strict=True))).sel(snapshot=step).values for end in ends for step in expected]
     for image, values in zip(images(picture), shown, strict=False):  # then the colour bar
