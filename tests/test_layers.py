@@ -1,4 +1,4 @@
-"""Imports point down: values <- models, tasks <- disk, engine <- measuring, runs <- report <- studies <- stages <- cli."""
+"""Imports point down: values <- models, tasks <- disk, engine <- measuring, runs <- report, studies <- stages, cli."""
 
 import ast
 import graphlib
