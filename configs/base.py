@@ -133,12 +133,15 @@ def names() -> tuple[str, ...]:
 
 
 def presets(of: str | ModuleType) -> dict[str, str]:
-    """Preset -> its cost, smallest first: the public functions of a config module, given by itself or by its name."""
+    """Preset -> its cost, smallest first, of a config module or its name: its public functions without arguments."""
     module = _module(of)
     return {
-        name: inspect.getdoc(function).splitlines()[0].removesuffix(".")
+        name: (inspect.getdoc(function) or "").partition("\n")[0].removesuffix(".")
         for name, function in vars(module).items()
-        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(function)
+        and function.__module__ == module.__name__
+        and not name.startswith("_")
+        and not inspect.signature(function).parameters
     }
 
 
@@ -150,11 +153,15 @@ def load(of: str | ModuleType, preset: str | None = None) -> ConfigDict:
     """
     module = _module(of)
     study, known = Path(module.__file__).stem, presets(module)
+    if not known:
+        raise ValueError(f"{study}: no preset, a public function without arguments, and no get_config")
     if preset is None:
         preset = DEFAULT_PRESET if DEFAULT_PRESET in known else next(iter(known))
     if preset not in known:
         raise ValueError(f"unknown preset {preset!r} of {study}; one of {', '.join(known)}")
     made = getattr(module, preset)()
+    if not isinstance(made, ConfigDict):
+        raise ValueError(f"{study}:{preset} returns {type(made).__name__}, expected a ConfigDict")
     made.update(study=made.study or study, preset=preset)
     return made
 

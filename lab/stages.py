@@ -2,13 +2,13 @@
 
 import contextlib
 import difflib
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from lab import claims, studies
 from lab import config as configs
+from lab.configs import base
 from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
@@ -86,8 +86,7 @@ def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
 
     None for a variant that cannot be built without the user's data.
     """
-    smallest = next(iter(study.presets))
-    config = importlib.import_module(f"lab.configs.{study.name}").get_config(smallest)
+    config = base.load(study.name, next(iter(base.presets(study.name))))
     own, general = {}, {}
     for variant in configs.variants(config).values():
         with contextlib.suppress(ValueError):

@@ -1,7 +1,6 @@
 """The boundary where a config comes in: what it accepts means one thing, what it refuses is named."""
 
 import json
-import math
 
 import pytest
 from hypothesis import given
@@ -14,16 +13,6 @@ from lab.configs import composition
 from lab.optim import Optim
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
-
-
-@pytest.mark.parametrize("preset", composition.PRESETS)
-def test_every_shipped_preset_is_a_possible_training(preset):
-    config = composition.get_config(preset)
-    assert config.preset == preset
-    for variant in configs.variants(config).values():
-        experiment, grid = configs.experiment(variant), configs.grid(variant)
-        assert len(grid) == math.prod(len(values) for values in variant.grid.values())
-        assert experiment.steps == variant.steps and experiment.task.setting == variant.task.setting
 
 
 def test_config_survives_json(echo):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lab
+from lab.configs import base
 
 LAB = Path(lab.__file__).parent
 VALUES = {"grid", "init", "optim", "losses", "rng", "schedule", "tree", "perturb", "objective", "limits", "cache"}
@@ -15,7 +16,6 @@ TOP = {
     "experiment": "experiment",
     "runs": "runs",
     "claims": "runs",
-    "arguments": "cli",
     "__main__": "cli",
 }
 
@@ -26,6 +26,7 @@ ALLOWED = {
     "text": {"values"},
     "tasks": {"values", "text"},
     "analysis": {"values", "models"},
+    "configs": set(),
     "experiment": {"values", "models", "tasks"},
     "disk": {"values", "experiment"},
     "engine": {"values", "models", "tasks", "experiment", "disk"},
@@ -40,7 +41,7 @@ ALLOWED["cli"] = {*ALLOWED}
 MODULES = {
     ".".join(("lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(LAB.rglob("*.py"))
-}
+} | {f"lab.configs.{path.stem}": path for path in sorted(Path(base.__file__).parent.glob("[a-z]*.py"))}
 
 
 def layer(module):

@@ -60,7 +60,7 @@ def test_every_file_the_readme_links_to_exists():
 
 
 def test_every_command_the_readme_shows_is_known():
-    from lab.arguments import parser
+    from lab.cli.arguments import parser
 
     (choices,) = (action.choices for action in parser()._actions if action.choices)
     commands = re.findall(r"python -m lab ([\w-]+)", README.read_text())

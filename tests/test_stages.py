@@ -31,7 +31,7 @@ def compiled_fast():
 
 def config(n_rows, **changes):
     """The composition study's task, and a model that the study does not measure."""
-    options = next(iter(configs.variants(composition.smoke()).values())).to_dict()
+    options = next(iter(configs.variants(composition.get_config("smoke")).values())).to_dict()
     options["model"] = dict(family="emb_mlp", vocab_size=201, d_model=4, d_ff=3, activation="tanh")
     options["grid"] = dict(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=tuple(range(n_rows)))
     return ConfigDict(options | changes)

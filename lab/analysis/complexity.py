@@ -135,7 +135,8 @@ def predictors(
     Raises:
       ValueError: an array has not one number a row, or there is no such knob.
     """
-    healthy_R = _column(dataset, dataset["diverged_at"]) < 0
+    diverged_at_R = _column(dataset, dataset["diverged_at"])
+    healthy_R = diverged_at_R < 0  # NaN: the grid has no such row
     target_R = _column(dataset, target)
     _, cluster_R = np.unique(_coordinate(dataset, over), return_inverse=True)
     _, cell_R = np.unique([_coordinate(dataset, knob) for knob in knobs], axis=1, return_inverse=True)
@@ -147,7 +148,7 @@ def predictors(
     for measure in measures.values():
         measure_R = _column(dataset, measure)
         used_R = healthy_R & ~np.isnan(measure_R) & ~np.isnan(target_R)
-        counted.append((used_R.sum(), (~healthy_R).sum(), (healthy_R & ~used_R).sum()))
+        counted.append((used_R.sum(), (diverged_at_R >= 0).sum(), (healthy_R & ~used_R).sum()))
         rows = [(column[used_R] for column in (measure_R, target_R, strata[by], cluster_R)) for by in CONTROLS]
         values.append([rank_correlations(*columns, counts_BxS) for columns in rows])
     value_MxKxCxB = np.moveaxis(np.stack(values), 2, 1)

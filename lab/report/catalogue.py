@@ -1,9 +1,10 @@
-"""The report's pictures of whatever was measured: a section a variant, and in it what the dataset holds.
+"""The report's pictures of whatever the catalogue measured: a section a variant, and in it what its run holds.
 
 Which complexity measure predicts the right answer out of distribution is asked of all that are there.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +13,13 @@ import xarray as xr
 from lab.analysis import complexity, sharpness
 from lab.report import figures, maps, measures
 from lab.report.page import Picture, Section
+from lab.runs import MissingData, Run, Runs, words
 
 TEXT = (
     "Pictures of the measurements that were taken. docs/analysis.md says of each what it is, what it costs and how it "
-    "misleads. Where two rows are compared they are those of the smallest and the largest gamma, at the middle "
-    "learning rate and the first value of all else in the grid: weight decay, seed and so on."
+    "misleads. Where two rows are compared they are those with the highest and the lowest {target}, of those measured."
 )
+FEWEST_ROWS = 5  # that a rank correlation is shown of
 # variable -> its label, over training
 OVER_TIME = {
     "rank.stable": "stable rank",
@@ -58,207 +60,207 @@ PREDICTORS: dict[str, tuple[str, Callable]] = {
 }
 
 
-def sections(datasets: Mapping[str, xr.Dataset], target: str) -> list[Section]:
+def sections(runs: Runs, target: str) -> list[Section]:
     """One section for every variant of which something was measured.
 
     Args:
       target: the metric of generalization out of distribution, e.g. `ood_43.reasoning`.
     """
-    made = [Section(f"Measured ({name})", TEXT, _pictures(name, ds, target)) for name, ds in datasets.items()]
-    return [section for section in made if section.pictures]
+    made = []
+    for variant, run in runs.items():
+        pictures = []
+        for draw in (_over_time, _against_gamma, *_PAIRS, _predictors):
+            with contextlib.suppress(MissingData):
+                picture = draw(run, target)
+                pictures.append(Picture(f"{variant}-measured-{picture.name}", picture.caption, picture.figure))
+        if pictures:
+            made.append(Section(f"Measured ({variant})", TEXT.format(target=target), pictures))
+    return made
 
 
-def predictors(dataset: xr.Dataset, target: str) -> xr.Dataset | None:
+def predictors(run: Run, target: str) -> xr.Dataset:
     """`complexity.predictors` of the measures that are there, on the last snapshot and the last evaluation; its knobs
-    are all that the grid varies but the seed."""
-    there = {label: made(_last(dataset[of])) for label, (of, made) in PREDICTORS.items() if of in dataset}
-    varying = {label: values for label, values in there.items() if np.isfinite(values).any()}
-    if not varying or target not in dataset:
-        return None
-    columns = [name for name, values in dataset.coords.items() if set(values.dims) <= set(dataset.diverged_at.dims)]
-    knobs = [name for name in columns if name != "seed"]
-    return complexity.predictors(dataset, varying, _last(dataset[target]), knobs)
+    are all that the grid varies but the seed.
+
+    Raises:
+      MissingData: there is no target, or no measure that has a finite value.
+    """
+    measured = {label: made(_last(run, name)) for label, (name, made) in PREDICTORS.items() if name in run}
+    varying = {label: values for label, values in measured.items() if np.isfinite(values).any()}
+    if not varying:
+        raise MissingData("a measure that may predict")
+    knobs = [axis for axis in run.axes if axis != "seed"]
+    return complexity.predictors(run.dataset, varying, _last(run, target), knobs)
 
 
-def _pictures(name: str, dataset: xr.Dataset, target: str) -> list[Picture]:
-    drawn = [_over_time, _against_gamma] if "gamma" in dataset.dims else []
-    pictures = [picture for draw in drawn if (picture := draw(name, dataset))]
-    rows = _compared(dataset)
-    for draw in (_spectrum, _density, _line, _noise, _focus, _lens, _tracing, _edges):
-        if picture := draw(name, rows):
-            pictures.append(picture)
-    table = predictors(dataset, target)
-    if table is not None and table.sizes["measure"] > 1:
-        pictures.append(_predictors(name, table, target))
-    return pictures
+def _last(run: Run, name: str) -> xr.DataArray:
+    return run.final(name, keep=run.axes)
 
 
-def _over_time(name: str, dataset: xr.Dataset) -> Picture | None:
-    there = {of: label for of, label in OVER_TIME.items() if of in dataset and dataset[of].sizes.get("snapshot", 0) > 1}
-    if not there:
-        return None
-    figure = measures.against_gamma_over_time(dataset, there, title="Measurements over training")
+def _over_time(run: Run, target: str) -> Picture:
+    there = {name: label for name, label in OVER_TIME.items() if name in run and "snapshot" in run.dataset[name].dims}
+    _need(there and run.dataset.sizes["snapshot"] > 1, "measurements over training")
+    figure = measures.against_gamma_over_time(run, there, title="Measurements over training")
     caption = "Of the first matrix or eigenvalue, where there are several; every snapshot that was measured."
-    return Picture(f"{name}-measured-training", "Over training", caption, figure)
+    return Picture("training", caption, figure)
 
 
-def _against_gamma(name: str, dataset: xr.Dataset) -> Picture | None:
-    there = {of: label for of, label in AGAINST_GAMMA.items() if of in dataset}
-    if not there:
-        return None
-    figure = figures.curves_against_gamma(dataset, there, title="Curvature of the loss at the end of training")
+def _against_gamma(run: Run, target: str) -> Picture:
+    there = {name: label for name, label in AGAINST_GAMMA.items() if name in run}
+    _need(there, "curvature")
+    figure = figures.curves_against_gamma(run, there, title="Curvature of the loss at the end of training")
     caption = (
         "Of the loss on the answer. Sharpness is the largest eigenvalue of the Hessian; at an edge of stability of 1 "
-        "the step is as long as curvature bears. It is drawn for steps at the peak of the learning rate, which had "
-        "decayed by then (`sharpness.rate`): `sharpness.adam_edge` is that of the last steps."
+        "the step is as long as curvature bears."
     )
-    return Picture(f"{name}-measured-sharpness", "Sharpness against the initial scale", caption, figure)
+    if run.config["optim"]["schedule"] == "warmup_cosine":
+        caption += (
+            " It is drawn for steps at the peak of the learning rate, which had decayed by then (`sharpness.rate`): "
+            "`sharpness.adam_edge` is that of the last steps."
+        )
+    return Picture("sharpness", caption, figure)
 
 
-def _spectrum(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    if not _have(rows, "spectrum.matrix"):
-        return None
-    values = {label: row["spectrum.matrix"] for label, row in rows.items()}
+def _spectrum(run: Run, target: str) -> Picture:
+    values = _rows(run, target, "spectrum.matrix")
     matrices = next(iter(values.values())).matrix.values.tolist()
-    figure = measures.singular_spectra(values, matrices)
-    return Picture(f"{name}-measured-spectrum", "Singular values", "Of every weight matrix.", figure)
+    return Picture("spectrum", "Of every weight matrix.", measures.singular_spectra(values, matrices))
 
 
-def _density(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    if not _have(rows, "density.node", "sharpness.top"):
-        return None
+def _density(run: Run, target: str) -> Picture:
+    names = ("density.node", "density.weight", "sharpness.top", "sharpness.bottom")
     grids, densities, errors, values = {}, {}, {}, {}
-    for label, row in rows.items():
-        node = row["density.node"].transpose("probe", "node_index").values
-        weight = row["density.weight"].transpose("probe", "node_index").values
+    for label, (node, weight, *ends) in _together(run, target, *names).items():
+        node, weight = (array.transpose("probe", "node_index").values for array in (node, weight))
         width = (node.max() - node.min()) / 100
         grids[label] = np.linspace(node.min() - 4 * width, node.max() + 4 * width, 400)
-        found = sharpness.smooth(
+        smoothed = sharpness.smooth(
             sharpness.Density(*map(jnp.asarray, (node, weight))), jnp.asarray(grids[label], node.dtype), float(width)
         )
-        densities[label], errors[label] = map(np.asarray, found)
-        values[label] = np.concatenate([row["sharpness.top"].values, row["sharpness.bottom"].values])
-    figure = measures.spectrum(densities, grids, errors, values)
+        densities[label], errors[label] = map(np.asarray, smoothed)
+        values[label] = np.concatenate(ends)
     caption = "Stochastic Lanczos quadrature, every node a Gaussian of a hundredth of the range; ticks are eigenvalues."
-    return Picture(f"{name}-measured-density", "Spectral density of the Hessian", caption, figure)
+    return Picture("density", caption, measures.spectrum(densities, grids, errors, values))
 
 
-def _line(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    lines = _with_errors(rows, "flatness.line")
-    if not lines:
-        return None
-    x = next(iter(rows.values())).alpha.values
-    figure = measures.lines_with_error(x, lines, "step along the direction", "rise of the loss (nats)")
-    caption = "Mean over random directions, each neuron's part as long as its weights."
-    return Picture(f"{name}-measured-line", "The loss along random directions", caption, figure)
+def _line(run: Run, target: str) -> Picture:
+    lines = _together(run, target, "flatness.line", "flatness.line_error")
+    x = run.dataset.alpha.values
+    figure = measures.lines_with_error(
+        x, lines, "step along the direction", "rise of the loss (nats)", title="The loss along random directions"
+    )
+    return Picture("line", "Mean over random directions, each neuron's part as long as its weights.", figure)
 
 
-def _noise(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    lines = {
-        f"{label}, noise in {of}": values
-        for of, variable in (("weights", "noise.weight_accuracy"), ("inputs", "noise.input_accuracy"))
-        for label, values in _with_errors(rows, variable).items()
-    }
-    if not lines:
-        return None
-    x = next(iter(rows.values())).sigma.values
-    figure = measures.lines_with_error(x, lines, "noise, relative to the RMS", "accuracy")
-    return Picture(f"{name}-measured-noise", "Accuracy under noise", "Mean over draws of the noise.", figure)
+def _noise(run: Run, target: str) -> Picture:
+    lines = {}
+    for place in ("weight", "input"):
+        with contextlib.suppress(MissingData):
+            pair = _together(run, target, f"noise.{place}_accuracy", f"noise.{place}_accuracy_error")
+            lines |= {f"{label}, noise in {place}s": values for label, values in pair.items()}
+    _need(lines, "noise")
+    figure = measures.lines_with_error(
+        run.dataset.sigma.values, lines, "noise, relative to the RMS", "accuracy", title="Accuracy under noise"
+    )
+    return Picture("noise", "Mean over draws of the noise.", figure)
 
 
-def _focus(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    if not _have(rows, "focus.attention"):
-        return None
+def _focus(run: Run, target: str) -> Picture:
     drawn = {}
-    for label, row in rows.items():
-        found = row.attrs["over_time"]["focus.attention"].isel(layer=0).dropna("snapshot", how="all")
-        for at in dict.fromkeys((0, found.sizes["snapshot"] // 2, found.sizes["snapshot"] - 1)):
-            here = found.isel(snapshot=at).transpose("query_token", "key_token")
+    for label, place in _pair(run, target, "focus.attention").items():
+        row = run.over_time("focus.attention", keep=(), **place).isel(layer=0).dropna("snapshot", how="all")
+        for at in dict.fromkeys((0, row.sizes["snapshot"] // 2, row.sizes["snapshot"] - 1)):
+            here = row.isel(snapshot=at).transpose("query_token", "key_token")
             drawn[f"{label}, step {int(here.snapshot)}"] = here.values
-    tokens = [str(token) for token in found.query_token.values]
+    tokens = [str(token) for token in row.query_token.values]
     figure = maps.token_attention(drawn, tokens, tokens, title="Attention between the most frequent tokens, layer 1")
-    caption = "Mean attention from a query token (row) to a key token (column), heads averaged."
-    return Picture(f"{name}-measured-focus", "Attention between tokens", caption, figure)
+    return Picture("focus", "Mean attention from a query token (row) to a key token (column), heads averaged.", figure)
 
 
-def _lens(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
+def _lens(run: Run, target: str) -> Picture:
     caption = "Mean reciprocal rank of the answer when the head reads the stream after each block."
-    return _map(name, rows, "lens", "lens.mrr", "Logit lens", "mean reciprocal rank", caption)
+    return _map("lens", run, target, "lens.mrr", "Logit lens", "mean reciprocal rank", caption)
 
 
-def _tracing(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
+def _tracing(run: Run, target: str) -> Picture:
     caption = "Probability of the answer restored in a run on another sequence by the state of a layer and position."
-    return _map(name, rows, "tracing", "tracing.restored", "Causal tracing", "restored probability", caption)
+    return _map("tracing", run, target, "tracing.restored", "Causal tracing", "restored probability", caption)
 
 
-def _map(name, rows, short, variable, title, quantity, caption) -> Picture | None:
-    if not _have(rows, variable):
-        return None
-    drawn = {label: row[variable].transpose("state", "position").values for label, row in rows.items()}
+def _map(short, run, target, variable, title, quantity, caption) -> Picture:
+    drawn = {
+        label: values.transpose("state", "position").values for label, values in _rows(run, target, variable).items()
+    }
     states, positions = next(iter(drawn.values())).shape
     layers = ["tokens"] + [f"block {i + 1}" for i in range(states - 1)]
-    figure = maps.heatmap(drawn, layers, [str(p) for p in range(positions)], quantity, title)
-    return Picture(f"{name}-measured-{short}", title, caption, figure)
+    return Picture(short, caption, maps.heatmap(drawn, layers, [str(p) for p in range(positions)], quantity, title))
 
 
-def _edges(name: str, rows: Mapping[str, xr.Dataset]) -> Picture | None:
-    if not _have(rows, "edges.logit"):
-        return None
+def _edges(run: Run, target: str) -> Picture:
     drawn = {
         f"{label}, layer {i + 1}": effect.sum("head", skipna=False).transpose("query", "position").values
-        for label, row in rows.items()
-        for i, effect in enumerate(row["edges.logit"].transpose("layer", ...))
+        for label, values in _rows(run, target, "edges.logit").items()
+        for i, effect in enumerate(values.transpose("layer", ...))
     }
     length = next(iter(drawn.values())).shape[0]
     names = [str(position) for position in range(length)]
     title = "Effect of cutting one attention edge"
     figure = maps.heatmap(drawn, names, names, "change of the answer's logit", title, "query position", "key position")
     caption = "Query positions from below, key positions from the left; negative where the answer needs the edge."
-    return Picture(f"{name}-measured-edges", "Circuits: what every edge is worth", caption, figure)
+    return Picture("edges", caption, figure)
 
 
-def _predictors(name: str, table: xr.Dataset, target: str) -> Picture:
-    knobs = ", ".join(table.attrs["knobs"])
+_PAIRS = (_spectrum, _density, _line, _noise, _focus, _lens, _tracing, _edges)
+
+
+def _predictors(run: Run, target: str) -> Picture:
+    table = predictors(run, target)
+    table = table.isel(measure=(table["n_rows"] >= FEWEST_ROWS).values)
+    _need(table.sizes["measure"] > 1, f"two measures of {FEWEST_ROWS} rows")
     caption = (
-        f"Spearman's rank correlation with {target} over the rows, and beyond what {knobs} explain: only rows of the "
-        "same cell are compared. Intervals are a bootstrap over seeds; few seeds make them rough."
+        f"Spearman's rank correlation with {target} over the rows, and beyond what {', '.join(table.attrs['knobs'])} "
+        "explain: only rows of the same cell are compared. Intervals are a bootstrap over seeds; few seeds make them "
+        "rough."
     )
     title = "Which complexity measure predicts reasoning?"
-    return Picture(f"{name}-measured-predictors", title, caption, measures.predictors(table, title=title))
+    return Picture("predictors", caption, measures.predictors(table, title=title))
 
 
-def _compared(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The rows of the smallest and the largest gamma, at their last snapshot; all snapshots stay in `attrs`."""
-    if "gamma" in dataset.dims:
-        axes = set(dataset.diverged_at.dims) - {"gamma"}
-        place = {axis: dataset.sizes[axis] // 2 if axis == "learning_rate" else 0 for axis in axes}
-        one = dataset.sortby("gamma").isel(place)
-        ends = [one.isel(gamma=at) for at in dict.fromkeys((0, one.sizes["gamma"] - 1))]
-    else:
-        order = np.argsort(dataset.gamma.values, kind="stable")
-        ends = [dataset.isel(row=order[at]) for at in (0, -1)]
-    return {f"γ = {float(row.gamma):g}": _at_last(row) for row in ends}
+def _pair(run: Run, target: str, *variables: str) -> dict[str, dict]:
+    """The rows with the highest and the lowest target, among the healthy ones of which every variable was measured:
+    label -> place in the grid. Without a target, the rows of the largest and the smallest gamma.
+
+    Raises:
+      MissingData: there is no such row, or no such variable.
+    """
+    by = target if target in run else "gamma"
+    score = _last(run, target) if target in run else run.dataset["gamma"].broadcast_like(run.dataset["diverged_at"])
+    score = score.where(run.dataset["diverged_at"] < 0)
+    for name in variables:
+        measured = np.isfinite(_last(run, name))
+        score = score.where(measured.any([dim for dim in measured.dims if dim not in run.axes]))
+    _need(bool(score.notnull().any()), " and ".join(variables) or target)
+    pair = {}
+    for word, found in (("lowest", score.argmin(run.axes)), ("highest", score.argmax(run.axes))):
+        place = {axis: score[axis].values[int(index)].item() for axis, index in found.items()}
+        varied = [f"{words(axis)} {value:g}" for axis, value in place.items() if run.dataset.sizes[axis] > 1]
+        if place not in pair.values():
+            pair[f"{word} {by} ({float(score.sel(place)):.2f})\n{', '.join(varied)}".strip()] = place
+    return pair
 
 
-def _at_last(row: xr.Dataset) -> xr.Dataset:
-    measured = [of for of in row if "snapshot" in row[of].dims]
-    return row.drop_vars(measured).assign({of: _last(row[of]) for of in measured}).assign_attrs(over_time=row)
+def _together(run: Run, target: str, *variables: str) -> dict[str, tuple[xr.DataArray, ...]]:
+    """Of each row of `_pair`, the last values of all variables."""
+    return {
+        label: tuple(run.final(name, keep=(), **place) for name in variables)
+        for label, place in _pair(run, target, *variables).items()
+    }
 
 
-def _last(values: xr.DataArray) -> xr.DataArray:
-    """At the last time that it was measured at."""
-    for time in {"step", "snapshot"} & set(values.dims):
-        there = values.dropna(time, how="all")
-        values = (there if there.sizes[time] else values).isel({time: -1}, drop=True)
-    return values
+def _rows(run: Run, target: str, variable: str) -> dict[str, xr.DataArray]:
+    return {label: values for label, (values,) in _together(run, target, variable).items()}
 
 
-def _have(rows: Mapping[str, xr.Dataset], *variables: str) -> bool:
-    """Whether every row has finite values of each."""
-    return all(of in row and np.isfinite(row[of].values).any() for row in rows.values() for of in variables)
-
-
-def _with_errors(rows: Mapping[str, xr.Dataset], variable: str) -> dict[str, tuple]:
-    if not _have(rows, variable):
-        return {}
-    return {label: (row[variable].values, row[f"{variable}_error"].values) for label, row in rows.items()}
+def _need(what, name: str) -> None:
+    if not what:
+        raise MissingData(name)

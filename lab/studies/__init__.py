@@ -1,10 +1,13 @@
 """Studies: one paper each, as analyses, claims and figures over the trainings that its config describes."""
 
 import dataclasses
+import difflib
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lab.configs import base
 
 if TYPE_CHECKING:
     from lab.claims import Claim
@@ -12,11 +15,6 @@ if TYPE_CHECKING:
     from lab.measuring.declare import Measure
     from lab.report.page import Section
     from lab.runs import Place, Runs
-
-NAMES = (
-    "composition", "complexity_control", "complexity_control_language", "concept_graph", "focus_dilution",
-    "focus_dilution_text", "ntp_ctp", "ntp_ctp_files",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +27,24 @@ class Study:
       target: the metric of generalization out of distribution, against which complexity measures are held.
       usual: axis of the grid -> the value that is meant where none is said, see `lab.runs`.
       sections: runs -> sections of the report.
+      name: of its module; `get` fills it in.
     """
 
-    name: str
     title: str
     lead: str
     papers: tuple[str, ...]
-    presets: Mapping[str, str]
     measures: "Callable[[Experiment], list[Measure]]"
     claims: "tuple[Claim, ...]"
     target: str
     sections: "Callable[[Runs], list[Section]]"
     usual: "Mapping[str, Place]" = dataclasses.field(default_factory=dict)
+    name: str = ""
 
-    @property
-    def config_path(self) -> Path:
-        """The study's config file."""
-        return Path(importlib.import_module(f"lab.configs.{self.name}").__file__)
+
+def names() -> tuple[str, ...]:
+    """The studies there are: the modules here that have a config of the same name. None of them is imported."""
+    configs = base.names()
+    return tuple(found.name for found in pkgutil.iter_modules(__path__) if found.name in configs)
 
 
 def get(name: str) -> Study:
@@ -53,6 +52,8 @@ def get(name: str) -> Study:
     Raises:
       ValueError: no such study.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown study {name!r}; there are {', '.join(NAMES)}")
-    return importlib.import_module(f"lab.studies.{name}").STUDY
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+        raise ValueError(f"unknown study {name!r}{hint} {', '.join(names())}")
+    return dataclasses.replace(importlib.import_module(f"{__name__}.{name}").STUDY, name=name)

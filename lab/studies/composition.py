@@ -312,16 +312,9 @@ def _named(row: xr.Dataset) -> str:
 
 
 STUDY = Study(
-    name="composition",
     title=TITLE,
     lead=LEAD,
     papers=(INITIALIZATION, COMPLEXITY),
-    presets={
-        "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "5 minutes on two CPU cores",
-        "gpu": "minutes on one GPU (not yet timed)",
-        "paper": "as published: days on one GPU (not yet timed)",
-    },
     measures=measures,
     claims=(
         seen_pairs_generalize, scale_picks_the_solution, reasoning_rises, decay_moves_the_crossing, stable_rank_falls,

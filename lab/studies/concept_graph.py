@@ -215,16 +215,9 @@ def _listed(score: xr.DataArray) -> str:
 
 
 STUDY = Study(
-    name="concept_graph",
     title=TITLE,
     lead=LEAD,
     papers=("arXiv 2501.08537", "arXiv 2310.09336"),
-    presets={
-        "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "15 minutes on two CPU cores (estimated)",
-        "gpu": "minutes on one GPU (not yet timed)",
-        "paper": "64 x 64 pictures, base width 256 (not yet timed)",
-    },
     measures=measures,
     claims=CLAIMS,
     target="pictures.unseen",

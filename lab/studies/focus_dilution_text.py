@@ -249,16 +249,9 @@ def _seeds(dataset: xr.Dataset) -> list[xr.Dataset]:
 
 
 STUDY = Study(
-    name="focus_dilution_text",
     title=TITLE,
     lead=LEAD,
     papers=(PAPER,),
-    presets={
-        "smoke": "seconds on any text; every part runs, nothing is learnt",
-        "cpu": "minutes on two CPU cores (one_layer); needs --config.task.path=FILE",
-        "gpu": "minutes on one GPU (not yet timed)",
-        "paper": "windows of 2048 tokens (not yet timed)",
-    },
     measures=measures,
     claims=CLAIMS,
     target="valid.over_unigram",

@@ -110,15 +110,9 @@ CLAIMS = (
 )  # fmt: skip
 
 STUDY = Study(
-    name="ntp_ctp_files",
     title=TITLE,
     lead=LEAD,
     papers=("arXiv 2502.02007",),
-    presets={
-        "smoke": "seconds on any file; every part runs, nothing is learnt",
-        "cpu": "minutes on two CPU cores; needs --config.task.path=FILE",
-        "gpu": "for the published training sets, minutes on one GPU (not yet timed)",
-    },
     measures=measures,
     claims=CLAIMS,
     target="test.accuracy",

@@ -6,6 +6,7 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 from lab.report import catalogue, page
+from lab.runs import MissingData, Run, Runs
 
 TARGET = "ood_43.reasoning"
 GRID = {"gamma": [0.3, 0.5, 0.8], "weight_decay": [0.01, 1.0], "learning_rate": [1e-3], "seed": [0, 1]}
@@ -55,7 +56,8 @@ def dataset():
         before = ("snapshot",) if name in OVER_TIME else ()
         sizes = (*(len(SNAPSHOTS) for _ in before), *shape, *(SIZES[dim] for dim in dims))
         variables[name] = ((*before, *GRID, *dims), draw.random(sizes).astype(np.float32))
-    made = xr.Dataset(variables, GRID | AXES | {"snapshot": SNAPSHOTS, "step": [20, 40]})
+    config = {"optim": {"schedule": "constant"}}
+    made = xr.Dataset(variables, GRID | AXES | {"snapshot": SNAPSHOTS, "step": [20, 40]}, {"config": config})
     made["spectrum.matrix"][..., 1, 2:] = np.nan  # a smaller matrix
     made["edges.logit"][:] = made["edges.logit"].where(made["query"] >= made["position"])
     made["ntk.alignment"][1] = np.nan  # taken at fewer snapshots than others
@@ -75,7 +77,7 @@ def only_measured(made, where):
 
 def drawn(made):
     """Pictures by what follows the variant and `measured` in their names."""
-    sections = catalogue.sections({"unseen": made}, TARGET)
+    sections = catalogue.sections(Runs({"unseen": made}), TARGET)
     pictures = [picture for section in sections for picture in section.pictures]
     assert all(picture.name.startswith("unseen-measured-") for picture in pictures)
     return {picture.name.removeprefix("unseen-measured-"): picture for picture in pictures}
@@ -116,42 +118,51 @@ def test_measure_that_is_alone_is_drawn_alone(measure):
 
 def test_nothing_measured_gives_no_section():
     bare = dataset().drop_vars([*OVER_TIME, *AT_THE_END])
-    assert catalogue.sections({"unseen": bare, "other": bare}, TARGET) == []
-    titles = [section.title for section in catalogue.sections({"unseen": bare, "other": dataset()}, TARGET)]
+    assert catalogue.sections(Runs({"unseen": bare, "other": bare}), TARGET) == []
+    titles = [section.title for section in catalogue.sections(Runs({"unseen": bare, "other": dataset()}), TARGET)]
     assert titles == ["Measured (other)"]
 
 
-def test_grid_that_is_no_product_has_all_pictures_but_those_with_an_axis_for_gamma():
+def test_grid_that_is_no_product_has_the_same_pictures():
     product, rows = drawn(dataset()), drawn(as_rows(dataset()))
-    assert set(rows) == set(product) - OF_A_PRODUCT
+    assert set(rows) == set(product)
     for name in PICTURES:
-        assert [float(label.split("γ = ")[1][:3]) for label in titles(rows[name]) if "γ" in label] == [
-            float(label.split("γ = ")[1][:3]) for label in titles(product[name]) if "γ" in label
-        ], name
+        for found, expected in zip(heights(rows[name]), heights(product[name]), strict=True):
+            np.testing.assert_array_equal(found, expected)
+            assert titles(rows[name]) == titles(product[name])
 
 
-def test_rows_compared_are_the_smallest_and_the_largest_gamma_in_any_order():
+@pytest.mark.parametrize("arrange", [lambda made: made, as_rows], ids=["product", "rows"])
+def test_rows_compared_are_those_with_the_lowest_and_the_highest_target(arrange):
     made = dataset()
-    one = {"weight_decay": 0.01, "learning_rate": 1e-3, "seed": 0}
-    expected = [made["flatness.line"].sel(gamma=gamma, **one).values for gamma in (0.3, 0.8)]
-    shuffled = made.isel(gamma=[1, 2, 0])
-    for given in (made, shuffled):
-        for found, values in zip(heights(drawn(given)["line"]), expected, strict=True):
-            np.testing.assert_array_equal(found, values)
-    in_rows = heights(drawn(as_rows(made).isel(row=slice(None, None, -1)))["line"])
-    for found, gamma in zip(in_rows, (0.3, 0.8), strict=True):
-        several = made["flatness.line"].sel(gamma=gamma).values.reshape(-1, 3)
-        assert (several == found).all(axis=1).any()
+    target = made[TARGET].isel(step=-1).values
+    ends = [np.unravel_index(at, target.shape) for at in (target.argmin(), target.argmax())]
+    for found, end in zip(heights(drawn(arrange(made))["line"]), ends, strict=True):
+        np.testing.assert_array_equal(found, made["flatness.line"].values[end])
+    text = drawn(arrange(made))["line"].figure.legends[0].get_texts()[0].get_text()
+    gamma, decay, _, seed = (values[at] for values, at in zip(GRID.values(), ends[0], strict=True))
+    assert text == f"lowest {TARGET} ({target.min():.2f})\ngamma {gamma:g}, weight decay {decay:g}, seed {seed}"
 
 
-def test_rows_compared_are_of_the_middle_learning_rate_and_the_first_of_all_else():
-    parts = [dataset() for _ in range(6)]
-    for at, part in enumerate(parts):
-        part["flatness.line"][:] = at
-    by_rate = [xr.concat(parts[i : i + 3], xr.IndexVariable("learning_rate", [1e-4, 1e-3, 1e-2])) for i in (0, 3)]
-    made = xr.concat(by_rate, xr.IndexVariable("ntp_weight", [0.0, 1.0]))
-    for found in heights(drawn(made)["line"]):
-        np.testing.assert_array_equal(found, 1)
+def test_rows_compared_are_measured_and_healthy():
+    made = dataset()
+    made["diverged_at"][:] = made["diverged_at"].where(made[TARGET].isel(step=-1) > made[TARGET].isel(step=-1).min(), 5)
+    partly = only_measured(made, made.gamma == 0.5)
+    rest = made[TARGET].isel(step=-1).sel(gamma=0.5).where(made["diverged_at"].sel(gamma=0.5) < 0)
+    for label, value in zip(("lowest", "highest"), (rest.min(), rest.max()), strict=True):
+        legend = [text.get_text() for text in drawn(partly)["line"].figure.legends[0].get_texts()]
+        assert any(text.startswith(f"{label} {TARGET} ({float(value):.2f})") for text in legend)
+
+
+def test_without_a_target_the_ends_of_gamma_are_compared():
+    legend = drawn(dataset().drop_vars(TARGET))["line"].figure.legends[0].get_texts()
+    assert [text.get_text().split("\n")[0] for text in legend] == ["lowest gamma (0.30)", "highest gamma (0.80)"]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+def test_caption_of_sharpness_says_that_the_rate_had_decayed_only_where_it_had(schedule):
+    made = dataset().assign_attrs(config={"optim": {"schedule": schedule}})
+    assert ("had decayed by then" in drawn(made)["sharpness"].caption) == (schedule == "warmup_cosine")
 
 
 def images(picture):
@@ -166,22 +177,20 @@ def test_attention_is_drawn_at_the_first_middle_and_last_snapshot_that_it_was_ta
     picture = drawn(made)["focus"]
     expected = list(dict.fromkeys((taken[0], taken[len(taken) // 2], taken[-1])))
     assert [title.split("step ")[1] for title in titles(picture)] == [str(step) for step in expected] * 2
-    one = made["focus.attention"].sel(weight_decay=0.01, learning_rate=1e-3, seed=0).isel(layer=0)
-    shown = [one.sel(gamma=gamma, snapshot=step).values for gamma in (0.3, 0.8) for step in expected]
+    target = made[TARGET].isel(step=-1).stack(row=tuple(GRID))
+    ends = [target.isel(row=int(at)).row.item() for at in (target.argmin("row"), target.argmax("row"))]
+    one = made["focus.attention"].isel(layer=0)
+    shown = [one.sel(dict(zip(GRID, end, strict=True))).sel(snapshot=step).values for end in ends for step in expected]
     for image, values in zip(images(picture), shown, strict=False):  # then the colour bar
         np.testing.assert_array_equal(image, values)
 
 
 def test_rows_that_were_not_measured_are_left_out_of_what_is_drawn():
-    """First the rows that are compared alone, then only the one between them."""
     made = dataset()
-    ends = only_measured(made, (made.gamma != 0.5) & (made.weight_decay == 0.01) & (made.seed == 0))
-    assert set(drawn(ends)) == {*PICTURES, *OF_ALL_ROWS}
-    table = catalogue.predictors(ends, TARGET)
-    assert (table["n_rows"] == 2).all() and (table["n_missing"] == 10).all()
-    between = only_measured(made, made.gamma == 0.5)
-    assert set(drawn(between)) == OF_ALL_ROWS
-    assert set(drawn(as_rows(between))) == {"predictors"}
+    some = only_measured(made, (made.gamma != 0.5) & (made.weight_decay == 0.01))
+    assert set(drawn(some)) == {*PICTURES, *OF_ALL_ROWS} - {"predictors"}  # of four rows
+    table = catalogue.predictors(Run(some), TARGET)
+    assert (table["n_rows"] == 4).all() and (table["n_missing"] == 8).all()
     assert drawn(only_measured(made, made.gamma > 1)).keys() <= OF_A_PRODUCT
 
 
@@ -189,7 +198,7 @@ def test_single_seed_and_single_row_are_drawn():
     made = dataset()
     for one_seed in (made.isel(seed=[0]), as_rows(made.isel(seed=[0]))):
         assert set(drawn(one_seed)) >= {*PICTURES, "predictors"}
-        table = catalogue.predictors(one_seed, TARGET)
+        table = catalogue.predictors(Run(one_seed), TARGET)
         assert np.isnan(table["low"]).all() and (table["n_rows"] == 6).all()  # nothing to resample
     single = made.isel({dim: [0] for dim in GRID})
     for one in (single, as_rows(single)):
@@ -200,7 +209,7 @@ def test_single_seed_and_single_row_are_drawn():
 def test_diverged_row_is_not_among_those_that_predict():
     made = dataset()
     made["diverged_at"][0, 0, 0, 0] = 5
-    table = catalogue.predictors(made, TARGET)
+    table = catalogue.predictors(Run(made), TARGET)
     assert (table["n_rows"] == 11).all() and (table["n_diverged"] == 1).all()
     assert set(drawn(made)) == {*PICTURES, *OF_ALL_ROWS}
 
@@ -224,7 +233,7 @@ def test_predictor_is_spearmans_correlation_with_the_last_evaluation(arrange):
     made = dataset()
     made["ntk.alignment"][2] = np.nan  # last measured before training
     made["subspace.dimension"][0] = np.inf  # above all that were tried: ties
-    table = catalogue.predictors(arrange(made), TARGET)
+    table = catalogue.predictors(Run(arrange(made)), TARGET)
     assert set(table["measure"].values) == set(catalogue.PREDICTORS)
     assert table.attrs["knobs"] == ("gamma", "weight_decay", "learning_rate")
     target = made[TARGET].values[-1].ravel()
@@ -242,7 +251,7 @@ def test_rows_of_a_cell_agree_in_every_column_of_the_grid_but_the_seed(arrange):
     made = xr.concat(halves, xr.IndexVariable("gamma_qk", [0.4, 0.9])).transpose("snapshot", "step", "gamma_qk", ...)
     made["norm.log_path"][:] = made["norm.log_path"] * 0 + made["gamma_qk"]
     made[TARGET][:] = made[TARGET] * 0 + made["gamma_qk"]
-    table = catalogue.predictors(arrange(made), TARGET)
+    table = catalogue.predictors(Run(arrange(made)), TARGET)
     assert sorted(table.attrs["knobs"]) == ["gamma", "gamma_qk", "learning_rate", "weight_decay"]
     value = table["value"].sel(measure="path norm", coefficient="spearman")
     assert float(value.sel(control="none")) == pytest.approx(1, abs=32 * 2.0**-52)
@@ -253,30 +262,22 @@ def test_measure_follows_the_target_where_it_is_made_to():
     made = dataset()
     made["norm.log_path"][-1] = 2 * made[TARGET][-1].values
     made["norm.log_frobenius_whole"][-1] = -made[TARGET][-1].values
-    value = catalogue.predictors(made, TARGET)["value"].sel(coefficient="spearman", control="none")
+    value = catalogue.predictors(Run(made), TARGET)["value"].sel(coefficient="spearman", control="none")
     assert float(value.sel(measure="path norm")) == pytest.approx(1, abs=32 * 2.0**-52)
     assert float(value.sel(measure="Frobenius norm")) == pytest.approx(-1, abs=32 * 2.0**-52)
 
 
-def test_there_are_no_predictors_without_a_target_or_a_measure():
-    assert catalogue.predictors(dataset(), "no.such") is None
-    assert catalogue.predictors(dataset().drop_vars([*OVER_TIME, *AT_THE_END]), TARGET) is None
-    assert "predictors" not in drawn(dataset().drop_vars(TARGET))
+@pytest.mark.parametrize("absent", [[TARGET], [*OVER_TIME, *AT_THE_END]])
+def test_there_are_no_predictors_without_a_target_or_a_measure(absent):
+    with pytest.raises(MissingData):
+        catalogue.predictors(Run(dataset().drop_vars(absent)), TARGET)
+    assert "predictors" not in drawn(dataset().drop_vars(absent))
 
 
-def test_page_takes_the_pictures_of_several_variants(tmp_path, monkeypatch):
-    """Names are unique and fit for files; that figures can be drawn is tried on one of each kind."""
-    made = {"unseen": dataset(), "wrong_3-layers": as_rows(dataset())}
-    sections = catalogue.sections(made, TARGET)
-    sizes = []
-    draw = page._draw
-
-    def once(figure, kind, **options):
-        sizes.append(kind)
-        return draw(figure, kind, **options) if kind == "png" and len(sizes) <= 22 else b""
-
-    monkeypatch.setattr(page, "_draw", once)
+def test_page_takes_the_pictures_of_several_variants(tmp_path):
+    """Names are unique and fit for files, and every kind of figure can be drawn."""
+    sections = catalogue.sections(Runs({"unseen": dataset(), "wrong_3-layers": dataset()}), TARGET)
     path = page.write_page(tmp_path, page.Page("Report", "", {}, [], sections, []))
     names = {file.stem for file in (path.parent / "figures").glob("*.png")}
-    assert len(names) == 11 + 9 == len(sizes) / 2
-    assert {name.split("-measured-")[0] for name in names} == set(made)
+    kinds = {*PICTURES, *OF_ALL_ROWS}
+    assert names == {f"{variant}-measured-{kind}" for variant in ("unseen", "wrong_3-layers") for kind in kinds}

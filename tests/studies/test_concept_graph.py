@@ -7,7 +7,7 @@ import xarray as xr
 
 from lab import config as configs
 from lab.cli import main
-from lab.configs import composition
+from lab.configs import base, composition
 from lab.configs import concept_graph as config
 from lab.disk.load import load
 from lab.studies import claims
@@ -123,7 +123,7 @@ def test_other_tasks_and_models_and_pictures_noised_once_are_refused():
         configs.experiment(configs.variants(changed)["main"])
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", base.presets(config))
 def test_every_preset_describes_an_experiment(preset):
     (variant,) = configs.variants(config.get_config(preset)).values()
     assert configs.experiment(variant).task.size == {"smoke": 8, "cpu": 16, "gpu": 32, "paper": 64}[preset]

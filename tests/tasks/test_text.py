@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import config as configs
-from lab.configs import focus_dilution_text
+from lab.configs import base, focus_dilution_text
 from lab.tasks import Text
 from lab.tasks.text import frequencies, prepared, windows_ending_in
 
@@ -181,7 +181,7 @@ def test_text_shorter_than_a_window_and_unknown_splits_are_refused(task):
     assert named(task, only.tokens_BxL[8]) == stream("valid")[:-1]  # one window fits
 
 
-@pytest.mark.parametrize("preset", focus_dilution_text.PRESETS)
+@pytest.mark.parametrize("preset", base.presets(focus_dilution_text))
 def test_every_preset_is_an_experiment_whose_models_fit_its_task(preset):
     config = focus_dilution_text.get_config(preset)
     config.task.path = "nowhere.txt"  # nothing is read
@@ -191,5 +191,3 @@ def test_every_preset_is_an_experiment_whose_models_fit_its_task(preset):
         assert experiment.model.vocab_size == experiment.task.vocab_size
         assert getattr(experiment.model, "max_length", experiment.task.length) == experiment.task.length
         assert len(configs.grid(variant)) >= 2
-    with pytest.raises(ValueError, match="preset 'tiny': one of smoke, cpu, gpu, paper"):
-        focus_dilution_text.get_config("tiny")

@@ -6,16 +6,9 @@ from lab.studies.complexity_control.measures import measures
 from lab.studies.complexity_control.page import LEAD, TITLE, sections
 
 STUDY = Study(
-    name="complexity_control",
     title=TITLE,
     lead=LEAD,
     papers=("arXiv 2501.08537", "arXiv 2405.05409"),
-    presets={
-        "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "17 minutes on two CPU cores (estimated)",
-        "gpu": "one GPU (not yet timed)",
-        "paper": "as published, ten layers: days on one GPU (not yet timed)",
-    },
     measures=measures,
     claims=CLAIMS,
     target="ood_43.reasoning",

@@ -204,20 +204,9 @@ TEXT = (
     "variant's test is all held out; for COGS it is the test split."
 )
 STUDY = Study(
-    name="complexity_control_language",
     title=TITLE,
     lead=LEAD,
     papers=("arXiv 2405.05409", PAPER),
-    presets={
-        "smoke": "seconds; needs --config.task.path=FOLDER with the files of SCAN",
-        "cpu": "SCAN: 35 minutes on two CPU cores (estimated); needs --config.task.path=FOLDER",
-        "gpu": "SCAN on one GPU (not yet timed)",
-        "paper": "SCAN by GPT-2 small, as published (not yet timed)",
-        "smoke_cogs": "as smoke, with the files of COGS",
-        "cpu_cogs": "as cpu, COGS: an hour (estimated)",
-        "gpu_cogs": "as gpu, COGS",
-        "paper_cogs": "as paper, COGS",
-    },
     measures=measures,
     claims=corner_claims("L", "SCAN and COGS", ("scan", "cogs"), PAPER),
     target="gen.accuracy",

@@ -6,16 +6,9 @@ from lab.studies.focus_dilution.measures import measures
 from lab.studies.focus_dilution.page import LEAD, TITLE, sections
 
 STUDY = Study(
-    name="focus_dilution",
     title=TITLE,
     lead=LEAD,
     papers=("arXiv 2605.01199", "arXiv 2510.06954"),
-    presets={
-        "smoke": "seconds; every part runs, nothing is learnt",
-        "cpu": "up to 10 minutes on two CPU cores",
-        "gpu": "minutes on one GPU (not yet timed)",
-        "paper": "longer sequences, wider models, the companion as published (not yet timed)",
-    },
     measures=measures,
     claims=claims.CLAIMS + companion.CLAIMS,
     target="test.excess",

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from lab import config as configs
+from lab.configs import base
 from lab.configs import ntp_ctp as config
 from lab.studies import claims
 from lab.studies.claims import Lacking
@@ -217,7 +218,7 @@ def test_variants_without_both_objectives_have_no_section():
     )
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", base.presets(config))
 def test_every_variant_can_be_built_and_measured(preset):
     for name, variant in configs.variants(config.get_config(preset)).items():
         experiment, grid = configs.experiment(variant), configs.grid(variant)
@@ -251,8 +252,3 @@ def test_controls_of_a_task_are_no_tasks():
     made = answered(0.1, 0.9)
     for of in module.CONTROLS:
         assert measure("N2", a=made, **{f"a_{of}": answered(0.9, 0.1)}).per_seed == measure("N2", a=made).per_seed
-
-
-def test_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset 'huge': one of smoke, cpu, gpu, paper"):
-        config.get_config("huge")

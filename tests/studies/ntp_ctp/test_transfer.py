@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from lab import config as configs
+from lab.configs import base
 from lab.configs import ntp_ctp as config
 from lab.engine import init_from
 from lab.studies import claims
@@ -93,7 +94,7 @@ def test_every_objective_and_task_has_its_curve():
     assert drawn == {0.1, 0.2, 0.3, 0.4}
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", base.presets(config))
 def test_second_task_starts_from_rows_of_the_first_at_both_objectives(preset):
     resolved = configs.variants(config.get_config(preset))
     names = [name for name, variant in resolved.items() if variant.start.variant]

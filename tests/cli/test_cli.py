@@ -1,26 +1,21 @@
 """The command line as its users meet it: the whole study in small, and one line for every mistake."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 import lab
-from lab import arguments, models, rng, stages, studies
-from lab import config as configs
-from lab.cli import main
+from lab import models, rng, stages, studies
+from lab.configs import base
 from lab.disk import measurements
 from lab.disk.workdir import Workdir
 from lab.measuring import catalogue
 from lab.report import page
 
-CONFIG = f"--config={studies.get('composition').config_path}:smoke"
 TINY = (
     "--config.model.d_model=8", "--config.model.d_head=8", "--config.model.d_ff=8", "--config.steps=8",
     "--config.batch_size=8", "--config.eval_size=32", "--config.eval_every=4", "--config.checkpoint_every=4",
@@ -29,16 +24,8 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_conftest_set_jax():
-    """Two devices, whatever the machine has; optax cannot run under strict promotion."""
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-        yield
-
-
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory):
+def reproduced(tmp_path_factory, run):
     """The study, trained, analyzed and reported once; compiled without optimizations, which is what takes the time."""
     root = tmp_path_factory.mktemp("runs") / "smoke"
     jax.config.update("jax_disable_most_optimizations", True)
@@ -49,43 +36,14 @@ def reproduced(tmp_path_factory):
     return root
 
 
-def run(*argv):
-    with typed(*argv):
-        main(list(argv))
-
-
-@contextlib.contextmanager
-def typed(*argv):
-    """As if typed in a shell: ml_collections looks for overrides in `sys.argv`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lab", *argv])
-        yield
-
-
-def read_config(*argv):
-    with typed(*argv):
-        return arguments.read_config(list(argv), [])
-
-
 def written(root):
     return {str(path): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-
-
-def refusal(capsys, *argv):
-    """The one line that a mistake earns."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        run(*argv)
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and said.out == ""
-    assert said.err.startswith("lab: ") and said.err.count("\n") == 1 and said.err.endswith("\n"), said.err
-    return said.err
 
 
 # --- what it does ---
 
 
-def test_reproducing_again_says_nothing_to_do_and_touches_nothing(reproduced, capsys):
+def test_reproducing_again_says_nothing_to_do_and_touches_nothing(reproduced, capsys, run):
     before = written(reproduced)
     run("reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY)
     said = capsys.readouterr().out
@@ -93,7 +51,7 @@ def test_reproducing_again_says_nothing_to_do_and_touches_nothing(reproduced, ca
     assert written(reproduced) == before
 
 
-def test_analyzing_again_takes_nothing(reproduced, capsys):
+def test_analyzing_again_takes_nothing(reproduced, capsys, run):
     before = written(reproduced)
     run("analyze", f"--workdir={reproduced}")
     assert capsys.readouterr().out.splitlines()[-1] == "analyzed: nothing new"
@@ -135,7 +93,7 @@ def test_measurements_are_those_of_the_saved_weights(reproduced):
         assert row["rank.stable"] == pytest.approx((s_K**2).sum() / s_K[0] ** 2, abs=3 * 64 * 16 * 2.0**-23)
 
 
-def test_claims_table_is_the_one_of_the_page(reproduced, capsys):
+def test_claims_table_is_the_one_of_the_page(reproduced, capsys, run):
     run("claims", f"--workdir={reproduced}", "--json")
     rows = json.loads(capsys.readouterr().out)
     assert rows == json.loads((reproduced / "claims.json").read_text())
@@ -170,10 +128,10 @@ def test_claim_is_the_number_of_the_raw_metrics(reproduced):
     assert (row["low"], row["high"]) == pytest.approx((min(rises), max(rises)), rel=1e-5)
 
 
-def test_claims_without_a_workdir_are_what_the_studies_claim(capsys):
+def test_claims_without_a_workdir_are_what_the_studies_claim(capsys, run):
     run("claims", "--json")
     rows = json.loads(capsys.readouterr().out)
-    claimed = {(name, claim.id): claim for name in studies.NAMES for claim in studies.get(name).claims}
+    claimed = {(name, claim.id): claim for name in studies.names() for claim in studies.get(name).claims}
     assert {(row["study"], row["id"]) for row in rows} == set(claimed)
     for row in rows:
         claim = claimed[row["study"], row["id"]]
@@ -195,7 +153,7 @@ def copied(reproduced, tmp_path):
     jax.clear_caches()
 
 
-def test_named_measurement_is_taken_of_the_rows_snapshots_and_variants_asked_for(copied, capsys):
+def test_named_measurement_is_taken_of_the_rows_snapshots_and_variants_asked_for(copied, capsys, run):
     asked = ("--measure=norm", "--rows=0,2-3", "--snapshots=last", "--precision=float64", "--variants=unseen")
     run("analyze", str(copied), *asked)
     assert capsys.readouterr().out.splitlines()[-1] == "analyzed: unseen/norm"
@@ -231,26 +189,13 @@ def test_named_measurement_is_taken_of_the_rows_snapshots_and_variants_asked_for
         ("--variants=", "variant '': .* has unseen, wrong"),
     ],
 )
-def test_impossible_measurement_is_refused_and_nothing_measured(reproduced, capsys, asked, message):
+def test_impossible_measurement_is_refused_and_nothing_measured(reproduced, asked, message, refusal):
     before = written(reproduced)
-    assert re.search(message, refusal(capsys, "analyze", f"--workdir={reproduced}", asked).rstrip())
+    assert re.search(message, refusal("analyze", f"--workdir={reproduced}", asked).rstrip())
     assert written(reproduced) == before
 
 
-@pytest.mark.parametrize("words", ["0,x", "3-1", "-2", "1,,2", "1-2-3", ""])
-def test_words_that_are_no_rows_are_refused_with_an_example(capsys, words):
-    with pytest.raises(SystemExit) as stopped:
-        run("analyze", "w", f"--rows={words}")
-    assert stopped.value.code == 2
-    assert re.search(r"--rows: invalid list of rows, e\.g\. 0,3,8-11, value", capsys.readouterr().err)
-
-
-def test_row_numbers_are_each_once_and_in_order():
-    assert arguments.row_numbers("8-11,3,0") == (0, 3, 8, 9, 10, 11)
-    assert arguments.row_numbers("2,2,1-3") == (1, 2, 3) and arguments.row_numbers("7-7") == (7,)
-
-
-def test_report_leaves_out_what_other_code_measured_and_says_so(copied, capsys, monkeypatch):
+def test_report_leaves_out_what_other_code_measured_and_says_so(copied, capsys, monkeypatch, run):
     run("analyze", str(copied), "--measure=spectrum", "--snapshots=last")
     monkeypatch.setattr(page, "_draw", lambda *_, **options: b"")
     drawn = {}
@@ -273,7 +218,7 @@ def test_report_leaves_out_what_other_code_measured_and_says_so(copied, capsys, 
     assert capsys.readouterr().out.splitlines()[-1] == "analyzed: unseen/spectrum"
 
 
-def test_list_names_every_measurement_that_analyze_takes(capsys, reproduced):
+def test_list_names_every_measurement_that_analyze_takes(capsys, reproduced, run):
     run("list")
     said = capsys.readouterr().out
     experiment = Workdir(reproduced / "unseen").experiment
@@ -283,143 +228,49 @@ def test_list_names_every_measurement_that_analyze_takes(capsys, reproduced):
     assert ("spectrum", "Singular values of every matrix, and of every head's QK and OV product.") in lines
 
 
-def test_list_names_every_study_preset_and_claim(capsys):
+def test_list_names_every_study_preset_and_claim(capsys, run):
     run("list")
     said = capsys.readouterr().out
-    for study in map(studies.get, studies.NAMES):
+    for study in map(studies.get, studies.names()):
         assert study.name in said and study.title in said
-        assert all(f"--preset={preset}" in said for preset in study.presets)
+        assert all(f"--preset={preset}" in said for preset in base.presets(study.name))
         assert all(claim.statement in said for claim in study.claims)
-
-
-@pytest.fixture
-def two_variants(tmp_path):
-    """A config of which one variant sets three options for itself."""
-    (tmp_path / "mine.py").write_text(
-        "from lab.configs import composition\n"
-        "def get_config():\n"
-        "    config = composition.smoke()\n"
-        "    own = dict(steps=30, grid=dict(gamma=(0.4,), learning_rate=(0.5,)), task=dict(setting='34_wrong'))\n"
-        "    config.variants = dict(plain={}, special=own)\n"
-        "    return config\n"
-    )
-    return f"--config={tmp_path / 'mine.py'}"
-
-
-def test_users_word_at_top_level_wins_over_the_variants(two_variants):
-    before = configs.variants(read_config(two_variants))
-    said = ("--config.steps=7", "--config.grid.gamma=(0.1,)", "--config.optim.warmup_steps=1")
-    after = configs.variants(read_config(two_variants, *said))
-    assert (before["special"].steps, before["special"].grid.gamma) == (30, (0.4,))
-    for variant in after.values():
-        assert (variant.steps, variant.grid.gamma, variant.optim.warmup_steps) == (7, (0.1,), 1)
-    # and what was not said stays
-    assert (after["special"].grid.learning_rate, after["special"].task.setting) == ((0.5,), "34_wrong")
-    assert after["plain"].grid.learning_rate == before["plain"].grid.learning_rate != (0.5,)
-
-
-def test_axis_that_the_file_does_not_vary_can_be_said(two_variants):
-    for variant in configs.variants(read_config(two_variants, "--config.grid.sam_radius=(0.0,0.1)")).values():
-        assert variant.grid.sam_radius == (0.0, 0.1) and len(configs.grid(variant)) % 2 == 0
-
-
-def test_users_word_for_one_variant_counts_there_only(two_variants):
-    before = configs.variants(read_config(two_variants))
-    after = configs.variants(read_config(two_variants, "--config.variants.special.steps=9"))
-    assert (after["special"].steps, after["plain"].steps) == (9, before["plain"].steps)
 
 
 # --- what it refuses ---
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (("reproduce", "compo"), "unknown study 'compo'; there are composition"),
-        (("reproduce", "composition", "--preset=huge"), "unknown preset 'huge' of composition; one of smoke, cpu"),
-        (("reproduce", "composition", "--preset=smoke", "--config.grid.gama=(0.3,)"), "gamma"),
-        (("reproduce", "composition", "--preset=smoke", "--variants=unsen"), "'unsen' is not a variant; one of unseen"),
-        (("train", CONFIG, "--config.steps=abc"), "steps=abc: invalid literal for int"),
-        (("train", CONFIG, "--config.step=3"), "steps"),
-        (("train", CONFIG, "--config.model.norm=batch"), "model.norm='batch': one of pre, post, none"),
-        (("train", CONFIG, "--config.grid.seed=(0,0)"), r"grid.seed=\(0, 0\): a value is repeated"),
-        (("train", CONFIG, "--config.grid.gamma=('a',)"), "'a' is not a number"),
-        (("train", CONFIG, "--config.grid.gamma=0.3"), "grid.gamma=0.3: expected a tuple of numbers"),
-        (("train", CONFIG, "--config.grid.sam_radius=(-1,)"), "-1 is negative"),
-        (
-            ("train", CONFIG, "--config.grid.label_noise=(0,2)"),
-            "a row of the grid: task.label_noise=2.0: a number from",
-        ),
-        (("train", CONFIG, *TINY[:4], "--config.optim.warmup_steps=8"), r"warmup_steps=8: must lie in \[0, steps=8\)"),
-        (("train", CONFIG, "--config.task.setting=43"), "task.setting='43': one of 34_wrong, 34_unseen, all_pairs"),
-        (("train", CONFIG, "--config.eval_size=31"), "n=31 must be even"),
-        (("train", CONFIG, "--variants=wrong,right"), "'right' is not a variant; one of unseen, wrong"),
-        (("train", CONFIG, "--wrkdir=x"), "unexpected argument '--wrkdir=x'; did you mean --workdir"),
-        (("train", CONFIG, "now"), "unexpected argument 'now'"),
-        (("train",), "--config=FILE.* is missing"),
-        (("analyze",), "no training here"),
-        (("report",), "no training here"),
-        (("claims",), "no claims table"),
-        (("analyze", "--config.steps=3"), "unexpected argument '--config.steps=3'"),
-    ],
-)
-def test_mistake_earns_one_line_that_says_what_would_do(tmp_path, capsys, argv, message):
-    line = refusal(capsys, argv[0], *argv[1:2], f"--workdir={tmp_path / 'w'}", *argv[2:])
-    assert re.search(message, line), line
-    assert not (tmp_path / "w").exists()
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ((CONFIG, "--config.grid.gama=(0.3,)"), "gama.*gamma"),
-        ((CONFIG.replace("smoke", "smokey"),), "preset 'smokey': one of smoke, cpu, gpu, paper"),
-        (("--config=nowhere.py",), "nowhere.py"),
-    ],
-)
-def test_mistake_in_naming_a_config_earns_a_line_of_ours(tmp_path, capsys, config, message):
-    line = refusal(capsys, "train", f"--workdir={tmp_path / 'w'}", *config)
-    assert re.search(message, line) and "\\" not in line and "Traceback" not in line, line
-
-
-def test_missing_argument_is_named(capsys):
-    for argv, name in ((["train", CONFIG], "--workdir"), (["reproduce"], "study"), (["reproduc"], "reproduce")):
-        with pytest.raises(SystemExit) as stopped:
-            run(*argv)
-        assert stopped.value.code == 2 and name in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_folder_of_another_config_is_refused_with_the_difference(reproduced, capsys):
+def test_folder_of_another_config_is_refused_with_the_difference(reproduced, refusal):
     before = written(reproduced)
     line = refusal(
-        capsys, "reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY, "--config.batch_size=9"
+        "reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY, "--config.batch_size=9"
     )
     assert "holds another training" in line and "batch_size: 8 -> 9" in line
     others = [arg for arg in TINY if "grid.seed" not in arg]
-    line = refusal(capsys, "train", f"--workdir={reproduced}", CONFIG, *others, "--config.grid.seed=(0,)")
+    line = refusal("train", f"--workdir={reproduced}", "--config=composition:smoke", *others, "--config.grid.seed=(0,)")
     assert re.search(r"Changed: grid.seed: \[0, 1\] -> \[0\]$", line)
     assert written(reproduced) == before
 
 
-def test_training_that_has_not_ended_is_not_analyzed_or_reported(reproduced, tmp_path, capsys):
+def test_training_that_has_not_ended_is_not_analyzed_or_reported(reproduced, tmp_path, refusal):
     begun = tmp_path / "w" / "unseen"
     begun.mkdir(parents=True)
     for name in ("config.json", "grid.json"):
         (begun / name).write_bytes((reproduced / "unseen" / name).read_bytes())
     for command in ("analyze", "report"):
-        line = refusal(capsys, command, f"--workdir={tmp_path / 'w'}")
+        line = refusal(command, f"--workdir={tmp_path / 'w'}")
         assert "variant unseen is not trained to its last step; train first" in line
 
 
-def test_damaged_result_is_named_and_not_reported(reproduced, tmp_path, capsys):
+def test_damaged_result_is_named_and_not_reported(reproduced, tmp_path, refusal):
     copy = shutil.copytree(reproduced, tmp_path / "w")
     (copy / "unseen" / "metrics" / "4.npz").write_bytes(b"PK")
-    assert "metrics/4.npz: damaged" in refusal(capsys, "report", f"--workdir={copy}")
+    assert "metrics/4.npz: damaged" in refusal("report", f"--workdir={copy}")
     (copy / "claims.json").write_text("[{")
-    assert "no claims table" in refusal(capsys, "claims", f"--workdir={copy}")
+    assert "no claims table" in refusal("claims", f"--workdir={copy}")
 
 
-def test_mistake_of_ours_shows_where_it_is(capsys, monkeypatch):
+def test_mistake_of_ours_shows_where_it_is(capsys, monkeypatch, run):
     def broken(name):
         raise RuntimeError("ours")
 
@@ -430,7 +281,7 @@ def test_mistake_of_ours_shows_where_it_is(capsys, monkeypatch):
     assert stopped.value.code == 1 and "Traceback" in said and "RuntimeError: ours" in said
 
 
-def test_lab_debug_shows_where_a_users_mistake_was_noticed(capsys, monkeypatch):
+def test_lab_debug_shows_where_a_users_mistake_was_noticed(capsys, monkeypatch, run):
     monkeypatch.setenv("LAB_DEBUG", "1")
     with pytest.raises(SystemExit) as stopped:
         run("reproduce", "compo")

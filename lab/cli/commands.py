@@ -1,50 +1,21 @@
-"""The command line: `python -m lab COMMAND`, also installed as `lab`."""
+"""The commands, by name. What a command does not need it does not import: `lab --help` and mistakes are instant."""
 
-import contextlib
 import functools
 import json
-import os
 import sys
-import traceback
 from pathlib import Path
 
-from lab import arguments
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Runs one command; a user's mistake ends with one line and exit code 2."""
-    args, config_args = arguments.parser().parse_known_args(argv)
-    try:
-        if not args.takes_config:
-            arguments.refuse(config_args, args.options)
-        if args.needs_folder:
-            args.workdir = arguments.one_folder(args.folder, args.workdir)
-        _use_cores(getattr(args, "simulate", None))
-        COMMANDS[args.command](args, config_args)
-    except KeyboardInterrupt:
-        print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        from lab.disk.files import WorkdirError
-        from lab.engine.train import Interrupted
-
-        if isinstance(error, Interrupted):
-            print(error)
-        elif isinstance(error, (ValueError, WorkdirError, OSError)) and "LAB_DEBUG" not in os.environ:
-            print(f"lab: {error}", file=sys.stderr)
-            sys.exit(2)
-        else:
-            traceback.print_exc()
-            sys.exit(1)
+from lab.cli import arguments, config, devices
 
 
 def _list(args, config_args) -> None:
     from lab import stages, studies
+    from lab.configs import base
 
     general = {}
-    for study in map(studies.get, studies.NAMES):
+    for study in map(studies.get, studies.names()):
         print(f"{study.name}: {study.title} ({', '.join(study.papers)})")
-        for preset, cost in study.presets.items():
+        for preset, cost in base.presets(study.name).items():
             print(f"  --preset={preset:<6} {cost}")
         for claim in study.claims:
             print(f"  {claim.id:<4} {claim.statement}")
@@ -60,7 +31,7 @@ def _list(args, config_args) -> None:
 def _train(args, config_args) -> None:
     from lab.engine import train
 
-    speaks = _join_processes(args)
+    speaks = devices.join_processes(args)
     train.train_variants(_config(config_args, args), args.workdir)
     if speaks:
         print(f"trained: {args.workdir}")
@@ -78,10 +49,11 @@ def _plan(args, config_args) -> None:
 def _launch(args, config_args) -> None:
     from lab.cluster import launch, status
 
-    config = _config(config_args, args)
+    made, file = _config(config_args, args), config.file(config_args)
     resources = {name: getattr(args, name) for name in launch.RESOURCES if getattr(args, name) is not None}
-    set_up = functools.partial(_become_job, sys.argv[1:])
-    launched = launch.launch(config, args.workdir, args.cluster, resources, arguments.config_file(config_args), set_up)
+    launched = launch.launch(
+        made, args.workdir, args.cluster, resources, file, functools.partial(_become_job, sys.argv[1:])
+    )
     lines = list(launched.lines.values())
     print(status.text(lines), flush=True)
     try:
@@ -98,7 +70,7 @@ def _launch(args, config_args) -> None:
 def _become_job(argv: list[str]) -> None:
     """Makes a job's process what this one is: the words typed, which config.json notes, and a device per core."""
     sys.argv = ["lab", *argv]
-    _use_cores()
+    devices.use_cores()
 
 
 def _status(args, config_args) -> None:
@@ -108,9 +80,11 @@ def _status(args, config_args) -> None:
 
 
 def _analyze(args, config_args) -> None:
+    from lab.engine.workdir import variants_in
+
     names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
-    scope = {"snapshots": args.snapshots, "rows": args.rows, "precision": args.precision}
-    _measure(args.workdir, names, variants, **scope)
+    rows = args.rows and arguments.expand(args.rows, max(len(work.grid) for work in variants_in(args.workdir).values()))
+    _measure(args.workdir, names, variants, snapshots=args.snapshots, rows=rows, precision=args.precision)
 
 
 def _report(args, config_args) -> None:
@@ -122,11 +96,8 @@ def _reproduce(args, config_args) -> None:
     from lab.engine import train
 
     study = studies.get(args.study)
-    if args.preset not in study.presets:
-        raise ValueError(f"unknown preset {args.preset!r} of {study.name}; one of {', '.join(study.presets)}")
     workdir = args.workdir or Path("runs") / f"{study.name}-{args.preset}"
-    config = _config([f"--config={study.config_path}:{args.preset}", *config_args], args)
-    train.train_variants(config, workdir)
+    train.train_variants(_config([f"--config={study.name}:{args.preset}", *config_args], args), workdir)
     measured = _measure(workdir)
     if measured or not stages.reported(workdir):
         _write_report(workdir)
@@ -173,7 +144,7 @@ def _claims(args, config_args) -> None:
         rows = [
             {"study": name}
             | {field: getattr(claim, field) for field in ("id", "statement", "source", "published", "threshold")}
-            for name in studies.NAMES
+            for name in studies.names()
             for claim in studies.get(name).claims
         ]
         text = "\n".join(
@@ -206,39 +177,10 @@ def _write_report(workdir: Path) -> None:
 
 def _config(config_args: list[str], args):
     """The config asked for, with the variants asked for."""
-    config = arguments.chosen_variants(arguments.read_config(config_args, args.options), args.variants)
+    made = config.chosen_variants(config.read(config_args, args.known), args.variants)
     if getattr(args, "deterministic", False):
-        config.deterministic = True
-    return config
-
-
-def _use_cores(n_devices: int | None = None) -> None:
-    """One XLA host device per core: rows side by side beat one row over all cores. No effect on a GPU's programs."""
-    import jax
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(RuntimeError):  # JAX is running already, in a notebook say, with the devices it has
-        jax.config.update("jax_num_cpu_devices", n_devices or cores)
-        if n_devices:
-            jax.config.update("jax_platforms", "cpu")
-
-
-def _join_processes(args) -> bool:
-    """Joins this process with the others that train, if it is said how; returns whether it is the one that speaks."""
-    import jax
-
-    by_hand = (args.coordinator, args.processes, args.process)
-    if any(part is not None for part in by_hand):
-        complete = None not in by_hand and 0 <= args.process < args.processes and not args.distributed
-        if not complete or not args.coordinator.rpartition(":")[2].isdigit():
-            raise ValueError("--coordinator=HOST:PORT, --processes=N and --process=0..N-1 go together, and alone")
-        jax.distributed.initialize(*by_hand)
-    elif args.distributed:
-        try:
-            jax.distributed.initialize()
-        except (RuntimeError, ValueError) as error:
-            raise ValueError("--distributed finds no SLURM and no TPU pod; use --coordinator, see --help") from error
-    return jax.process_index() == 0
+        made.deterministic = True
+    return made
 
 
 COMMANDS = {

@@ -1,0 +1,40 @@
+"""The command line: `python -m lab COMMAND`, also installed as `lab`."""
+
+import os
+import sys
+import traceback
+
+from lab.cli import arguments, commands, devices, output
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; a user's mistake ends with one line and exit code 2."""
+    with output.reader_may_leave():
+        _run(argv)
+
+
+def _run(argv: list[str] | None) -> None:
+    args, config_args = arguments.parser().parse_known_args(argv)
+    command = arguments.COMMANDS[args.command]
+    try:
+        if not command.takes_config:
+            arguments.refuse(config_args, args.known)
+        if command.takes_folder:
+            args.workdir = arguments.one_folder(args.folder, args.workdir)
+        devices.use_cores(getattr(args, "simulate", None))
+        commands.COMMANDS[args.command](args, config_args)
+    except KeyboardInterrupt:
+        print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from lab.engine.files import WorkdirError
+        from lab.engine.train import Interrupted
+
+        if isinstance(error, Interrupted):
+            print(error)
+        elif isinstance(error, (ValueError, WorkdirError, OSError)) and "LAB_DEBUG" not in os.environ:
+            print(f"lab: {error}", file=sys.stderr)
+            sys.exit(2)
+        else:
+            traceback.print_exc()
+            sys.exit(1)

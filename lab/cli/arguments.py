@@ -1,0 +1,181 @@
+"""The command line's words: its commands and their options.
+
+What cannot be taken is refused by name, with what would be accepted.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def positive(kind: type):
+    """For argparse: a number above 0."""
+
+    def number(text: str):
+        if not kind(text) > 0:
+            raise ValueError
+        return kind(text)
+
+    number.__name__ = f"positive {kind.__name__}"
+    return number
+
+
+def row_ranges(text: str) -> tuple[range, ...]:
+    """For argparse: `0,3,8-11` as the ranges it names, of any length."""
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if not all(len(pair) in (1, 2) and pair[0] <= pair[-1] for pair in ends):
+        raise ValueError
+    return tuple(range(pair[0], pair[-1] + 1) for pair in ends)
+
+
+row_ranges.__name__ = "list of rows, e.g. 0,3,8-11,"
+
+
+def expand(ranges: tuple[range, ...], n_rows: int) -> tuple[int, ...]:
+    """The numbers in the ranges, each once and in order; of those above `n_rows` - 1 only the smallest of each range.
+
+    So that a range of any length takes no memory, and what there is no row for is still in it, to be refused.
+    """
+    return tuple(sorted({row for each in ranges for row in each[: max(n_rows - each.start, 0) + 1]}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """
+    Attributes:
+      text: what it does, for `--help`.
+      options: option, or positional argument -> settings for `add_argument`.
+      workdir: `required`, `optional` or `none`. Without a config a required one may be given as the first word.
+      takes_config: `--config` and overrides of the config's options.
+    """
+
+    text: str
+    options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    workdir: str = "required"
+    takes_config: bool = False
+
+    @property
+    def takes_folder(self) -> bool:
+        return self.workdir == "required" and not self.takes_config  # else `--config.name value` would be taken for it
+
+
+CONFIG = "--config=NAME[:PRESET] or --config=FILE[:PRESET]"
+ONLY = {"--variants": {"help": "only these variants, comma-separated (default: all of the config)"}}
+EXACT = {
+    "--deterministic": {"action": "store_true", "help": "the same bits every time on a GPU too; says what it costs"},
+}
+PROCESSES = {
+    "--distributed": {"action": "store_true", "help": "join the processes that SLURM or a TPU pod started"},
+    "--coordinator": {"metavar": "HOST:PORT", "help": "join processes started by hand: where the first one listens"},
+    "--processes": {"type": positive(int), "help": "how many there are"},
+    "--process": {"type": int, "help": "which one this is, from 0"},
+}
+PLANNING = {
+    "--simulate": {
+        "type": positive(int),
+        "metavar": "N",
+        "help": "compile for N devices that are not there, run nothing",
+    },
+    "--fresh": {"action": "store_true", "help": "measure again what is remembered from before"},
+}
+JOBS = {
+    "--cluster": {"required": True, "choices": ("slurm", "local"), "help": "local: processes here, all at once"},
+    "--time": {"type": positive(int), "help": "minutes of a job, saved and queued again when it needs more (slurm)"},
+    "--gpus": {"type": positive(int), "help": "GPUs of a job, on each of its nodes"},
+    "--partition": {"help": "the cluster's partition (slurm)"},
+    "--cpus": {"type": positive(int), "help": "CPU cores of a job (slurm)"},
+    "--memory": {"type": positive(float), "help": "GB of a job, on each of its nodes (slurm)"},
+    "--nodes": {"type": positive(int), "help": "nodes that a job trains on together (slurm; default 1)"},
+    "--detach": {"action": "store_true", "help": "submit and return; the jobs are not followed"},
+}
+SCOPE = {
+    "--measure": {"metavar": "NAMES", "help": "comma-separated, see `list`, or `all`"},
+    "--snapshots": {"choices": ("all", "last", "log"), "help": "which snapshots (default: as each measurement says)"},
+    "--rows": {"type": row_ranges, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of grid.json"},
+    "--precision": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
+}
+ROW = {
+    "--row": {"type": int, "required": True, "metavar": "I", "help": "its number, from 0, in the order of grid.json"},
+    "--variant": {"help": "of which variant, where the workdir holds several"},
+    "--steps": {"type": positive(int), "help": "stop at the first chunk that ends here or later (default: all steps)"},
+}
+STUDY = {
+    "study": {"help": "see `list`"},
+    "--preset": {"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
+}
+FORMAT = {
+    "--json": {"action": "store_true", "help": "as JSON"},
+    "--markdown": {"action": "store_true", "help": "as a table for a README; with --workdir"},
+}
+COMMANDS = {
+    "list": Command("studies, presets with their cost, claims, and measurements", workdir="none"),
+    "train": Command(f"train the grid of {CONFIG}", ONLY | EXACT | PROCESSES, takes_config=True),
+    "plan": Command(
+        f"say what the grid of {CONFIG} needs: memory, rows at once, rate", ONLY | PLANNING, "none", takes_config=True
+    ),
+    "launch": Command(
+        f"train the grid of {CONFIG} in jobs of a cluster, one a variant", ONLY | JOBS, takes_config=True
+    ),
+    "status": Command("how far the trainings of a workdir are"),
+    "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
+    "report": Command("evaluate the claims of a workdir and write its report"),
+    "verify": Command("check every file of a workdir and say what is damaged"),
+    "verify-row": Command("train one row again, alone, and say how far it is from what the grid left", ROW),
+    "reproduce": Command(
+        "train, analyze and report a study, skipping what is done", STUDY | ONLY | EXACT, "optional", takes_config=True
+    ),
+    "claims": Command("the claims table: of a workdir, or what the studies claim", FORMAT, "optional"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of all commands; what it leaves over is for `lab.cli.config` or `refuse`."""
+    parser = Parser(prog="lab", description="Which solution does initialization pick?", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        text = command.text
+        if command.takes_config:
+            text += "; any option of the config can be set: --config.grid.gamma='(0.3,0.5)'"
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if command.takes_folder:
+            sub.add_argument("folder", nargs="?", type=Path, metavar="WORKDIR", help="or --workdir=WORKDIR")
+        if command.workdir != "none":
+            required = command.workdir == "required" and not command.takes_folder
+            sub.add_argument("--workdir", required=required, type=Path, help="folder of the results")
+        for option, settings in command.options.items():
+            sub.add_argument(option, **settings)
+        known = [word for action in sub._actions for word in action.option_strings]
+        sub.set_defaults(command=name, known=known + ["--config"] * command.takes_config)
+    return parser
+
+
+def refuse(unknown: list[str], options: list[str]) -> None:
+    """
+    Raises:
+      ValueError: there is something that no option took; names the nearest one.
+    """
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], options, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unexpected argument {unknown[0]!r}{hint} (see --help)")
+
+
+def one_folder(first: Path | None, named: Path | None) -> Path:
+    """
+    Raises:
+      ValueError: the folder of the results is not given, or given twice.
+    """
+    if first and named:
+        raise ValueError(f"two folders of results, {first} and {named}: one at a time")
+    if not first and not named:
+        raise ValueError("which folder of results? --workdir=WORKDIR is missing")
+    return first or named

@@ -1,0 +1,134 @@
+"""Configs on the command line: how they are named, and how their options are overridden."""
+
+import ast
+import difflib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lab.cli import arguments
+from lab.configs import base
+
+AXIS = re.compile(r"--config\.grid\.(\w+)=(.*)", re.DOTALL)
+EXAMPLES = "e.g. --config=composition:cpu or --config=configs/composition.py:cpu"
+
+
+def read(config_args: list[str], options: list[str]) -> ConfigDict:
+    """The config of `--config=NAME[:PRESET]` or `--config=FILE[:PRESET]`, with its `--config.name=value` overrides.
+
+    What is overridden for the whole config is taken out of the variants, so that the user's word counts everywhere. An
+    axis of the grid may be one that the config does not vary: `lab.grid` knows the names.
+
+    Raises:
+      ValueError: no such config, preset or option, or a value of another type; in one line.
+    """
+    arguments.refuse([arg for arg in config_args if not arg.startswith("--config")], options)
+    axes = {found[1]: found[2] for arg in config_args if (found := AXIS.fullmatch(arg))}
+    overrides = [arg for arg in config_args if arg.startswith("--config") and not _names_it(arg)]
+    overrides = [arg for arg in overrides if not AXIS.fullmatch(arg)]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", _load(config_args), flag_values=values, sys_argv=["lab", *overrides])
+        values(["lab", *overrides])
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+        raise ValueError(_one_line(error)) from error
+    config = ConfigDict(values.config.to_dict())  # a copy, not locked: variants are taken out of it
+    for name, text in axes.items():
+        config.grid[name] = _numbers(name, text)
+    for name in (*config_flags.get_override_values(values["config"]), *(f"grid.{axis}" for axis in axes)):
+        for variant in () if name.startswith("variants.") else config.variants.values():
+            _forget(variant, name.split("."))
+    return config
+
+
+def file(config_args: list[str]) -> str | None:
+    """The user's config file, absolute; None if the config is one of ours."""
+    name, _ = _source(config_args)
+    return None if name in base.names() else str(Path(name).absolute())
+
+
+def chosen_variants(config: ConfigDict, names: str | None) -> ConfigDict:
+    """The config with only the named variants."""
+    if names and not config.variants:
+        raise ValueError(f"--variants={names}: this config has no variants, leave the option out")
+    chosen = names.split(",") if names else list(config.variants)
+    for name in chosen:
+        if name not in config.variants:
+            raise ValueError(f"--variants={names}: {name!r} is not a variant; one of {', '.join(config.variants)}")
+    for name in set(config.variants) - set(chosen):
+        del config.variants[name]
+    return config
+
+
+def _names_it(arg: str) -> bool:
+    return arg == "--config" or arg.startswith("--config=")
+
+
+def _source(config_args: list[str]) -> tuple[str, str | None]:
+    """Name or file of the config, and the preset if there is one; of several `--config` the last one counts."""
+    sources = [arg.partition("=")[2] for arg in config_args if _names_it(arg)]
+    if not sources or not sources[-1]:
+        raise ValueError(f"--config=NAME[:PRESET] or --config=FILE[:PRESET] is missing, {EXAMPLES}")
+    name, colon, preset = sources[-1].partition(":")
+    return name, preset if colon else None
+
+
+def _load(config_args: list[str]) -> ConfigDict:
+    name, preset = _source(config_args)
+    if name in base.names():
+        return base.load(name, preset)
+    if not Path(name).is_file():
+        near = difflib.get_close_matches(name, base.names(), 1)
+        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+        raise ValueError(f"--config={name}: no such file, and no config of that name; {hint} {', '.join(base.names())}")
+    module = _import_file(name)
+    if not hasattr(module, "get_config"):
+        return base.load(module, preset)
+    config = module.get_config() if preset is None else module.get_config(preset)
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"--config={name}: get_config returns {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def _import_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("config_of_user", path)
+    if spec is None:
+        raise ValueError(f"--config={path}: not a Python file, {EXAMPLES}")
+    module = sys.modules["config_of_user"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _numbers(axis: str, text: str) -> tuple:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"--config.grid.{axis}={text}: expected a tuple of numbers, e.g. '(0.5,)'")
+    return tuple(value)
+
+
+def _forget(variant, path: list[str]) -> None:
+    *sections, last = path
+    for section in sections:
+        if section not in variant:
+            return
+        variant = variant[section]
+    if last in variant:
+        del variant[last]
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    text = text.replace("\\n", "\n").replace("\\'", "'").strip()
+    text = text[1:-1] if text[:1] == text[-1:] == "'" else text  # a KeyError quotes its message
+    bare = text.strip("'\" ")
+    if bare.isidentifier():
+        text = f"{bare!r} is not an option of this part of the config (a variant has only the options it changes)"
+    return " ".join(text.split())
