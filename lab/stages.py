@@ -1,4 +1,4 @@
-"""From a trained workdir to its measurements, claims and report."""
+"""Stages after training: `analyze` takes measurements, `report` evaluates claims and writes the page."""
 
 import contextlib
 import difflib
@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import claims, models, studies
+from lab import claims, studies
 from lab import config as configs
 from lab.configs import base
 from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
-from lab.experiment import Experiment
 from lab.measuring import catalogue, run
 from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
@@ -22,8 +21,7 @@ from lab.runs import Runs
 
 PAGE = Path("report") / "index.html"
 CLAIMS = "claims.json"
-LEFT_OUT = "measured by other code than is here now; `python -m lab analyze` takes them again by name"
-OF_ATTENTION = ("focus", "heads", "lens", "tracing", "attribution", "edges")  # measurements that need a transformer
+LEFT_OUT = "stale: measured by an older version of the code; `python -m lab analyze` takes them again by name"
 
 
 def analyze(
@@ -40,12 +38,12 @@ def analyze(
       ValueError: no such measurement, variant or row; nothing has been measured then.
       WorkdirError: nothing trained, or not to the end.
     """
-    of = Selection(**scope)
+    selection = Selection(**scope)
     trained = _trained(root, variants)
     due = {name: _measures(work, names) for name, work in trained.items()}
     for work in trained.values():
-        run.refuse_unknown_rows(work, of)
-    return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], of)]
+        run.refuse_unknown_rows(work, selection)
+    return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], selection)]
 
 
 def report(root: Path) -> tuple[Path, list[dict]]:
@@ -79,7 +77,7 @@ def stale(root: Path) -> dict[str, list[str]]:
     Raises:
       WorkdirError: nothing trained.
     """
-    found = {name: run.stale(work, _known(work).values()) for name, work in variants_in(root).items()}
+    found = {name: run.stale(work, _known(work)[0].values()) for name, work in variants_in(root).items()}
     return {name: measures for name, measures in found.items() if measures}
 
 
@@ -93,8 +91,8 @@ def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
     for variant in configs.variants(config).values():
         with contextlib.suppress(ValueError):
             experiment = configs.experiment(variant)
-            general |= {one.name: summary(one) for one in catalogue.measures(experiment)}
-            own |= {one.name: summary(one) for one in study.measures(experiment)}
+            general |= {measure.name: summary(measure) for measure in catalogue.measures(experiment)}
+            own |= {measure.name: summary(measure) for measure in study.measures(experiment)}
     return {name: text for name, text in own.items() if name not in general}, general
 
 
@@ -140,46 +138,27 @@ def _study(trained: dict[str, Workdir]) -> studies.Study:
 def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
     if names is None:
         return _own(work)
-    known = _known(work)
+    known, refusal = _known(work)
     for name in names:
         if name not in {*known, "all"}:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else _refusal(work)
-            why = _why_absent(name, work.experiment) or hint
-            raise ValueError(f"no measurement {name!r}{why} There are {', '.join(sorted(known))}, or all")
-    return [one for name, one in known.items() if name in names or "all" in names]
+            reason = catalogue.absent(work.experiment).get(name, "" if near else refusal)
+            hint = f"; did you mean {near[0]!r}?" if near and not reason else f": {reason}." if reason else "."
+            raise ValueError(f"no measurement {name!r}{hint} There are {', '.join(sorted(known))}, or all")
+    return [measure for name, measure in known.items() if name in names or "all" in names]
 
 
 def _own(work: Workdir) -> list[Measure]:
     return studies.get(work.config.study).measures(in_float32(work.experiment))
 
 
-def _known(work: Workdir) -> dict[str, Measure]:
-    """The catalogue, and what the study adds or does its own way, where it can measure this model at all."""
-    known = {one.name: one for one in catalogue.measures(in_float32(work.experiment))}
-    with contextlib.suppress(ValueError):
-        known |= {one.name: one for one in _own(work)}
-    return known
-
-
-def _refusal(work: Workdir) -> str:
-    """Why the study measures nothing here, if it does not."""
+def _known(work: Workdir) -> tuple[dict[str, Measure], str]:
+    """The catalogue's measurements and the study's, by name; and why the study measures nothing here, if so."""
+    known = {measure.name: measure for measure in catalogue.measures(in_float32(work.experiment))}
     try:
-        _own(work)
+        return known | {measure.name: measure for measure in _own(work)}, ""
     except ValueError as error:
-        return f": {error}."
-    return "."
-
-
-def _why_absent(name: str, experiment: Experiment) -> str | None:
-    """Why the catalogue leaves out, for this model, a measurement that others have; None: nobody has it."""
-    if name not in OF_ATTENTION:
-        return None
-    if not isinstance(experiment.model, models.Transformer):
-        return f": it is of a transformer's attention, this model is {type(experiment.model).__name__}."
-    if name == "edges":
-        return f": it cuts every attention edge on its own, and this model has more than {catalogue.MOST_EDGES}."
-    return f": it is not for model.norm={experiment.model.norm!r}."
+        return known, str(error)
 
 
 def _preset(trained: dict[str, Workdir]) -> str:

@@ -27,7 +27,7 @@ def _run(argv: list[str] | None) -> None:
         print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from lab.engine.files import WorkdirError
+        from lab.disk.files import WorkdirError
         from lab.engine.train import Interrupted
 
         if isinstance(error, Interrupted):

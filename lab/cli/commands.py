@@ -80,7 +80,7 @@ def _status(args, config_args) -> None:
 
 
 def _analyze(args, config_args) -> None:
-    from lab.engine.workdir import variants_in
+    from lab.disk.workdir import variants_in
 
     names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
     rows = args.rows and arguments.expand(args.rows, max(len(work.grid) for work in variants_in(args.workdir).values()))

@@ -209,7 +209,7 @@ def test_report_leaves_out_what_other_code_measured_and_says_so(copied, capsys, 
         drawn[code] = capsys.readouterr().out, (copied / "report" / "index.html").read_text()
     (said, html), (said_after, html_after) = drawn.values()
     assert "left out" not in said + html
-    assert "left out of unseen: spectrum (measured by other code than is here now" in said_after
+    assert "left out of unseen: spectrum (stale: measured by an older version of the code" in said_after
     assert "left out unseen" in html_after and "left out wrong" not in html_after
     pictures = [f"{variant}-measured-spectrum" for variant in ("unseen", "wrong")]
     assert [picture in html for picture in pictures] == [True, True]

@@ -6,9 +6,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from lab import config as configs
 from lab.cli import config
 from lab.configs import base, composition
-from lab.engine import config as configs
 
 
 def read(*argv):

@@ -8,9 +8,9 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
+from lab import config as configs
 from lab import models, studies
 from lab.configs import base
-from lab.engine import config as configs
 from lab.optim import Optim
 
 PRESETS = [(name, preset) for name in base.names() for preset in base.presets(name)]

@@ -141,6 +141,13 @@ def test_model_is_offered_what_is_defined_for_it(model):
     assert set(measures(model)[1]) == OFFERED[model]
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_every_measurement_is_offered_under_its_name_or_absent_for_a_reason(model):
+    made, there = measures(model)
+    assert not there.keys() & catalogue.absent(made).keys()
+    assert [*there] == [name for name in catalogue.CATALOGUE if name not in catalogue.absent(made)]
+
+
 @pytest.mark.parametrize(("n_layers", "n_edges"), [(1, 2 * 9), (2, 2 * 45 + 2 * 9)])
 def test_edges_are_cut_only_where_they_are_few(monkeypatch, n_layers, n_edges):
     """Two heads on nine tokens have 2 * 45 a layer, in the last one 2 * 9 that lead to the answer."""

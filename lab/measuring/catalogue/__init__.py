@@ -1,7 +1,10 @@
-"""The measurements that any training can be given, by name, with the settings they are taken at.
+"""The measurements that any training can be given, by name: how each is built, and what it requires.
 
-Each builder gives a `Measure`: a function of one `Row`, its units and axes. A study adds its own to these.
+A builder gives a `Measure`: a function of one `Row`, its units and axes. A requirement gives the reason why a model or
+task cannot be measured, or None. A study adds measurements of its own to these.
 """
+
+from collections.abc import Callable
 
 from lab import models
 from lab.experiment import Experiment
@@ -11,26 +14,68 @@ from lab.tasks import Task
 
 MOST_EDGES = 1000  # that are cut one by one
 
+Requirement = Callable[[Experiment], str | None]
+
+
+def cross_entropy(experiment: Experiment) -> str | None:
+    task = type(experiment.task)
+    return None if task.mean_loss is Task.mean_loss else f"it is of cross-entropy, and {task.__name__} has its own loss"
+
+
+def transformer(experiment: Experiment) -> str | None:
+    if isinstance(experiment.model, models.Transformer):
+        return None
+    return f"it is of a transformer's attention, this model is {type(experiment.model).__name__}"
+
+
+def norm_before_the_sum(experiment: Experiment) -> str | None:
+    return f"it is not for model.norm={experiment.model.norm!r}" if experiment.model.norm == "post" else None
+
+
+def few_edges(experiment: Experiment) -> str | None:
+    """Of the last block only the last query's edges lead to the answer."""
+    model, length = experiment.model, experiment.task.length
+    if model.n_heads * ((model.n_layers - 1) * length * (length + 1) // 2 + length) <= MOST_EDGES:
+        return None
+    return f"it cuts every attention edge on its own, and this model has more than {MOST_EDGES}"
+
+
+# name -> its builder, and what it requires, asked in this order
+CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, ...]]] = {
+    "rank": (weights.ranks, ()),
+    "spectrum": (weights.spectra, ()),
+    "directions": (weights.directions, ()),
+    "norm": (weights.norms, ()),
+    "laziness": (weights.lazy, ()),
+    "ntk": (loss.tangent_kernel, (cross_entropy,)),
+    "sharpness": (loss.sharp, (cross_entropy,)),
+    "density": (loss.density, (cross_entropy,)),
+    "flatness": (loss.flat, (cross_entropy,)),
+    "noise": (loss.noise, (cross_entropy,)),
+    "learning_coefficient": (loss.singular, (cross_entropy,)),
+    "quantization": (loss.quantized, (cross_entropy,)),
+    "subspace": (loss.subspace, (cross_entropy,)),
+    "focus": (attention.attention, (transformer,)),
+    "heads": (attention.head_scores, (transformer,)),
+    "lens": (attention.logit_lens, (transformer,)),
+    "tracing": (attention.tracing, (transformer,)),
+    "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
+    "edges": (attention.edges, (transformer, few_edges)),
+}
+
 
 def measures(experiment: Experiment) -> list[Measure]:
     """Every measurement that the experiment's model and task allow."""
-    of_weights = [weights.ranks, weights.spectra, weights.directions, weights.norms, weights.lazy]
-    of_loss = [loss.tangent_kernel, loss.sharp, loss.density, loss.flat, loss.noise, loss.singular, loss.quantized]
-    of_loss = [*of_loss, loss.subspace]
-    if type(experiment.task).mean_loss is not Task.mean_loss:
-        of_loss = []  # they are of cross-entropy
-    builders = [*of_weights, *of_loss, *_of_attention(experiment)]
-    return [build(experiment) for build in builders]
+    left_out = absent(experiment)
+    return [build(experiment) for name, (build, _) in CATALOGUE.items() if name not in left_out]
 
 
-def _of_attention(experiment: Experiment) -> list:
-    model, length = experiment.model, experiment.task.length
-    if not isinstance(model, models.Transformer):
-        return []
-    builders = [attention.attention, attention.head_scores, attention.logit_lens, attention.tracing]
-    if model.norm != "post":
-        builders.append(attention.attribution)
-    # of the last block only the last query's edges lead to the answer
-    if model.n_heads * ((model.n_layers - 1) * length * (length + 1) // 2 + length) <= MOST_EDGES:
-        builders.append(attention.edges)
-    return builders
+def absent(experiment: Experiment) -> dict[str, str]:
+    """Name -> reason of every measurement of the catalogue that the experiment's model or task does not allow."""
+    reasons = {}
+    for name, (_, requires) in CATALOGUE.items():
+        for requirement in requires:
+            if reason := requirement(experiment):
+                reasons[name] = reason
+                break
+    return reasons
