@@ -92,6 +92,8 @@ def _load(config_args: list[str]) -> ConfigDict:
     config = module.get_config() if preset is None else module.get_config(preset)
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={name}: get_config returns {type(config).__name__}, expected a ConfigDict")
+    with config.unlocked():
+        config.study = config.get("study") or Path(name).stem
     return config
 
 
