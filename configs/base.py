@@ -1,12 +1,12 @@
 """Every option of a config, once, and how a study's presets are found.
 
-A config file states what differs from `config()`. Its presets are its public functions, smallest first, and the first
-line of a preset's docstring is its cost. `study` and `preset` are filled in here.
+A config file states what differs from `config()`. Its presets are its public functions without arguments, smallest
+first; the first line of a preset's docstring is its cost. `load` calls one and fills in `study` and `preset`:
 
     config = base.load("composition", "cpu")
 """
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -33,7 +33,7 @@ def config(**changes) -> ConfigDict:
                 shuffle_context=False,  # targets in the context come from other sequences
             ),
             model=dict(),  # family: one of lab.models, and its options; see `transformer`
-            init="paper",  # fan-in everywhere; authors: d_model, and residual outputs divided by sqrt(2 n_layers)
+            init="paper",  # std fan_in^-gamma; authors: d_model^-gamma, of residual outputs divided by sqrt(2 n_layers)
             start=dict(  # weights are drawn anew, or taken from
                 variant="",  # another variant, trained before
                 row=dict(),  # and this row of it, such as dict(ntp_weight=1.0); other axes as in the row that starts
@@ -51,10 +51,10 @@ def config(**changes) -> ConfigDict:
                 b2=0.999,  # adamw only
                 eps=1e-8,  # adamw only
                 momentum=0.0,  # sgd only
-                frozen=(),  # groups of matrices that stay as they are drawn, such as embed, head
+                frozen=(),  # groups of matrices that stay as they are drawn: embed, qk, vo, mlp, head
             ),
             grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
-                gamma=(0.5,),  # initial std d_in^-gamma
+                gamma=(0.5,),  # initial std fan_in^-gamma
                 weight_decay=(0.01,),
                 learning_rate=(2e-3,),  # the schedule's peak
                 seed=(0, 1, 2),
@@ -64,11 +64,11 @@ def config(**changes) -> ConfigDict:
             train_size=0,  # sequences; 0: an endless stream, or all that a file has
             data_order="row",  # another seed: other weights and other data; shared: the same data for all rows
             data_seed=0,
-            eval_every=200,  # steps; a whole number of them are compiled as one program
+            eval_every=200,  # steps, and at the first and the last one
             eval_size=1024,  # sequences of each split
-            snapshots=5,  # of the parameters, log-spaced over the steps
-            snapshot_every=0,  # and one at every so many steps; 0: none
-            checkpoint_every=1000,
+            snapshots=5,  # of the parameters: the start, the end, and the end halved again and again
+            snapshot_every=0,  # steps to one more snapshot; 0: none
+            checkpoint_every=1000,  # steps
             block_width=0,  # rows at once; 0: as many as a measurement on this device says
             data_devices=1,  # over which a row's batch is split
             split_params=False,  # a row's large parameters are split over them, too
@@ -92,7 +92,7 @@ def transformer(**changes) -> dict:
             d_model=64,
             d_head=64,
             d_ff=128,
-            activation="relu",  # or gelu, gelu_tanh, tanh
+            activation="relu",  # or gelu, gelu_tanh, tanh, identity
             norm="pre",  # or post, none
             use_bias=False,
             head_bias=False,
@@ -152,7 +152,8 @@ def load(of: str | ModuleType, preset: str | None = None) -> ConfigDict:
       ValueError: no such config or preset.
     """
     module = _module(of)
-    study, known = Path(module.__file__).stem, presets(module)
+    path, known = Path(module.__file__), presets(module)
+    study = str(path.absolute()) if hasattr(module, "STUDY") else path.stem
     if not known:
         raise ValueError(f"{study}: no preset, a public function without arguments, and no get_config")
     if preset is None:
@@ -175,9 +176,27 @@ def get_config(module_name: str) -> Callable[..., ConfigDict]:
     return get
 
 
+def import_file(path: str | Path) -> ModuleType:
+    """A Python file of a user as a module; each call reads it anew.
+
+    Raises:
+      ValueError: there is no such Python file.
+    """
+    path = Path(path).absolute()
+    name = f"lab_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or not path.is_file():
+        raise ValueError(f"{path}: no such Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _module(of: str | ModuleType) -> ModuleType:
     if isinstance(of, ModuleType):
         return of
+    if of.endswith(".py"):
+        return import_file(of)
     if of not in names():
         raise ValueError(f"unknown config {of!r}; there are {', '.join(names())}")
     return importlib.import_module(f"{__package__}.{of}")

@@ -1,6 +1,6 @@
 """Focus and dilution on real text: does attention go to the frequent tokens, and leave them again?
 
-    python -m lab train --config=configs/focus_dilution_text.py --config.task.path=FILE --workdir=runs/text
+    python -m lab train --config=focus_dilution_text --config.task.path=FILE --workdir=runs/text
 
 FILE is any text, plain, .xz or .gz, or a folder of such; `--config.task.hf_id=Salesforce/wikitext:wikitext-2-v1` in its
 place downloads it (extra `text`). Minutes for `one_layer` on two CPU cores, some five times as many for `two_layer`.

@@ -1,7 +1,7 @@
 """One row too large for a device: batch and parameters spread over the mesh's `data` axis.
 
-    python -m lab plan --config=configs/large.py:full --simulate=8    # compiled only: what each device holds
-    python -m lab train --config=configs/large.py:reduced --workdir=runs/large
+    python -m lab plan --config=large:full --simulate=8    # compiled only: what each device holds
+    python -m lab train --config=large:reduced --workdir=runs/large
 
 Expect `full`, 126 million parameters, to hold an eighth of its 1.5 GB of parameters and moments on each of 8 devices.
 `reduced` trains the same program at a size for two cores; its losses are those of unsplit rows up to rounding.

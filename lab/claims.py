@@ -86,7 +86,7 @@ class Claim:
       quantity: what the number is, in a few words; the threshold's words follow it.
       published: the published value, in words.
       headline: whether it is a sentence of the paper's abstract.
-      scale: how the measured size differs from the published one, where it is not simply reduced.
+      scale: how the measured size compares with the published one, where that is not as for the whole training.
       threshold_from: `PRINTED`, `FIGURE`, `DIRECTION` or `OURS`.
       measure: runs -> one number a seed (a DataArray over `seed`), or one number in all; or a pair of that and a note.
     """
@@ -118,7 +118,7 @@ def claim(
     at_most: float | None = None,
     below: float | None = None,
     headline: bool = False,
-    scale: str = "reduced",
+    scale: str = "",
     threshold_from: str = PRINTED,
 ) -> Callable[[Callable], Claim]:
     """Turns the function that measures a claim into the `Claim`; see there for the arguments."""
@@ -175,7 +175,7 @@ class Result:
             "source": self.claim.source,
             "published": self.claim.published,
             "headline": self.claim.headline,
-            "scale": scale or self.claim.scale,
+            "scale": self.claim.scale or scale,
             "threshold": threshold.text,
             "bounds": {name: bound for name, bound in dataclasses.asdict(threshold).items() if bound is not None},
             "threshold_from": self.claim.threshold_from,
@@ -206,15 +206,14 @@ def evaluate(claim: Claim, runs: Runs) -> Result:
     return Result(claim, values_S, exact, note)
 
 
-def table(claims: tuple[Claim, ...], runs: Runs, command: str, published_scale: bool = False) -> dict:
+def table(claims: tuple[Claim, ...], runs: Runs, command: str, scale: str = "") -> dict:
     """`claims.json`: a version, and one row a claim, headline claims first.
 
     Args:
-      published_scale: whether this is a training at the published size.
+      scale: of the training beside the published one, for claims that do not state their own.
     """
-    ordered = sorted(claims, key=lambda one: not one.headline)
-    scale = "published" if published_scale else ""
-    return {"version": VERSION, "claims": [evaluate(one, runs).row(command, scale) for one in ordered]}
+    ordered = sorted(claims, key=lambda claim: not claim.headline)
+    return {"version": VERSION, "claims": [evaluate(claim, runs).row(command, scale) for claim in ordered]}
 
 
 def wrong_by_chance(rows: list[dict]) -> float:
@@ -227,7 +226,7 @@ def wrong_by_chance(rows: list[dict]) -> float:
 
 
 def _json(value: float) -> float | str | None:
-    """Six significant digits."""
+    """Six significant digits; no negative zero."""
     if math.isnan(value):
         return None
-    return str(float(value)) if math.isinf(value) else float(f"{value:.6g}")
+    return str(float(value)) if math.isinf(value) else float(f"{value:.6g}") + 0.0

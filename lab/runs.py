@@ -179,7 +179,13 @@ class Runs(Mapping[str, Run]):
         return len(self._runs)
 
     def only(self) -> Run:
-        """The run of a study that has one variant."""
+        """The run of a study that has one variant.
+
+        Raises:
+          MissingData: it was not trained.
+        """
+        if not self._runs:
+            raise MissingData("any training")
         (run,) = self._runs.values()
         return run
 

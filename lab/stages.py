@@ -2,9 +2,12 @@
 
 import contextlib
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from lab import claims, studies
 from lab import config as configs
@@ -21,6 +24,8 @@ from lab.runs import Runs
 
 PAGE = Path("report") / "index.html"
 CLAIMS = "claims.json"
+SIZES = (("layers", "model", "n_layers"), ("d_model", "model", "d_model"), ("steps", "steps"),
+         ("sequences a step", "batch_size"))  # fmt: skip
 LEFT_OUT = "stale: measured by an older version of the code; `python -m lab analyze` takes them again by name"
 
 
@@ -62,7 +67,7 @@ def report(root: Path) -> tuple[Path, list[dict]]:
     left_out = stale(root)
     runs = Runs({name: load(work.path, without=left_out.get(name, ())) for name, work in trained.items()}, study.usual)
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
-    table = claims.table(study.claims, runs, command, published_scale=_preset(trained) == "paper")
+    table = claims.table(study.claims, runs, command, _scale(next(iter(trained.values())).config))
     sections = study.sections(runs) + catalogue_pages.sections(runs, study.target)
     commands = [command, f"python -m lab claims --workdir={root}"]
     facts = _facts(trained) | {f"left out {name}": f"{', '.join(of)} ({LEFT_OUT})" for name, of in left_out.items()}
@@ -163,6 +168,19 @@ def _known(work: Workdir) -> tuple[dict[str, Measure], str]:
 
 def _preset(trained: dict[str, Workdir]) -> str:
     return next(iter(trained.values())).config.preset
+
+
+def _scale(config: ConfigDict) -> str:
+    """The size of a training beside that of the study's preset `paper`, e.g. `reduced: 2 of 10 layers`."""
+    if "paper" not in base.presets(config.study):
+        return "no published size"
+    paper = base.load(config.study, "paper")
+    sizes = []
+    for words, *path in SIZES:
+        ours, theirs = (functools.reduce(lambda part, name: part.get(name), path, one) for one in (config, paper))
+        if ours != theirs and None not in (ours, theirs):
+            sizes.append(f"{ours:,} of {theirs:,} {words}")
+    return f"reduced: {', '.join(sizes)}" if sizes else "published"
 
 
 def _facts(trained: dict[str, Workdir]) -> dict[str, object]:

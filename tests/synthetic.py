@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from lab.runs import Run
+from lab import claims
+from lab.runs import Run, Runs
 
 GARBAGE = 77.0  # in every cell that nobody may read
 SEEDS = range(5)
@@ -69,3 +70,9 @@ class Grid:
 def by_gamma(*numbers, n_seeds: int = len(SEEDS)) -> np.ndarray:
     """(seed, gamma): for each gamma a number for all seeds, or one for each."""
     return np.array([np.broadcast_to(np.asarray(number, float), n_seeds) for number in numbers]).T
+
+
+def measure(claim, **grids: Grid):
+    """The `Result` of a claim on runs of these variants; their usual values are those of the first grid."""
+    usual = next(iter(grids.values())).usual if grids else {}
+    return claims.evaluate(claim, Runs({name: grid.dataset for name, grid in grids.items()}, usual))

@@ -96,6 +96,12 @@ def test_imports_make_no_cycle():
     assert set(graph) <= set(order)
 
 
+def test_every_folder_with_modules_is_a_package():
+    """Or a wheel would lack it: packages are found by their `__init__.py`."""
+    for path in MODULES.values():
+        assert path.with_name("__init__.py").is_file(), path
+
+
 def test_no_module_is_called_utils():
     assert not [module for module in MODULES if {"utils", "util", "helpers", "misc"} & set(module.split("."))]
 

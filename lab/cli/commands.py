@@ -96,7 +96,7 @@ def _reproduce(args, config_args) -> None:
     from lab.engine import train
 
     study = studies.get(args.study)
-    workdir = args.workdir or Path("runs") / f"{study.name}-{args.preset}"
+    workdir = args.workdir or Path("runs") / f"{Path(study.name).stem}-{args.preset}"
     train.train_variants(_config([f"--config={study.name}:{args.preset}", *config_args], args), workdir)
     measured = _measure(workdir)
     if measured or not stages.reported(workdir):

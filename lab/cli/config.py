@@ -2,11 +2,8 @@
 
 import ast
 import difflib
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -86,22 +83,15 @@ def _load(config_args: list[str]) -> ConfigDict:
         near = difflib.get_close_matches(name, base.names(), 1)
         hint = f"did you mean {near[0]!r}? There are" if near else "there are"
         raise ValueError(f"--config={name}: no such file, and no config of that name; {hint} {', '.join(base.names())}")
-    module = _import_file(name)
+    module = base.import_file(name)
     if not hasattr(module, "get_config"):
         return base.load(module, preset)
     config = module.get_config() if preset is None else module.get_config(preset)
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={name}: get_config returns {type(config).__name__}, expected a ConfigDict")
+    with config.unlocked():
+        config.study = config.get("study") or Path(name).stem
     return config
-
-
-def _import_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("config_of_user", path)
-    if spec is None:
-        raise ValueError(f"--config={path}: not a Python file, {EXAMPLES}")
-    module = sys.modules["config_of_user"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _numbers(axis: str, text: str) -> tuple:

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.configs import base
@@ -27,7 +28,7 @@ class Study:
       target: the metric of generalization out of distribution, against which complexity measures are held.
       usual: axis of the grid -> the value that is meant where none is said, see `lab.runs`.
       sections: runs -> sections of the report.
-      name: of its module; `get` fills it in.
+      name: of its module, or its file if it is a user's; `get` fills it in.
     """
 
     title: str
@@ -48,12 +49,18 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Study:
-    """
+    """A study by its name, or by the file that it is written in (`my_study.py`).
+
     Raises:
       ValueError: no such study.
     """
+    if name.endswith(".py"):
+        module, name = base.import_file(name), str(Path(name).absolute())
+        if not isinstance(getattr(module, "STUDY", None), Study):
+            raise ValueError(f"{name}: no STUDY, which is what a study's file defines")
+        return dataclasses.replace(module.STUDY, name=name)
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
-        raise ValueError(f"unknown study {name!r}{hint} {', '.join(names())}")
+        raise ValueError(f"unknown study {name!r}{hint} {', '.join(names())}, or a file of yours such as my_study.py")
     return dataclasses.replace(importlib.import_module(f"{__name__}.{name}").STUDY, name=name)

@@ -6,8 +6,6 @@ here where a curve is said to rise; and that a rate generates what it was traine
 three heads that are right in 0.97 leave.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,20 +13,19 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from lab import models, rng
-from lab.analysis import attributes, diffusion
-from lab.analysis.embedding import spearman
+from lab.analysis import attributes, diffusion, statistics
+from lab.claims import OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
 from lab.report import figures, style
-from lab.report.page import Picture, Section
+from lab.report.page import Picture, Section, draw_section
+from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
-from lab.studies.claims import Claim, Lacking, Measured
 from lab.tasks import Shapes, shapes
 
-PAPER, CONTROL = "arXiv 2501.08537, image generation", "control"
+PAPER = "arXiv 2501.08537, image generation"
 PER_CLASS, SHOWN = 32, 4  # pictures generated of a class, and kept to be looked at
 JUDGED = 1024  # pictures that the judge is judged on
-RISES, GENERATED, JUDGE = 0.8, 0.9, 0.97
 
 TITLE = "Concept graphs: pictures of combinations never seen"
 LEAD = (
@@ -100,83 +97,70 @@ def generated(experiment: Experiment) -> Measure:
     return Measure("pictures", function, units, dims, coords, snapshots="last")
 
 
-def rows(dataset: xr.Dataset) -> xr.Dataset:
-    """By gamma, in order, and seed, at the last snapshot and the middle of other axes; NaN for those that diverged."""
-    place = {axis: n // 2 for axis, n in dataset["diverged_at"].sizes.items() if axis not in ("gamma", "seed")}
-    chosen = dataset.sortby("gamma").isel(place | {"snapshot": -1}, missing_dims="ignore")
-    return chosen.where(chosen["diverged_at"] < 0)
-
-
-def unseen_rises(datasets: Mapping[str, xr.Dataset]) -> Measured:
-    unseen = _of("unseen", datasets)
-    if unseen.sizes["gamma"] < 2:
-        raise Lacking("a second gamma")
-    per_seed = tuple(
-        float(spearman(unseen["gamma"].values, score_G)) for score_G in unseen.transpose("seed", "gamma").values
-    )
-    return Measured(per_seed, RISES, f"Score of unseen combinations by gamma: {_listed(unseen)}.")
-
-
-def seen_is_generated(datasets: Mapping[str, xr.Dataset]) -> Measured:
-    seen = _of("seen", datasets)
-    lowest_S = seen.min("gamma", skipna=False)
-    return Measured(
-        tuple(lowest_S.values.tolist()), GENERATED, f"Score of trained combinations by gamma: {_listed(seen)}."
-    )
-
-
-def judge_can_tell(datasets: Mapping[str, xr.Dataset]) -> Measured:
-    right = _of("judge", datasets)
-    lowest_S = right.min(["attribute", "gamma"], skipna=False)
-    each = ", ".join(f"{name} {float(right.sel(attribute=name).max()):.3f}" for name in right["attribute"].values)
-    return Measured(tuple(lowest_S.values.tolist()), JUDGE, f"Accuracy on {JUDGED} drawn pictures: {each}.")
-
-
-CLAIMS = (
-    Claim(
-        "G1", "The score on unseen combinations rises with gamma", PAPER, "rises; numbers not available",
-        "rank correlation at least 0.8", unseen_rises,
-    ),
-    Claim(
-        "G2", "Trained combinations are generated at every gamma", PAPER, "-", "score at least 0.9 at each",
-        seen_is_generated,
-    ),
-    Claim(
-        "G3", "The judge can tell each attribute of a drawn picture", CONTROL, "-", "accuracy at least 0.97",
-        judge_can_tell,
-    ),
+@claim(
+    "G1", "The score on unseen combinations rises with gamma", quantity="rank correlation", source=PAPER,
+    published="rises; numbers not available", at_least=0.8, threshold_from=OURS,
 )  # fmt: skip
+def unseen_rises(runs: Runs):
+    run = runs.only()
+    if len(run.values_of("gamma")) < 2:
+        raise MissingData("a second gamma")
+    unseen = run.final("pictures.unseen")
+    return statistics.rank_trend(unseen), f"Score of unseen combinations by gamma: {_by_gamma(unseen)}."
 
 
-def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
-    return [Section("What is drawn", TEXT, _pictures(name, dataset)) for name, dataset in datasets.items()]
+@claim(
+    "G2", "Trained combinations are generated at every gamma", quantity="lowest score", source=PAPER, published="-",
+    at_least=0.9, threshold_from=OURS,
+)  # fmt: skip
+def seen_is_generated(runs: Runs):
+    seen = runs.only().final("pictures.seen")
+    return seen.min("gamma", skipna=False), f"Score of trained combinations by gamma: {_by_gamma(seen)}."
 
 
-def _pictures(name: str, dataset: xr.Dataset) -> list[Picture]:
-    scores = {"pictures.seen": "trained combinations", "pictures.unseen": "unseen combinations"}
-    losses = {"train.loss": "training", "seen.loss": "new pictures, trained", "unseen.loss": "unseen combinations"}
-    against = figures.curves_against_gamma(dataset, scores, hue="metric", over="weight_decay", title="Score against γ")
-    over_time = figures.training_curves(dataset, losses, title="Mean squared error of the noise", log_steps=True)
+@claim(
+    "G3", "The judge can tell each attribute of a drawn picture", quantity="lowest accuracy", source="control",
+    published="-", at_least=0.97, threshold_from=OURS,
+)  # fmt: skip
+def judge_can_tell(runs: Runs):
+    right = runs.only().final("pictures.judge")
+    each = ", ".join(f"{name} {float(right.sel(attribute=name).max()):.3f}" for name in right["attribute"].values)
+    return right.min(["attribute", "gamma"], skipna=False), f"Accuracy on {JUDGED} drawn pictures: {each}."
+
+
+def sections(runs: Runs) -> list[Section]:
+    return [draw_section("What is drawn", TEXT, run, (drawn, score, loss), name) for name, run in runs.items()]
+
+
+def drawn(run: Run) -> Picture:
     caption = f"First seed. {SHOWN} pictures of each, from the same noise at every γ; * was never trained."
-    return [
-        Picture(f"{name}-drawn", "Generated pictures", caption, drawn_by_gamma(dataset)),
-        Picture(f"{name}-score", "Score", f"{PER_CLASS} pictures of each of eight combinations.", against),
-        Picture(f"{name}-loss", "Loss over training", "Of the noise; a model that says 0 has 1.", over_time),
-    ]
+    return Picture("drawn", caption, drawn_by_gamma(run), title="Generated pictures")
+
+
+def score(run: Run) -> Picture:
+    scores = {"pictures.seen": "trained combinations", "pictures.unseen": "unseen combinations"}
+    figure = figures.curves_against_gamma(run, scores, hue="metric", over="weight_decay", title="Score against γ")
+    return Picture("score", f"{PER_CLASS} pictures of each of eight combinations.", figure)
+
+
+def loss(run: Run) -> Picture:
+    losses = {"train.loss": "training", "seen.loss": "new pictures, trained", "unseen.loss": "unseen combinations"}
+    figure = figures.training_curves(run, losses, title="Mean squared error of the noise", log_steps=True)
+    return Picture("loss", "Of the noise; a model that says 0 has 1.", figure)
 
 
 @style.paper()
-def drawn_by_gamma(dataset: xr.Dataset) -> Figure:
+def drawn_by_gamma(run: Run) -> Figure:
     """Rows are combinations, the unseen ones below; a panel for what they look like, and one for every gamma."""
-    chosen, trained = rows(dataset).isel(seed=0), dataset.attrs["config"]["task"]["trained"]
-    names = sorted(chosen["class"].values.tolist(), key=lambda name: (name not in trained, name))
-    chosen = chosen.sel({"class": names})
-    alike = chosen["pictures.drawn"].max("gamma")  # the same of every row that did not diverge
-    panels = {"drawn by us": alike.expand_dims("example")}
-    panels |= {f"γ = {float(gamma):g}": chosen["pictures.image"].sel(gamma=gamma) for gamma in chosen["gamma"]}
+    image, example = (run.final(f"pictures.{name}", seed=min) for name in ("image", "drawn"))
+    trained = run.config["task"]["trained"]
+    names = sorted(image["class"].values.tolist(), key=lambda name: (name not in trained, name))
+    # The examples are the same of every row that did not diverge.
+    panels = {"drawn by us": example.max("gamma").expand_dims("example")}
+    panels |= {f"γ = {float(gamma):g}": image.sel(gamma=gamma) for gamma in image["gamma"]}
     figure, axes = style.panels(len(panels), 2.4, 4.2, "What is drawn of combinations seen and unseen (*)")
-    for ax, (title, image) in zip(axes, panels.items(), strict=True):
-        mosaic = _mosaic(image.transpose("class", "example", "down", "right", "channel").values)
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        mosaic = _mosaic(panel.sel({"class": names}).transpose("class", "example", "down", "right", "channel").values)
         ax.imshow(mosaic, interpolation="nearest")
         cell = mosaic.shape[0] / len(names)
         ax.set_yticks([cell * (i + 0.5) - 0.5 for i in range(len(names))], [_label(one, trained) for one in names])
@@ -203,14 +187,7 @@ def _label(name: str, trained) -> str:
     return f"{name} {words[2]} {words[1]} {words[0]}{'' if name in trained else ' *'}"
 
 
-def _of(name: str, datasets: Mapping[str, xr.Dataset]) -> xr.DataArray:
-    (dataset,) = datasets.values()
-    if f"pictures.{name}" not in dataset:
-        raise Lacking(f"pictures.{name}")
-    return rows(dataset)[f"pictures.{name}"]
-
-
-def _listed(score: xr.DataArray) -> str:
+def _by_gamma(score: xr.DataArray) -> str:
     return ", ".join(f"{float(gamma):g}: {float(score.sel(gamma=gamma).median()):.2f}" for gamma in score["gamma"])
 
 
@@ -219,7 +196,7 @@ STUDY = Study(
     lead=LEAD,
     papers=("arXiv 2501.08537", "arXiv 2310.09336"),
     measures=measures,
-    claims=CLAIMS,
+    claims=(unseen_rises, seen_is_generated, judge_can_tell),
     target="pictures.unseen",
     sections=sections,
 )

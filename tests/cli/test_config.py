@@ -95,6 +95,32 @@ def test_users_file_needs_no_more_than_its_presets(tmp_path):
     ]
 
 
+def test_file_that_names_no_study_is_one(tmp_path):
+    file = tmp_path / "mine.py"
+    for said, study in (("", "mine"), ("ntp_ctp", "ntp_ctp")):
+        file.write_text(
+            "from lab.configs import base\n"
+            "def get_config():\n"
+            f"    config = base.config(study='{said}')\n"
+            "    config.eval_every = config.get_ref('checkpoint_every')\n"
+            "    return config.lock()\n"
+        )
+        made = read(f"--config={file}", "--config.checkpoint_every=7")
+        assert made.study == study and made.eval_every == 7  # a reference follows the user's word
+
+
+def test_preset_goes_to_the_users_own_function(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from lab.configs import base\n"
+        "def get_config(words='none'):\n"
+        "    return base.config(variants={word: {} for word in words.split('+')})\n"
+    )
+    assert list(read(f"--config={file}:a+b").variants) == ["a", "b"] and list(read(f"--config={file}").variants) == [
+        "none"
+    ]
+
+
 def test_file_of_a_job_is_the_users_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.file(["--config=mine.py:cpu", "--config.steps=3"]) == str(Path.cwd() / "mine.py")

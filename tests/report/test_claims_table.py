@@ -14,7 +14,7 @@ def rows(*measures, **options):
         )(measure)
         for i, measure in enumerate(measures)
     ]
-    return claims.table(tuple(made), Runs({}), "command")["claims"]
+    return claims.table(tuple(made), Runs({}), "command", "reduced: 2 of 10 layers")["claims"]
 
 
 def seeds(*values):
@@ -27,11 +27,11 @@ TABLE = rows(seeds(1e-5, 0.25, 0.375, 0.5, np.nan), lambda runs: 0.75, lambda ru
 def test_text_says_number_interval_seeds_margin_and_what_is_needed():
     assert claims_table.text(TABLE).splitlines()[:6] == [
         "C0   open           0.312 [1e-05, 0.5]       It rises",
-        "     needs: rise at least 0.5 (5 seeds, 1 missing, margin -0.19, reduced). A note.",
+        "     needs: rise at least 0.5 (5 seeds, 1 missing, margin -0.19, reduced: 2 of 10 layers). A note.",
         "C1   holds          0.75                     It rises",
-        "     needs: rise at least 0.5 (exact, margin +0.25, reduced).",
+        "     needs: rise at least 0.5 (exact, margin +0.25, reduced: 2 of 10 layers).",
         "C2   open           -                        It rises",
-        "     needs: rise at least 0.5 (reduced). This run lacks variant x.",
+        "     needs: rise at least 0.5 (reduced: 2 of 10 layers). This run lacks variant x.",
     ]
 
 

@@ -3,14 +3,13 @@
 import jax
 import numpy as np
 import pytest
-import xarray as xr
+from synthetic import Grid, measure
 
 from lab import config as configs
 from lab.cli import main
-from lab.configs import base, composition
+from lab.configs import composition
 from lab.configs import concept_graph as config
 from lab.disk.load import load
-from lab.studies import claims
 from lab.studies import concept_graph as study
 from lab.tasks import shapes
 
@@ -46,57 +45,35 @@ def test_page_shows_every_picture(root):
     assert {"main-drawn.png", "main-score.png", "main-loss.png"} <= figures
 
 
-def measured(unseen_G, seen_G=(0.95,) * 4, judge=0.99):
-    """Three seeds that are alike."""
-    axes, grid = ("gamma", "weight_decay", "learning_rate", "seed"), (4, 1, 1, 3)
-
-    def over(values_G):
-        return ("snapshot", *axes), np.broadcast_to(np.asarray(values_G)[None, :, None, None, None], (1, *grid))
-
-    ds = xr.Dataset(
-        {
-            "pictures.unseen": over(unseen_G),
-            "pictures.seen": over(seen_G),
-            "pictures.judge": (("snapshot", *axes, "attribute"), np.full((1, *grid, 3), judge)),
-            "diverged_at": (axes, np.full(grid, -1)),
-        },
-        {"snapshot": [100], "gamma": [*GAMMAS], "seed": [0, 1, 2], "attribute": [*shapes.CONCEPTS]},
-    )
-    return {"main": ds}
-
-
-def verdicts(datasets):
-    return {row["id"]: row["verdict"] for row in claims.evaluate(study.CLAIMS, datasets, "c")}
+def grid(unseen_G=GAMMAS, seen_G=(0.95,) * 4, judge=0.99):
+    made = Grid(gamma=GAMMAS)
+    made.put("pictures.unseen", np.array(unseen_G), "snapshot").put("pictures.seen", np.array(seen_G), "snapshot")
+    return made.put("pictures.judge", np.full((5, 4, 3), judge), "snapshot", dims={"attribute": shapes.CONCEPTS})
 
 
 @pytest.mark.parametrize(
-    ("unseen_G", "verdict"),
-    [
-        ((0.1, 0.2, 0.3, 0.4), "holds"),
-        ((0.1, 0.3, 0.2, 0.4), "holds"),  # one neighbouring pair swapped: 0.8
-        ((0.2, 0.3, 0.4, 0.1), "does not hold"),  # -0.2
-        ((0.5, 0.5, 0.5, 0.5), "does not hold"),
-    ],
+    ("unseen_G", "correlation"),
+    [((0.1, 0.2, 0.3, 0.4), 1), ((0.1, 0.3, 0.2, 0.4), 0.8), ((0.2, 0.3, 0.4, 0.1), -0.2), ((0.5,) * 4, 0)],
 )
-def test_claim_holds_where_the_unseen_score_rises_in_rank(unseen_G, verdict):
-    assert verdicts(measured(unseen_G))["G1"] == verdict
-    shuffled = measured(unseen_G)["main"].isel(gamma=[2, 0, 3, 1])
-    assert verdicts({"main": shuffled})["G1"] == verdict
+def test_rise_of_the_unseen_score_is_in_rank(unseen_G, correlation):
+    np.testing.assert_allclose(measure(study.unseen_rises, main=grid(unseen_G)).values_S, correlation, atol=1e-12)
 
 
 def test_one_rate_below_is_enough_to_fail_the_others():
-    fine = verdicts(measured(GAMMAS))
-    assert fine == {"G1": "holds", "G2": "holds", "G3": "holds"}
-    assert verdicts(measured(GAMMAS, seen_G=(0.95, 0.89, 0.95, 0.95))) == fine | {"G2": "does not hold"}
-    assert verdicts(measured(GAMMAS, judge=0.96)) == fine | {"G3": "does not hold"}
+    low = measure(study.seen_is_generated, main=grid(seen_G=(0.95, 0.89, 0.95, 0.95)))
+    assert low.verdict == "does not hold" and (low.values_S == 0.89).all()
+    judged = grid()
+    judged.put("pictures.judge", [0.96, 0.99, 0.99], "snapshot", dims={"attribute": shapes.CONCEPTS}, gamma=0.5)
+    assert (measure(study.judge_can_tell, main=judged).values_S == 0.96).all()
 
 
-def test_diverged_rows_leave_claims_unmeasured_and_one_rate_lacks_a_second():
-    datasets = measured(GAMMAS)
-    datasets["main"]["diverged_at"][0, 0, 0, 0] = 5
-    assert set(verdicts(datasets).values()) == {"not measured"}
-    one = {"main": measured(GAMMAS)["main"].isel(gamma=[0])}
-    assert verdicts(one)["G1"] == "not measured"
+def test_seed_with_a_diverged_row_is_missing_and_one_rate_lacks_a_second():
+    diverged = grid().diverge(5, gamma=0.3, seed=0)
+    for claim in study.STUDY.claims:
+        np.testing.assert_array_equal(np.isnan(measure(claim, main=diverged).values_S), [True] + [False] * 4)
+    alone = grid()
+    alone.dataset = alone.dataset.isel(gamma=[0])
+    assert measure(study.unseen_rises, main=alone).note == "This run lacks a second gamma."
 
 
 def test_mosaic_lays_out_classes_down_and_examples_across():
@@ -121,10 +98,3 @@ def test_other_tasks_and_models_and_pictures_noised_once_are_refused():
     changed.train_size = 64
     with pytest.raises(ValueError, match=r"train_size=64: would fix noise .* task\.images_per_class"):
         configs.experiment(configs.variants(changed)["main"])
-
-
-@pytest.mark.parametrize("preset", base.presets(config))
-def test_every_preset_describes_an_experiment(preset):
-    (variant,) = configs.variants(config.get_config(preset)).values()
-    assert configs.experiment(variant).task.size == {"smoke": 8, "cpu": 16, "gpu": 32, "paper": 64}[preset]
-    assert len(configs.grid(variant)) == {"smoke": 2, "cpu": 12, "gpu": 35, "paper": 35}[preset]

@@ -43,5 +43,5 @@ def test_a_report_without_any_training_has_no_pictures(study):
 
 
 def test_unknown_study_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="unknown study 'compo'.*composition"):
+    with pytest.raises(ValueError, match=r"unknown study 'compo'.*composition"):
         studies.get("compo")

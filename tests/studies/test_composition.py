@@ -1,0 +1,202 @@
+"""Every claim on grids written by hand, on which the answer is known. Arrays are (seed, gamma)."""
+
+import numpy as np
+import pytest
+from synthetic import GARBAGE, Grid, by_gamma, measure
+
+from lab import claims
+from lab.measuring.catalogue.anchors import QUERY
+from lab.runs import Runs
+from lab.studies import composition as study
+
+WRONG_GAMMAS, UNSEEN_GAMMAS = (0.5, 0.65, 0.8), (0.3, 0.5, 0.65, 0.8)
+EPS = 2.0**-52
+MATRICES = {"matrix": ["block_1/attn/query/kernel", QUERY]}
+MEASURED_AT = {"rank": "snapshot", "condensation": "snapshot", "embedding": "snapshot", "flow": None, "fused": None}
+NAN = np.nan
+
+
+def grid(gammas, decays, **variables):
+    made = Grid({"weight_decay": 0.01}, gamma=gammas, weight_decay=decays)
+    for name, values in variables.items():
+        name = name.replace("__", ".")
+        time = MEASURED_AT.get(name.split(".")[0], "step")
+        if name == "rank.stable":
+            made.put(name, np.stack([np.full_like(values, GARBAGE), values], axis=-1), time, MATRICES)
+        elif isinstance(values, tuple):  # of decay 0.01 and 1
+            for decay, one in zip(decays, values, strict=True):
+                made.put(name, one, time, weight_decay=decay)
+        else:
+            made.put(name, values, time)
+    return made
+
+
+def wrong(**variables):
+    return grid(WRONG_GAMMAS, (0.01,), **variables)
+
+
+def unseen(**variables):
+    return grid(UNSEEN_GAMMAS, (0.01, 1.0), **variables)
+
+
+SPLIT = by_gamma(0.0, (0.0, 0.0, 0.6, 0.0, 0.0), 0.9, 1.0)  # memory below gamma 0.65, but seed 2 reasons at 0.5 already
+RISING = by_gamma((0, 0.1, 0.05, 0.3, 0), 0.3, (1, 0.9, 0.8, 1, 0), (0.5, 1, 0.9, 1, 0))
+SHARES = by_gamma((0.1, 0.1, 0.3, 0, 1), (0.2, 0.3, 0.2, 0, 2), (0.3, 0.2, 0.1, 0, 4), (0.9, 0.9, 0, 0, 3))
+ORDERS = by_gamma((0.1, 0.1, 0.1, 1, 0), (0.3, 0.3, 0.7, 1, 0), (0.9, 0.8, 0.8, 0, 0), (0.7, 1.0, 0.6, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("claim", "grids", "expected"),
+    [
+        (  # the smaller of the leads at both ends
+            study.scale_picks_the_solution,
+            {
+                "wrong": wrong(
+                    ood_43__symmetric=by_gamma((0.9, 0.8, 0.7, 0.1, 1), GARBAGE, (0.1, 0.0, 0.2, 0.0, 1)),
+                    ood_43__reasoning=by_gamma((0.0, 0.1, 0.2, 0.2, 0), GARBAGE, (0.5, 0.9, 0.9, 0.9, 1)),
+                )
+            },
+            (0.4, 0.7, 0.5, -0.1, 0),
+        ),
+        (  # from the smallest gamma to the best
+            study.reasoning_rises,
+            {"unseen": unseen(ood_43__reasoning=RISING)},
+            (1.0, 0.9, 0.85, 0.7, 0.3),
+        ),
+        (  # crossings 0.725, 0.575, 0.575, beyond 0.8, below 0.3, less 0.4, 0.4, 0.575, below 0.3, beyond 0.8
+            study.decay_moves_the_crossing,
+            {
+                "unseen": unseen(
+                    ood_43__reasoning=(
+                        by_gamma((0, 0, 0, 0, 1), (0, 0, 0, 0, 1), (0, 1, 1, 0, 1), (1, 1, 1, 0.4, 1)),
+                        by_gamma((0, 0, 0, 1, 0), (1, 1, 0, 1, 0), (1, 1, 1, 1, 0), (1, 1, 1, 1, 0.4)),
+                    )
+                )
+            },
+            (0.325, 0.175, 0.0, 0.5, -0.5),
+        ),
+        (  # sqrt(40 10) / sqrt(4 9), sqrt(40 10) / sqrt(5 20), 40 / cbrt(4 16 1), 1, sqrt(10 40) / sqrt(2 2)
+            study.stable_rank_falls,
+            {
+                "unseen": unseen(
+                    ood_43__reasoning=SPLIT,
+                    rank__stable=by_gamma((40, 40, 40, 1, 10), (10, 10, 4, 1, 40), (4, 5, 16, 1, 2), (9, 20, 1, 1, 2)),
+                )
+            },
+            (20 / 6, 2.0, 10.0, 1.0, 10.0),
+        ),
+        (
+            study.condensation_rises,
+            {
+                "unseen": unseen(condensation__fraction_above=SHARES),
+            },
+            [1.0, 0.8, -1.0, 0.0, 0.8],
+        ),
+        (  # 0.8 - 0.2, 0.9 - 0.2, 0.7 - 0.1, and so on
+            study.embeddings_are_ordered,
+            {
+                "unseen": unseen(
+                    ood_43__reasoning=SPLIT,
+                    embedding__order=ORDERS,
+                )
+            },
+            (0.6, 0.7, 0.6, -1, 0),
+        ),
+        (
+            study.circuits_differ,
+            {
+                "wrong": wrong(
+                    flow__symmetric_score=by_gamma((0.9, 0.5, 0.6, 0.9, 0), GARBAGE, (0.1, 0.1, 0.1, 0.5, 0)),
+                    flow__reasoning_score=by_gamma((0.1, 0.1, 0.1, 0.1, 0), GARBAGE, (0.4, 0.9, 0.9, 0.4, 0)),
+                )
+            },
+            (0.3, 0.4, 0.5, -0.1, 0),
+        ),
+        (
+            study.fused_vectors_agree,
+            {"wrong": wrong(fused__contrast=by_gamma((0.1, 0.3, 0.0, 1, 0), GARBAGE, (0.6, 0.6, 0.25, 0, 0)))},
+            (0.5, 0.3, 0.25, -1, 0),
+        ),
+    ],
+    ids=lambda value: value.id if isinstance(value, claims.Claim) else "",
+)  # fmt: skip
+def test_claims_by_hand(claim, grids, expected):
+    # at most eight roundings of numbers up to 40, through logarithms for ranks
+    np.testing.assert_allclose(measure(claim, **grids).values_S, expected, rtol=0, atol=64 * 40 * EPS)
+
+
+@pytest.mark.parametrize("claim", [study.stable_rank_falls, study.embeddings_are_ordered], ids=lambda claim: claim.id)
+@pytest.mark.parametrize("reasoning", [0.0, 1.0])
+def test_comparison_across_the_crossing_needs_rows_on_both_sides(claim, reasoning):
+    values = by_gamma(1, 2, 3, 4)
+    made = unseen(ood_43__reasoning=by_gamma(*[reasoning] * 4), rank__stable=values, embedding__order=values)
+    assert np.isnan(measure(claim, unseen=made).values_S).all()
+
+
+def test_frozen_weights_of_a_diverged_row_count_on_neither_side():
+    made = unseen(ood_43__reasoning=by_gamma(0, 0.1, 0.9, 1), rank__stable=by_gamma(16.0, 8, 4, 2))
+    made.diverge(7, gamma=UNSEEN_GAMMAS[0])
+    # memory: only 8 is left; reasoning: sqrt(4 * 2)
+    np.testing.assert_allclose(measure(study.stable_rank_falls, unseen=made).values_S, 8 / np.sqrt(8), rtol=1e-12)
+
+
+def accuracies(seen, reasoning, symmetric):
+    """Alike at all rates: C1 looks at every row."""
+    made = Grid(gamma=WRONG_GAMMAS, weight_decay=(0.01,), learning_rate=(1e-3,))
+    for name, values in {
+        "test_seen.accuracy": seen,
+        "ood_43.reasoning": reasoning,
+        "ood_43.symmetric": symmetric,
+    }.items():
+        made.put(name, values)
+    return made
+
+
+def test_c1_is_the_worst_named_row_of_each_seed_over_all_variants():
+    seen = by_gamma((0.2, 0.995, 1, 1, 1), 1, (1, 0.991, 1, 1, 1))
+    reasoning, symmetric = by_gamma((0.1, 0.9, 0.9, 0, 0), 0, 0.5), by_gamma((0.3, 0, 0, 0, 0), 1, 0.2)
+    first = accuracies(seen, reasoning, symmetric)  # the row with 0.2 is named after neither
+    np.testing.assert_array_equal(measure(study.seen_pairs_generalize, wrong=first).values_S, [1, 0.991, 1, 1, 1])
+    second = accuracies(by_gamma(1, (1, 1, 0.9, 1, 1), 1), by_gamma(1, 1, 1), by_gamma(0, 0, 0))
+    for grids in ({"a": first, "b": second}, {"a": second, "b": first}):
+        np.testing.assert_array_equal(measure(study.seen_pairs_generalize, **grids).values_S, [1, 0.991, 0.9, 1, 1])
+    symmetric[0, 0] = 0.5  # now it is
+    named = measure(study.seen_pairs_generalize, wrong=accuracies(seen, reasoning, symmetric))
+    assert named.values_S[0] == 0.2
+
+
+def test_c1_lacks_a_seed_without_a_named_row():
+    reasoning = by_gamma(0, 0, (0.49, 1, 1, 1, 1))
+    made = accuracies(by_gamma(1, 1, 1), reasoning, by_gamma(0, 0, 0))
+    np.testing.assert_array_equal(measure(study.seen_pairs_generalize, wrong=made).values_S, [NAN, 1, 1, 1, 1])
+
+
+def everything():
+    """Both variants with every variable, all claims within reach."""
+    late, early = by_gamma(0, 0, 1, 1), by_gamma(0, 1, 1, 1)
+    both = unseen(
+        ood_43__reasoning=(late, early), ood_43__symmetric=(late * 0, late * 0), condensation__fraction_above=late,
+        test_seen__accuracy=(late * 0 + 1, late * 0 + 1), rank__stable=30 - 29 * late, embedding__order=late,
+    )  # fmt: skip
+    both.put("condensation.fraction_above", by_gamma(0.1, 0.2, 0.3, 0.4), "snapshot")
+    ends = by_gamma(0, 0.5, 1)
+    other = wrong(
+        ood_43__reasoning=ends, ood_43__symmetric=1 - ends, test_seen__accuracy=ends * 0 + 1,
+        flow__reasoning_score=ends, flow__symmetric_score=1 - ends, fused__contrast=ends,
+    )  # fmt: skip
+    both.dataset, other.dataset = (made.dataset.isel(learning_rate=[1]) for made in (both, other))
+    return Runs({"unseen": both.dataset, "wrong": other.dataset}, {"weight_decay": 0.01})
+
+
+def test_all_claims_hold_where_the_papers_are_right():
+    rows = claims.table(study.STUDY.claims, everything(), "command")["claims"]
+    assert {row["id"]: row["verdict"] for row in rows} == dict.fromkeys([row["id"] for row in rows], claims.HOLDS)
+
+
+@pytest.mark.parametrize("variant", ["unseen", "wrong"])
+def test_missing_variant_is_named_and_leaves_the_claims_of_the_other(variant):
+    (other,) = {"unseen", "wrong"} - {variant}
+    of_wrong = {"C2", "C7", "C8"}
+    for row in claims.table(study.STUDY.claims, everything().where(lambda name, run: name == variant), "c")["claims"]:
+        lacking = row["id"] != "C1" and (row["id"] in of_wrong) == (other == "wrong")
+        assert (row["note"] == f"This run lacks variant {other}.") == lacking, row["id"]
