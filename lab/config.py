@@ -1,4 +1,4 @@
-"""From an ml_collections config to values: variants, experiments and grids. The config is the complete list of options.
+"""Builds values from an ml_collections config: variants, experiments and grids. A config lists every option.
 
 Raises `ValueError` for anything that is missing, unknown, of the wrong type or impossible, naming it and what would do.
 """

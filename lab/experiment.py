@@ -1,4 +1,4 @@
-"""The static half of a training, as one hashable value."""
+"""An experiment: the static half of a training, as one hashable value."""
 
 import dataclasses
 

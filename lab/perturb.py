@@ -1,4 +1,4 @@
-"""Weights moved before the gradient is taken, so that training itself looks for flat minima: up the loss, or at random.
+"""Perturbations of the weights before the gradient is computed: sharpness-aware ascent and Gaussian weight noise.
 
 theta: parameters; g: the gradient of the loss there. Both functions keep shapes and dtypes.
 """

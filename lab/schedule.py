@@ -1,4 +1,4 @@
-"""When something is due: the steps at which training pauses, evaluates, and keeps what it has."""
+"""The steps at which chunks end, evaluations run, and snapshots and checkpoints are written."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Parameter trees: names of leaves, norms, and the freezing of a row."""
+"""Parameter trees: names of leaves, a leafwise `where`, and sizes."""
 
 from collections.abc import Callable
 

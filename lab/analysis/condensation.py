@@ -111,17 +111,6 @@ def cluster_groups(similarity_NxN, threshold):
     return group_N, order_N, int(group_N.max()) + 1
 
 
-def eigenvector_order(cosine_NxN):
-    """Neurons by their entry in the leading eigenvector of S ("From Condensation to Rank Collapse", NeurIPS 2025).
-
-    Its entries are made to have a positive sum, so that of two antiparallel groups the larger comes last. It separates
-    two groups; several orthogonal ones want `cluster_groups`. Arbitrary where the two largest eigenvalues are equal.
-    """
-    _, vectors_NxN = jnp.linalg.eigh(cosine_NxN)
-    leading_N = vectors_NxN[:, -1]
-    return jnp.argsort(jnp.where(jnp.sum(leading_N) < 0, -leading_N, leading_N))
-
-
 def fraction_above(cosine_NxN, threshold):
     """Share of off-diagonal entries with |S| > threshold, in [0, 1]."""
     return jnp.mean(jnp.abs(cosine_NxN) > threshold, where=_off_diagonal(cosine_NxN))

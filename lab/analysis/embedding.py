@@ -79,15 +79,6 @@ def mean_pairwise_cosine(vectors_NxD):
     return total / (n_vectors * (n_vectors - 1))
 
 
-def covariance_eigenvalues(vectors_NxD):
-    """Eigenvalues of the covariance of N vectors, divisor N - 1, decreasing: min(N, D) of them that need not vanish.
-
-    In squared units of the embedding, so that their growth over snapshots is seen; `pca` gives shares.
-    """
-    s_K = jnp.linalg.svd(_centred(vectors_NxD), compute_uv=False)
-    return jnp.square(s_K) / (vectors_NxD.shape[0] - 1)
-
-
 def tsne(vectors_NxD, perplexity: float, seed: int):
     """t-SNE of the vectors in the plane, (N, 2) in NumPy, by scikit-learn from a PCA start.
 

@@ -103,14 +103,6 @@ def entropy(p):
     return jnp.sum(entr(p), axis=-1)
 
 
-def entropy_gap(attention_IxV, base_V):
-    """H(pi) - H(A[i, :]) in nats (I): 0 at the base rate, positive for narrower attention, negative for wider.
-
-    Zero does not imply A[i, :] = pi; `lift` tells.
-    """
-    return entropy(base_V) - entropy(attention_IxV)
-
-
 def distance_to_uniform(pattern_BxHxQxL):
     """max and mean of |a_qj - 1/(q+1)| over batch, queries and visible keys j <= q, each (H) (arXiv 2502.04375).
 

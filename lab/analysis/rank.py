@@ -132,17 +132,6 @@ def leading_alignment(matrix_IxO, vectors_NxI):
     return jnp.abs(unit_rows(vectors_NxI) @ u_IxK[:, 0])
 
 
-def singular_vector_cosines(before_IxO, after_IxO):
-    """|cos| (K) between the i-th left singular vectors of two matrices, and between the right ones, K = min(I, O).
-
-    1 where a direction stayed. Vectors whose singular values nearly coincide rotate into each other without
-    meaning anything: read it together with the spectrum.
-    """
-    u_IxK, _, v_KxO = jnp.linalg.svd(before_IxO, full_matrices=False)
-    w_IxK, _, z_KxO = jnp.linalg.svd(after_IxO, full_matrices=False)
-    return jnp.abs(jnp.sum(u_IxK * w_IxK, axis=0)), jnp.abs(jnp.sum(v_KxO * z_KxO, axis=1))
-
-
 def _relative(s_K):
     # Relative to the largest: squares of strongly decayed weights would underflow.
     return s_K / jnp.where(s_K[0] == 0, 1, s_K[0])

@@ -93,40 +93,6 @@ def trace(matvec: Callable, like_P, key, n_probes: int) -> Estimate:
     return estimate.mean(jax.lax.map(lambda probe: one(matvec, probe), jax.random.split(key, n_probes)))
 
 
-def xtrace(matvec: Callable, like_P, key, n_probes: int) -> Estimate:
-    """tr H by XTrace with its probes' lengths normalized (Epperly, Tropp & Webber 2024, arXiv 2301.07825, sections 2.1
-    and 2.3); 2 `n_probes` products, 6 n_probes P numbers of memory.
-
-    Exact up to rounding where n_probes exceeds the rank, without bias elsewhere. Beats `trace` when a few eigenvalues
-    carry H. The estimates averaged share their products: the error bar is 0.7 to 1.0 of the true error (root mean
-    squares over 500 keys; n_probes 4 and 10, five spectra, P = 60).
-
-    Raises:
-      ValueError: not 2 <= n_probes <= P.
-    """
-    n, dimension = n_probes, like_P.size
-    if not 2 <= n <= dimension:
-        raise ValueError(f"n_probes={n}: from 2 to {dimension}, the dimension")
-    probe_NxP = jax.random.normal(key, (n, dimension), like_P.dtype)
-    product_NxP = jax.lax.map(matvec, probe_NxP)
-    basis_PxN, r_NxN = jnp.linalg.qr(product_NxP.T)
-    basis_NxP = basis_PxN.T
-    product_of_basis_NxP = jax.lax.map(matvec, basis_NxP)
-    inner_NxN = basis_NxP @ product_of_basis_NxP.T
-
-    # row i: the direction of the basis that is lost without probe i
-    lost_NxN = jax.vmap(unit)(_inverse_of_triangular(r_NxN))
-    inside_NxN = probe_NxP @ basis_PxN
-    inside_NxN -= jnp.sum(inside_NxN * lost_NxN, axis=1)[:, None] * lost_NxN
-    outside_NxP = probe_NxP - inside_NxN @ basis_NxP
-    product_of_outside_NxP = product_NxP - inside_NxN @ product_of_basis_NxP
-
-    inside_N = jnp.trace(inner_NxN) - jnp.sum(lost_NxN * (lost_NxN @ inner_NxN), axis=1)
-    square_N = jnp.sum(jnp.square(outside_NxP), axis=1)
-    outside_N = jnp.sum(outside_NxP * product_of_outside_NxP, axis=1) * (dimension - n + 1) / square_N
-    return estimate.mean(inside_N + outside_N)
-
-
 def density(matvec: Callable, like_P, key, n_probes: int, n_matvecs: int) -> Density:
     """The eigenvalue density by stochastic Lanczos quadrature (Ghorbani, Krishnan & Xiao 2019, arXiv 1901.10159).
 
@@ -212,15 +178,6 @@ def _read_off(run: _Run, node_K, coordinates_MxK):
     shift_K = jnp.sum(split_KxP * vector_KxP, axis=1)
     left_KxP = coordinates_MxK[-1][:, None] * run.rest_P[None] - split_KxP + shift_K[:, None] * vector_KxP
     return run.scale * (node_K - shift_K), run.scale * jax.vmap(norm)(left_KxP), vector_KxP
-
-
-def _inverse_of_triangular(r_NxN):
-    """R^-1; where the rank is deficient, as if the missing directions were there and rounding small."""
-    diagonal_N = jnp.diagonal(r_NxN)
-    smallest = jnp.finfo(r_NxN.dtype).eps * _or_one(jnp.max(jnp.abs(diagonal_N)))
-    missing_N = jnp.where(jnp.abs(diagonal_N) < smallest, smallest - diagonal_N, 0)
-    unit_NxN = jnp.eye(len(diagonal_N), dtype=r_NxN.dtype)
-    return jax.scipy.linalg.solve_triangular(r_NxN + jnp.diag(missing_N), unit_NxN)
 
 
 def _or_one(scale):

@@ -1,4 +1,4 @@
-"""What runs in a cluster's job: one variant's training, which saves before it is taken away and continues."""
+"""A cluster job: trains one variant, saves when preempted, and continues when queued again."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""Trainings as jobs of a cluster, through submitit: one job a static variant, followed until all have ended.
+"""Launches trainings as cluster jobs through submitit, one job a variant, and follows them until all have ended.
 
 A job that is preempted or runs out of time saves, is queued again and continues to the same bytes; so does a job that
 was killed, when it is launched again.

@@ -1,4 +1,4 @@
-"""How far the trainings of a study are, told by their folders alone: nothing is written and no process is asked."""
+"""Progress of a study's trainings, read from their folders alone."""
 
 import dataclasses
 import fcntl

@@ -1,7 +1,7 @@
-"""Single files that vouch for themselves: each is written whole or not at all, and read back as written or refused.
+"""Atomic file writes with a content hash that every read verifies.
 
-A JSON file holds a hash of what it says, an npz file one of its bytes. Numbers say too which training they belong to:
-a file of another one is not believed, however whole it is.
+A JSON file holds a hash of its content, an npz file one of its bytes. An npz file also holds a hash of the training it
+belongs to: reading it in the folder of another training is refused.
 """
 
 import functools
@@ -24,19 +24,19 @@ REMOVE_TRIES = 5
 
 
 class WorkdirError(Exception):
-    """A folder that is not what it should be; the message is for the user."""
+    """A training's folder cannot be used as asked; the message is for the user."""
 
 
 class DamagedError(WorkdirError):
-    """A file or folder that is missing, or not what was written."""
+    """A file or folder is missing, or differs from what was written."""
 
 
 class SaveError(OSError):
-    """A file or folder that could not be written; what it would have replaced is still there."""
+    """A file or folder could not be written; the one it would have replaced is still there."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """A file that takes its name when it is complete and on disk, and not before.
+    """Writes a file atomically: it takes its name when it is complete and on disk.
 
     Raises:
       SaveError: it could not be written; nothing is left of it.
@@ -55,7 +55,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """JSON, complete or not there at all; a dict is signed, for `read_json`."""
+    """Writes JSON atomically; a dict is signed, for `read_json`."""
     write_bytes(path, _signed(value) if isinstance(value, dict) else _text(value))
 
 
@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """An npz file, complete or not there at all. It is sealed: a comment at its end, which `np.load` passes over.
+    """Writes an npz file atomically, with a seal: a zip comment at its end, which `np.load` ignores.
 
     Returns:
       Its hash, see `npz_hash`.
@@ -106,9 +106,9 @@ def npz_hash(path: Path) -> str:
 
 
 def training_of(workdir: Path) -> str | None:
-    """Hash of the config, the grid and the weights started from in a folder; None where missing or damaged.
+    """Hash of a folder's config, grid and weights started from; None where one is missing or damaged.
 
-    Equal for two folders whose files may stand in for each other, and for no others.
+    Two folders whose files are interchangeable have the same hash; others have different ones.
     """
     try:
         return _training(*((workdir / name).read_bytes() for name in IDENTITY))
@@ -119,7 +119,7 @@ def training_of(workdir: Path) -> str | None:
 def refuse_other_training(path: Path, workdir: Path, training: str | None) -> None:
     """
     Raises:
-      DamagedError: `training` is not the one of the folder; nothing is said where the folder does not tell.
+      DamagedError: `training` is not the folder's; a folder without a readable identity refuses nothing.
     """
     if training_of(workdir) not in (None, training):
         raise DamagedError(f"{path}: belongs to another training (config.json or grid.json differ)")
@@ -144,14 +144,14 @@ def hashes(contents: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a file or folder to `damaged-<name>`, which nobody reads; what was set aside before it is deleted."""
+    """Renames a file or folder to `damaged-<name>`, which nothing reads; an earlier one of that name is deleted."""
     aside = path.with_name(f"damaged-{path.name}")
     remove(aside)
     return path.rename(aside)
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or folder, as far as that is possible."""
+    """Deletes a file or folder as far as possible; raises nothing."""
     if path.is_dir():
         for _ in range(REMOVE_TRIES):  # threads of a save that failed may still be writing into it
             shutil.rmtree(path, ignore_errors=True)
@@ -166,12 +166,12 @@ def remove(path: Path) -> None:
 
 
 def is_step(name: str) -> bool:
-    """Whether a name is that of a step, and of no other."""
+    """Whether a name is a step number in its only spelling, without leading zeros."""
     return re.fullmatch("0|[1-9][0-9]*", name, re.ASCII) is not None
 
 
 def reason(error: BaseException) -> str:
-    """Why the system refused, in its own words; tensorstore gives it as a number somewhere in a long message."""
+    """The system's error message; tensorstore gives an error number inside a long message."""
     if isinstance(error, SaveError) and error.__cause__:
         return reason(error.__cause__)
     found = re.search(r"os_error_code='(\d+)'", str(error))

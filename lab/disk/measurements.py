@@ -1,4 +1,4 @@
-"""Measurements on disk: `analysis/<name>.npz`, and `analysis/<name>.json`, which says what it holds."""
+"""Measurements on disk: `analysis/<name>.npz` holds the arrays, `analysis/<name>.json` describes them."""
 
 import numpy as np
 

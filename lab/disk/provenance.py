@@ -1,4 +1,4 @@
-"""Where numbers come from: everything beside config and grid that may change them, for `config.json`."""
+"""Provenance for `config.json`: whatever beside config and grid may change the numbers."""
 
 import importlib.metadata
 import os

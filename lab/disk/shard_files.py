@@ -1,6 +1,7 @@
-"""The rows of a save that one process holds: arrays on disk, with a hash of every file.
+"""Per-process shards of a checkpoint, with a hash of every file.
 
-They are written by orbax. Of several processes each writes its own, as npz: orbax writes host arrays only in the first.
+A single process writes its rows with orbax. Of several processes each writes its rows as npz, since orbax writes host
+arrays in the first process only.
 """
 
 import contextlib

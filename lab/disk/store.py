@@ -1,7 +1,6 @@
-"""Checkpoints and snapshots: orbax arrays, each folder with a manifest of hashes, renamed into place when complete.
+"""Checkpoints and snapshots: folders of orbax arrays with a manifest of hashes, renamed into place when complete.
 
-Orbax alone restores a flipped bit silently and takes any numbered folder for a step, so nothing is read here that its
-manifest does not vouch for.
+Orbax restores a flipped bit silently and takes any numbered folder for a step. So every restore verifies the manifest.
 """
 
 import contextlib

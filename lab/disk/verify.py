@@ -1,4 +1,4 @@
-"""Is everything in a training's folder still what was written, and all of it? What is not is trained or taken again."""
+"""Verifies a training's folder: every file is there and is what was written."""
 
 import functools
 from collections.abc import Callable, Container
@@ -16,9 +16,9 @@ def damages(work: Workdir) -> list[str]:
     Every byte counts: JSON files are compared with what their hash signs, checkpoints and snapshots with their
     manifests, metrics and measurements with their seals, and all of them with the training of this folder. What the
     config promises up to where the training came must be there. A folder of measurements that is gone altogether is
-    no damage: nothing says that any were taken.
+    no damage: nothing says that anything was measured.
     """
-    work = Workdir(work.path)  # nothing is believed that was read before
+    work = Workdir(work.path)  # a new one, without what was read and cached before
     identity = _identity_damages(work)
     lines = [*identity.values()]
     held = {} if "config.json" in identity else work.data_hashes

@@ -1,4 +1,4 @@
-"""The folder one training leaves, and the reading half of it: config, grid, snapshots.
+"""A training's folder: its layout, and reading its config, grid and snapshots.
 
 config.json grid.json      written before step 0, signed
 plan.json                  how its rows are computed, signed
@@ -6,7 +6,7 @@ metrics/<step>.npz         one file a chunk, each metric (n, R) or (n, R, ...), 
 checkpoints/<step>/        everything needed to continue, all rows, hashed
 snapshots/<step>/          parameters only, kept for analysis, hashed
 analysis/<name>.npz .json  measurements of the snapshots, sealed, and what they are, signed
-damaged-*                  beside what it was: found damaged by a training and set aside; read by nobody
+damaged-*                  found damaged by a training and renamed; nothing reads it
 """
 
 import functools
@@ -23,7 +23,7 @@ from lab.grid import Grid
 
 
 class Workdir:
-    """Paths of a training's folder and what it says of itself. Nothing is read before it is asked for."""
+    """Paths in a training's folder, and its config, grid and snapshots, read on first use."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

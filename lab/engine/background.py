@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Writer:
-    """Writes in the background, one thing after the other; what goes wrong is raised by the next `write` or the end."""
+    """Runs writes in a background thread, one after the other; the next `write` or the end raises what failed."""
 
     def __enter__(self):
         self.pool, self.writing = ThreadPoolExecutor(1), Future()

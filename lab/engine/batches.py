@@ -1,4 +1,4 @@
-"""Which sequences a row sees at which step: a pure function of (seed, step), so a resumed run sees the same ones."""
+"""The batch of a row at a step: a pure function of (seed, step), so a resumed training sees the same batches."""
 
 from collections.abc import Callable, Mapping
 

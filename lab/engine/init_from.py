@@ -1,4 +1,4 @@
-"""Where a training starts: at weights drawn anew, or at those that rows of another training ended with.
+"""Initial weights of a training: drawn anew, or the final weights of rows of another training.
 
 `config.start.variant` names the other one, the *source*, in the folder beside. Row i starts from the row of the source
 whose hyperparameters are: those that `start.row` names, as it says; every other column of the source's grid, as row i

@@ -1,4 +1,4 @@
-"""Agreement between the processes of one training: what the first one does, and what all agree on."""
+"""Agreement between the processes of one training: first-process calls, maxima and errors shared by all."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ LEAST = -(2**31)  # of an int32
 
 
 def is_first() -> bool:
-    """Whether this process speaks and writes for all."""
+    """Whether this process is the one that prints and writes for all."""
     return jax.process_index() == 0
 
 
 def on_first_process(function: Callable[[], int]) -> int:
-    """What `function` gives in the first process, for all of them.
+    """Calls `function` in the first process and returns its result in all of them.
 
     Raises:
-      Exception: what it raises, in the first process; WorkdirError in the others, so that none waits for the rest.
+      Exception: in the first process, whatever `function` raises; in the others a WorkdirError, so that none waits.
     """
     value, failure = LEAST, None
     if is_first():
@@ -42,7 +42,7 @@ def raise_everywhere(failure: Exception | None) -> None:
 
 
 def max_over_processes(value: int) -> int:
-    """The largest of the processes' values, for all of them; waits for all."""
+    """The largest value of any process, returned in all of them; waits for all."""
     if jax.process_count() == 1:
         return int(value)
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))

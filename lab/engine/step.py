@@ -60,9 +60,9 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
 def value_and_grad(loss: Callable, experiment: Experiment, hparams: Mapping, params, step):
     """Loss and the gradient to descend, of a row that may have a `weight_noise` or a `sam_radius`: see `lab.perturb`.
 
-    Noise comes first, new at every step; SAM steps up from there, at the cost of a second gradient. Matrices that are
-    frozen are not perturbed. Where a grid has neither nothing of this is in the program; a value of 0 is the plain
-    step up to rounding.
+    Noise comes first, drawn anew at every step; SAM ascends from there, at the cost of a second gradient. Frozen
+    matrices are not perturbed. A grid without these hyperparameters compiles neither; a value of 0 is the plain step up
+    to rounding.
 
     Returns:
       `(value, grads)`: the value is that of the plain weights under SAM, and of the noisy ones under noise, where the

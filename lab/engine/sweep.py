@@ -1,7 +1,7 @@
-"""All rows: `lab.engine.step` vmapped over blocks of rows, blocks in turn, devices side by side.
+"""All rows: `lab.engine.step` vmapped over blocks of rows, mapped over blocks, sharded over devices.
 
-The only module of the engine that maps over the row axis. Steps are looped inside one compiled call, so the host hears
-from the device once a chunk, and any chunk length runs in the same program.
+The only module of the engine that maps over the row axis. Steps are looped inside one compiled call, so the host reads
+from the device once a chunk, and one program runs chunks of any length.
 """
 
 import dataclasses
@@ -106,5 +106,5 @@ def over_rows(function: Callable, width: int, mesh: Mesh, n_row_args: int, n_sha
         return jax.lax.map(one_row, rows, batch_size=width if width > 1 else None)
 
     specs = (ROWS,) * n_row_args + (PartitionSpec(),) * n_shared_args
-    # only `run` is ours: what happens along `data` is XLA's business
+    # only `run` is mapped by hand; XLA partitions what is along `data`
     return jax.shard_map(blocks, mesh=mesh, in_specs=specs, out_specs=ROWS, axis_names={"run"}, check_vma=False)

@@ -1,4 +1,4 @@
-"""The only training loop. It runs chunks, and while the next one runs, writes metrics, snapshots and checkpoints."""
+"""The training loop: runs chunks of steps, and writes metrics, snapshots and checkpoints while the next chunk runs."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Is a row of a grid the row trained alone? It is trained again, by itself, and compared with what the grid left."""
+"""Trains one row of a grid alone and compares it with the row in the grid."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a workdir holds of a measurement: of which snapshots and rows, and how exactly each was measured."""
+"""Caches results of a measurement in a workdir, by snapshot, row and precision."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,61 +13,62 @@ KEYS = {"precision", "float64"}  # of a header, beside those of `measurements.wr
 
 
 class Cache:
-    """A measurement so far.
+    """Results of one measurement.
 
     Attributes:
       outputs: snapshot -> its outputs, each (R, ...); NaN, or 0 in whole numbers, for rows that were not measured.
-      exact: snapshot -> (R,) int8: 0 for rows that were not measured, else 1 + the place of theirs in `PRECISIONS`.
+      level: snapshot -> (R,) int8: 0 for rows that were not measured, else 1 + the index of their precision in
+        `PRECISIONS`.
     """
 
     def __init__(self, n_rows: int):
         self.n_rows = n_rows
         self.outputs: dict[int, dict[str, np.ndarray]] = {}
-        self.exact: dict[int, np.ndarray] = {}
+        self.level: dict[int, np.ndarray] = {}
 
     def add(self, step: int, rows: Sequence[int], outputs: Mapping[str, np.ndarray], precision: str) -> None:
         """Outputs of some rows, (len(rows), ...), at a snapshot."""
-        if step not in self.exact:
-            self.exact[step] = np.zeros(self.n_rows, np.int8)
+        if step not in self.level:
+            self.level[step] = np.zeros(self.n_rows, np.int8)
             self.outputs[step] = {name: _nothing(values, self.n_rows) for name, values in outputs.items()}
-        self.exact[step][rows] = 1 + PRECISIONS.index(precision)
+        self.level[step][rows] = 1 + PRECISIONS.index(precision)
         for name, values in outputs.items():
-            held = self.outputs[step][name]
-            held = held.astype(np.promote_types(held.dtype, values.dtype))
-            held[rows] = values
-            self.outputs[step][name] = held
+            merged = self.outputs[step][name]
+            merged = merged.astype(np.promote_types(merged.dtype, values.dtype))
+            merged[rows] = values
+            self.outputs[step][name] = merged
 
     def missing(self, step: int, rows: Sequence[int], precision: str) -> list[int]:
-        """Those of the rows that are not held at a snapshot, or less exactly than that."""
-        exact_R = self.exact.get(step, np.zeros(self.n_rows, np.int8))
-        return [row for row in rows if exact_R[row] < 1 + PRECISIONS.index(precision)]
+        """The rows without a result of at least this precision at a snapshot."""
+        level_R = self.level.get(step, np.zeros(self.n_rows, np.int8))
+        return [row for row in rows if level_R[row] < 1 + PRECISIONS.index(precision)]
 
 
 def read(work: Workdir, name: str, identity: Mapping) -> Cache:
-    """What the workdir holds of a measurement with this identity, of the snapshots that are there; nothing if damaged.
+    """The results that the workdir holds of a measurement with this identity; empty if they are damaged.
 
     Args:
       identity: what its header must say for the numbers to mean what is asked for.
     """
-    held = Cache(len(work.grid))
+    cached = Cache(len(work.grid))
     try:
         header, arrays = measurements.read(work, name)
     except DamagedError:
-        return held
+        return cached
     if not header.items() >= identity.items() or not header.keys() >= KEYS:
-        return held
+        return cached
     whole = set(work.snapshot_steps())
     for i, step in enumerate(header["snapshots"]):
         if step in whole:
             values = {name: a[i] if header["every_snapshot"] else a for name, a in arrays.items()}
-            rows = header["rows"].get(str(step), list(range(held.n_rows)))
-            held.add(step, rows, {name: a[rows] for name, a in values.items()}, header["precision"])
-            held.exact[step][header["float64"].get(str(step), [])] = 1 + PRECISIONS.index("float64")
-    return held
+            rows = header["rows"].get(str(step), list(range(cached.n_rows)))
+            cached.add(step, rows, {name: a[rows] for name, a in values.items()}, header["precision"])
+            cached.level[step][header["float64"].get(str(step), [])] = 1 + PRECISIONS.index("float64")
+    return cached
 
 
-def write(work: Workdir, name: str, identity: Mapping, held: Cache, without_axis: bool) -> None:
-    """Puts a measurement in the workdir in place of what is there.
+def write(work: Workdir, name: str, identity: Mapping, cached: Cache, without_axis: bool) -> None:
+    """Writes results to the workdir, in place of those that are there.
 
     Args:
       without_axis: it is of one snapshot only, and its arrays are written without an axis for it.
@@ -75,16 +76,16 @@ def write(work: Workdir, name: str, identity: Mapping, held: Cache, without_axis
     Raises:
       SaveError: the disk is full or cannot be written to.
     """
-    steps = sorted(held.exact)
-    arrays = {output: np.stack([held.outputs[step][output] for step in steps]) for output in held.outputs[steps[0]]}
+    steps = sorted(cached.level)
+    arrays = {output: np.stack([cached.outputs[step][output] for step in steps]) for output in cached.outputs[steps[0]]}
     if without_axis:
         arrays = {output: values[0] for output, values in arrays.items()}
-    held_SxR = np.stack([held.exact[step] for step in steps])
-    least = PRECISIONS[held_SxR[held_SxR > 0].min() - 1]
-    better_SxR = held_SxR > 1 + PRECISIONS.index(least)
+    level_SxR = np.stack([cached.level[step] for step in steps])
+    least = PRECISIONS[level_SxR[level_SxR > 0].min() - 1]
+    better_SxR = level_SxR > 1 + PRECISIONS.index(least)
     header = {
         "snapshots": steps,
-        "rows": {str(step): _where(has_R) for step, has_R in zip(steps, held_SxR > 0, strict=True) if not has_R.all()},
+        "rows": {str(step): _where(has_R) for step, has_R in zip(steps, level_SxR > 0, strict=True) if not has_R.all()},
         "every_snapshot": not without_axis,
         "precision": least,
         "float64": {str(step): _where(has_R) for step, has_R in zip(steps, better_SxR, strict=True) if has_R.any()},

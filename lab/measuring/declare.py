@@ -73,18 +73,18 @@ class Measure:
             raise ValueError(f"measure {self.name}: precision={self.precision!r}; one of {', '.join(PRECISIONS)}")
 
 
-def summary(one: Measure) -> str:
-    """What it measures: the first line of its function's docstring, or of that of the function which makes it."""
-    function = unwrapped(one.function)
+def summary(measure: Measure) -> str:
+    """What it measures: the first line of the docstring of its function, or of the function's maker."""
+    function = unwrapped(measure.function)
     maker = getattr(sys.modules[function.__module__], function.__qualname__.split(".")[0], function)
-    documented = inspect.getdoc(function) or inspect.getdoc(maker) or ", ".join(one.units)
+    documented = inspect.getdoc(function) or inspect.getdoc(maker) or ", ".join(measure.units)
     return documented.splitlines()[0]
 
 
 def in_float32(experiment: Experiment) -> Experiment:
-    """The same, with a model as precise as its parameters, whatever it was trained in: what measurements are built of.
+    """The experiment with a model that computes in float32, whatever it was trained in; measurements are built from it.
 
-    Rounded to bfloat16, a loss is constant over steps that curvature is taken from, and products of its Hessian are
+    In bfloat16 a loss is constant over the steps that curvature is computed from, and Hessian-vector products are
     noise. So a row is measured as the function that its float32 parameters define, not quite the one it was trained as.
     """
     model = experiment.model

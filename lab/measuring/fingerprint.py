@@ -1,4 +1,4 @@
-"""Which code decides a measurement's numbers, as a hash that comments, docstrings and layout do not change."""
+"""Fingerprints of code: a hash of all source that decides a result; comments, docstrings and layout do not count."""
 
 import ast
 import functools

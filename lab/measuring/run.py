@@ -1,6 +1,6 @@
-"""Runs measurements over a workdir: each a pure function of one row, mapped over rows in blocks and over snapshots.
+"""Runs measurements over a workdir: pure functions of one row, mapped over blocks of rows and over snapshots.
 
-What is held already is not taken again, snapshot by snapshot and row by row; what is taken is on disk within seconds.
+Results are cached by snapshot and row, and written to disk every few seconds.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ WRITE_EVERY = 10.0  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Of what, and how exactly.
+    """Which snapshots and rows are measured, and in which precision.
 
     Attributes:
       snapshots: see `Measure`; None: as each measurement says.
       rows: indices into the grid; None: all.
-      precision: `float32` or `float64`. What is held in float64 is not taken again in float32.
+      precision: `float32` or `float64`. A float64 result also satisfies a float32 request.
 
     Raises:
       ValueError: an unknown choice.
@@ -53,13 +53,13 @@ class Selection:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}={getattr(self, name)!r}; one of {', '.join(filter(None, accepted))}")
 
-    def of(self, one: Measure) -> "Selection":
-        """The same, as exactly as that measurement needs."""
-        return dataclasses.replace(self, precision=max(self.precision, one.precision, key=PRECISIONS.index))
+    def precision_for(self, declared: Measure) -> str:
+        """At least the precision that the measurement needs."""
+        return max(self.precision, declared.precision, key=PRECISIONS.index)
 
 
-def measure(work: Workdir, measures: Sequence[Measure], scope: Selection = Selection()) -> list[str]:
-    """Takes of every measurement what the workdir does not hold yet; returns the names of those there was to take.
+def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> list[str]:
+    """Measures what the workdir does not hold yet; returns the names of the measurements of which anything was missing.
 
     Raises:
       ValueError: no such row.
@@ -70,44 +70,44 @@ def measure(work: Workdir, measures: Sequence[Measure], scope: Selection = Selec
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
     with only_writer(work.analysis):
         store.tidy(work.analysis)
-        due = [(one, rows_at) for one in measures if (rows_at := _due(work, one, scope.of(one)))]
+        due = [(declared, rows_at) for declared in measures if (rows_at := _rows_missing(work, declared, selection))]
         total = sum(len(rows) for _, rows_at in due for rows in rows_at.values())
         with tqdm(total=total, unit="row", leave=False, disable=not total) as progress:
-            for one, rows_at in due:
-                progress.set_description(f"{work.path.name}: {one.name}")
-                _take(work, one, scope.of(one), rows_at, progress)
-    return [one.name for one, _ in due]
+            for declared, rows_at in due:
+                progress.set_description(f"{work.path.name}: {declared.name}")
+                _measure_rows(work, declared, selection.precision_for(declared), rows_at, progress)
+    return [declared.name for declared, _ in due]
 
 
-def missing(work: Workdir, measures: Sequence[Measure], scope: Selection = Selection()) -> list[Measure]:
-    """Those of which the workdir does not hold all: it holds what the code of now took of its snapshots.
+def missing(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> list[Measure]:
+    """The measurements of which the workdir lacks a result of the present code for a selected snapshot or row.
 
     Raises:
       ValueError: no such row.
     """
-    return [one for one in measures if _due(work, one, scope.of(one))]
+    return [declared for declared in measures if _rows_missing(work, declared, selection)]
 
 
 def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
-    """Names of those that the workdir holds as other code, or an earlier version, took them."""
+    """Names of the measurements whose results were computed by an older version of the code."""
     names = []
-    for one in measures:
+    for declared in measures:
         try:
-            header = work.read_json(f"analysis/{one.name}.json")
-        except DamagedError:  # not there, or `table.load` refuses it
+            header = work.read_json(f"analysis/{declared.name}.json")
+        except DamagedError:  # not there, or `load` refuses it
             continue
-        if not header.items() >= _identity(one).items():
-            names.append(one.name)
+        if not header.items() >= _identity(declared).items():
+            names.append(declared.name)
     return names
 
 
-def refuse_unknown_rows(work: Workdir, scope: Selection) -> None:
+def refuse_unknown_rows(work: Workdir, selection: Selection) -> None:
     """
     Raises:
       ValueError: the workdir does not have one of the rows asked for.
     """
     n_rows = len(work.grid)
-    for row in scope.rows or ():
+    for row in selection.rows or ():
         if not 0 <= row < n_rows:
             raise ValueError(f"row {row}: {work.path} has rows 0 to {n_rows - 1}")
 
@@ -121,16 +121,16 @@ def chosen_steps(steps: list[int], choice: str) -> list[int]:
     return steps if choice == "all" else steps[-1:]
 
 
-def _take(work: Workdir, one: Measure, scope: Selection, rows_at: Mapping[int, list[int]], progress) -> None:
-    identity = _identity(one)
-    so_far = cache.read(work, one.name, identity)
+def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress) -> None:
+    identity = _identity(declared)
+    cached = cache.read(work, declared.name, identity)
     layout = _layout(max(map(len, rows_at.values())))
-    program = _program(work, one, scope, layout)
+    program = _program(work, declared, precision, layout)
 
     def write():
-        steps = sorted(so_far.exact)
-        only_last = one.snapshots == "last" and steps == work.snapshot_steps()[-1:]
-        cache.write(work, one.name, identity, so_far, only_last)
+        steps = sorted(cached.level)
+        only_last = declared.snapshots == "last" and steps == work.snapshot_steps()[-1:]
+        cache.write(work, declared.name, identity, cached, only_last)
 
     written, unwritten = time.monotonic(), False
     try:
@@ -138,40 +138,40 @@ def _take(work: Workdir, one: Measure, scope: Selection, rows_at: Mapping[int, l
             params_R = work.params(step)
             for first in range(0, len(rows), layout.n_padded):
                 group = rows[first : first + layout.n_padded]
-                so_far.add(step, group, program(step, params_R, group), scope.precision)
+                cached.add(step, group, program(step, params_R, group), precision)
                 unwritten = True
                 progress.update(len(group))
                 if time.monotonic() - written > WRITE_EVERY:
                     write()
                     written, unwritten = time.monotonic(), False
-    finally:  # whatever stops it, what was measured is kept
+    finally:  # results so far are kept, whatever stops this
         if unwritten:
             write()
 
 
-def _layout(most: int) -> Layout:
-    """Of a group of rows that the devices compute at once: `most` rows are dealt out to as few groups as will do."""
+def _layout(n_rows: int) -> Layout:
+    """The layout of one group of rows, computed at once: `n_rows` rows are split into as few groups as possible."""
     width = 1 if jax.default_backend() == "cpu" else BLOCK_ROWS
-    n_groups = math.ceil(most / (jax.device_count() * width))
-    size = math.ceil(most / n_groups)
+    n_groups = math.ceil(n_rows / (jax.device_count() * width))
+    size = math.ceil(n_rows / n_groups)
     return shard.layout(shard.run_mesh(size), size, width)
 
 
-def _program(work: Workdir, one: Measure, scope: Selection, layout: Layout) -> Callable[..., dict[str, np.ndarray]]:
+def _program(work: Workdir, declared: Measure, precision: str, layout: Layout) -> Callable[..., dict[str, np.ndarray]]:
     """`(step, params_R, rows) -> outputs (len(rows), ...)` of a group of rows; it is compiled once."""
     experiment, hparams_R = in_float32(work.experiment), work.grid.arrays()
     model = experiment.model.clone(readout="all") if hasattr(experiment.model, "readout") else experiment.model
-    key = rng.key(experiment.data_seed, f"analysis/{one.name}/noise")
+    key = rng.key(experiment.data_seed, f"analysis/{declared.name}/noise")
     start_R = work.params(work.snapshot_steps()[0])
     own_data = bool(batches.varied(experiment, hparams_R))
 
     def draw(hparams):
-        return _sequences(experiment, one, hparams)
+        return _sequences(experiment, declared, hparams)
 
     def of_row(params, start, hparams, batch, step, key):
-        return one.function(Row(model, params, start, hparams, step, _cast(batch, scope.precision), key))
+        return declared.function(Row(model, params, start, hparams, step, _cast(batch, precision), key))
 
-    # sequences are drawn in float32, whatever is made of them: in float64 other ones would come
+    # sequences are drawn in float32 whatever the precision: float64 would draw other ones
     draw_rows = jax.jit(sweep.over_rows(draw, layout.width, layout.mesh, 1, 0)) if own_data else None
     shared = None if own_data else draw({})
     mapped = sweep.over_rows(of_row, layout.width, layout.mesh, 3 + own_data, 3 - own_data)
@@ -181,19 +181,19 @@ def _program(work: Workdir, one: Measure, scope: Selection, layout: Layout) -> C
         group = dataclasses.replace(layout, n_rows=len(rows))
         params, start, hparams = (store.take_row(tree, np.array(rows)) for tree in (params_R, start_R, hparams_R))
         batch = draw_rows(group.to_device(hparams)[0]) if own_data else shared
-        with jax.default_matmul_precision(MATMUL), jax.enable_x64(scope.precision == "float64"):
-            placed = [group.to_device(_cast(tree, scope.precision))[0] for tree in (params, start, hparams)]
+        with jax.default_matmul_precision(MATMUL), jax.enable_x64(precision == "float64"):
+            placed = [group.to_device(_cast(tree, precision))[0] for tree in (params, start, hparams)]
             return group.fetch([of_rows(*placed, batch, jnp.int32(step), key)])
 
     return program
 
 
-def _sequences(experiment: Experiment, one: Measure, hparams: Mapping) -> Batch:
-    """Those that a measurement is given of a row; where a finite set was trained on, of that."""
-    if one.split == "train" and experiment.train_size:
-        return jax.tree.map(lambda leaf: leaf[: one.n], batches.train_set(experiment))
-    stream_key = rng.key(experiment.data_seed, f"analysis/{one.stream or one.name}")
-    return experiment.task.sample(stream_key, one.n, one.split, hparams)
+def _sequences(experiment: Experiment, declared: Measure, hparams: Mapping) -> Batch:
+    """The sequences a measurement is given of a row: of the finite training set, where there is one."""
+    if declared.split == "train" and experiment.train_size:
+        return jax.tree.map(lambda leaf: leaf[: declared.n], batches.train_set(experiment))
+    stream_key = rng.key(experiment.data_seed, f"analysis/{declared.stream or declared.name}")
+    return experiment.task.sample(stream_key, declared.n, declared.split, hparams)
 
 
 def _compiler_options() -> dict | None:
@@ -205,24 +205,25 @@ def _compiler_options() -> dict | None:
     return {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
 
 
-def _due(work: Workdir, one: Measure, scope: Selection) -> dict[int, list[int]]:
-    """Snapshot -> rows still to be measured there."""
-    refuse_unknown_rows(work, scope)
-    rows = range(len(work.grid)) if scope.rows is None else scope.rows
-    held = cache.read(work, one.name, _identity(one))
-    steps = chosen_steps(work.snapshot_steps(), scope.snapshots or one.snapshots)
-    return {step: lacking for step in steps if (lacking := held.missing(step, rows, scope.precision))}
+def _rows_missing(work: Workdir, declared: Measure, selection: Selection) -> dict[int, list[int]]:
+    """Snapshot -> rows that are still to be measured there."""
+    refuse_unknown_rows(work, selection)
+    precision = selection.precision_for(declared)
+    rows = range(len(work.grid)) if selection.rows is None else selection.rows
+    cached = cache.read(work, declared.name, _identity(declared))
+    steps = chosen_steps(work.snapshot_steps(), selection.snapshots or declared.snapshots)
+    return {step: absent for step in steps if (absent := cached.missing(step, rows, precision))}
 
 
-def _identity(one: Measure) -> dict:
+def _identity(declared: Measure) -> dict:
     """What decides the numbers and their meaning; a measurement with another one is another measurement."""
     return {
-        "dims": {name: list(dims) for name, dims in one.dims.items()},
-        "coords": {name: list(values) for name, values in one.coords.items()},
-        "units": dict(one.units),
-        "batch": [one.split, one.n, one.stream],
+        "dims": {name: list(dims) for name, dims in declared.dims.items()},
+        "coords": {name: list(values) for name, values in declared.coords.items()},
+        "units": dict(declared.units),
+        "batch": [declared.split, declared.n, declared.stream],
         "matmul": MATMUL,
-        "code": fingerprint.fingerprint(one.function),
+        "code": fingerprint.fingerprint(declared.function),
         "version": lab.__version__,
     }
 

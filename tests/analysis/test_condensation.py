@@ -16,7 +16,6 @@ fraction_above = jax.jit(module.fraction_above)
 weighted_fraction_above = jax.jit(module.weighted_fraction_above)
 norm_mass, path_mass = jax.jit(module.norm_mass), jax.jit(module.path_mass)
 direction_entropy, effective_directions = jax.jit(module.direction_entropy), jax.jit(module.effective_directions)
-eigenvector_order = jax.jit(module.eigenvector_order)
 condensation_numbers = jax.jit(module.condensation_numbers)
 effective_rank_squared = jax.jit(rank.effective_rank_squared)
 SIZES = (5, 1, 3, 2)  # neurons in each group of `grouped_kernel`
@@ -216,24 +215,6 @@ def test_antiparallel_neurons_share_a_cluster_under_absolute_cosine():
 def test_clusters_of_nan_are_refused():
     with pytest.raises(ValueError, match="finite"):
         cluster_groups(np.full((3, 3), np.nan), 0.7)
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_leading_eigenvector_puts_the_larger_of_two_opposed_groups_last(sign):
-    direction_D = normal(19, 10)
-    side_N = sign * np.array([1, -1, 1, 1, -1, 1, -1, 1], np.float32)  # five against three
-    vectors_NxD = side_N[:, None] * direction_D + 0.1 * normal(20, 8, 10)
-    order_N = eigenvector_order(cosine_matrix(vectors_NxD))
-    np.testing.assert_array_equal(side_N[order_N], sign * np.repeat([-1, 1], [3, 5]))
-
-
-def test_eigenvector_order_is_that_of_power_iteration():
-    cosine_NxN = np.array(cosine_matrix(normal(21, 9, 4) + 1), np.float64)
-    leading_N = np.ones(9)
-    for _ in range(200):
-        leading_N = cosine_NxN @ leading_N / np.linalg.norm(leading_N)
-    assert np.diff(np.sort(leading_N)).min() > 1e-3  # so that float32 does not swap neighbours
-    np.testing.assert_array_equal(eigenvector_order(cosine_NxN.astype(np.float32)), np.argsort(leading_N))
 
 
 def test_mean_absolute_cosine_of_gaussian_vectors_is_that_of_random_directions():

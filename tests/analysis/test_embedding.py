@@ -14,7 +14,7 @@ from lab.analysis.embedding import cosine_by_distance, tsne
 EPS = 2.0**-23  # float32
 embedding = jax.jit(module.embedding, static_argnums=2)
 spearman, value_order = jax.jit(module.spearman), jax.jit(module.value_order)
-pca, covariance_eigenvalues = jax.jit(module.pca, static_argnums=1), jax.jit(module.covariance_eigenvalues)
+pca = jax.jit(module.pca, static_argnums=1)
 mean_pairwise_cosine = jax.jit(module.mean_pairwise_cosine)
 linear_cka, unbiased_linear_cka = jax.jit(module.linear_cka), jax.jit(module.unbiased_linear_cka)
 cka_matrix, unbiased_cka_matrix = jax.jit(module.cka_matrix), jax.jit(module.unbiased_cka_matrix)
@@ -150,13 +150,6 @@ def test_vmapped_rows_equal_lone_rows():
         for name, alone in embedding(table_VxD, tokens_N, 2).items():
             # The mean may be summed in another order: the bound of the comparison with sklearn.
             np.testing.assert_allclose(together[name][r], alone, rtol=0, atol=4 * 111 * EPS)
-
-
-def test_covariance_eigenvalues_are_numpys():
-    vectors_NxD = spread_vectors(9)
-    expected_K = np.linalg.eigvalsh(np.cov(vectors_NxD.astype(np.float64), rowvar=False))[::-1]
-    # Singular values err by 111 eps, as for the components; squares by 2 s_1 times that, over N - 1; s_1 < 5.
-    np.testing.assert_allclose(covariance_eigenvalues(vectors_NxD), expected_K, rtol=0, atol=2 * 5 * 111 * EPS / 11)
 
 
 def clusters(n_each):

@@ -8,7 +8,6 @@ from lab.analysis.focus import (
     distance_to_uniform,
     embedding_direction,
     entropy,
-    entropy_gap,
     focus,
     lift,
     log_slope,
@@ -132,13 +131,13 @@ def test_focus_leaves_out_tokens_never_seen():
     assert focus(to_top, jnp.ones(3)) == pytest.approx(0.6, rel=4 * EPS)
 
 
-def test_attention_at_the_base_rate_has_lift_one_and_no_entropy_gap():
+def test_attention_at_the_base_rate_has_lift_one():
     pi = jnp.array([0.75, 0.19, 0.05, 0.01])
     attention = jnp.stack([pi, jnp.array([1.0, 0, 0, 0]), jnp.full(4, 0.25)])
     expected = np.array([[1, 1, 1, 1], [4 / 3, 0, 0, 0], [1 / 3, 0.25 / 0.19, 5, 25]])
     np.testing.assert_allclose(lift(attention, pi), expected, rtol=2 * EPS)
     # H(pi) = 0.7271 as printed in the notes on the paper; H of one token is 0, of four alike log 4.
-    np.testing.assert_allclose(entropy_gap(attention, pi), [0, 0.7271, 0.7271 - np.log(4)], atol=0.5e-4 + 8 * EPS)
+    np.testing.assert_allclose(entropy(attention), [0.7271, 0, np.log(4)], atol=0.5e-4 + 8 * EPS)
     assert np.isnan(lift(attention, jnp.array([1.0, 0, 0, 0]))[:, 1:]).all()
     assert entropy(jnp.full((2, 8), 0.125)).shape == (2,) and entropy(jnp.full(8, 0.125)) == pytest.approx(np.log(8))
 

@@ -15,7 +15,6 @@ ranks, spectra = jax.jit(module.ranks), jax.jit(module.spectra)
 soft_ranks, singular_values = jax.jit(module.soft_ranks), jax.jit(module.singular_values)
 product_singular_values = jax.jit(module.product_singular_values)
 leading_alignment = jax.jit(module.leading_alignment)
-singular_vector_cosines = jax.jit(module.singular_vector_cosines)
 circuit_spectra = jax.jit(module.circuit_spectra, static_argnums=1)
 RANKS = (stable_rank, effective_rank, effective_rank_squared, participation_ratio)
 INVARIANTS = (*RANKS, nuclear_ratio)
@@ -275,15 +274,3 @@ def test_leading_alignment_is_the_cosine_with_the_planted_direction():
     # The gap is s_1, so u_1 errs by the SVD's 9 eps; the dot product by 9 eps more.
     expected_N = [1, 1, 0, norms[0] / norms[1], 0]
     np.testing.assert_allclose(leading_alignment(matrix, vectors_NxI), expected_N, rtol=0, atol=4 * 9 * EPS)
-
-
-def test_singular_vector_cosines_see_the_rotation_of_the_planted_vectors():
-    u, v = np.linalg.qr(normal(18, 8, 3))[0], np.linalg.qr(normal(19, 6, 3))[0]
-    s_K, angle = np.array([4, 2, 1], np.float32), 0.3
-    turn = np.eye(3)
-    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    before, after = (u * s_K) @ v.T, (u @ turn.astype(np.float32) * s_K) @ -v.T
-    left_K, right_K = singular_vector_cosines(before, after)
-    # Gaps are at least 1 with s_1 = 4 and no other values but zeros: vectors err by 4 x 8 eps each, of two matrices.
-    np.testing.assert_allclose(left_K[:3], [np.cos(angle), np.cos(angle), 1], rtol=0, atol=4 * 4 * 8 * EPS)
-    np.testing.assert_allclose(right_K[:3], [1, 1, 1], rtol=0, atol=4 * 4 * 8 * EPS)
