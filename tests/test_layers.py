@@ -1,4 +1,4 @@
-"""Imports point down: values <- models, tasks (<- text) <- engine <- studies, report <- cli; analysis beside the engine."""
+"""Imports point down: values <- models, tasks (<- text) <- engine <- studies, report <- cli; analysis beside these."""
 
 import ast
 import graphlib
