@@ -349,7 +349,7 @@ def test_users_word_for_one_variant_counts_there_only(two_variants):
         (("train", CONFIG, "--config.grid.sam_radius=(-1,)"), "-1 is negative"),
         (
             ("train", CONFIG, "--config.grid.label_noise=(0,2)"),
-            "a row of the grid: task.label_noise=2.0: a number from",
+            "a row of the grid: objective.label_noise=2.0: a number from",
         ),
         (("train", CONFIG, *TINY[:4], "--config.optim.warmup_steps=8"), r"warmup_steps=8: must lie in \[0, steps=8\)"),
         (("train", CONFIG, "--config.task.setting=43"), "task.setting='43': one of 34_wrong, 34_unseen, all_pairs"),
