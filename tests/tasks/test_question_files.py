@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lab.tasks import QuestionFiles
-from lab.tasks.question_files import prepared, read, split_words
+from lab.text.question_files import read, split_words
 
 pytest.importorskip("tokenizers")
 
@@ -119,7 +119,7 @@ def test_scores_of_right_and_other_and_strange_answers(tmp_path):
     ):
         scores = task.score(jax.nn.one_hot(predicted, 60), batch)
         assert (scores["accuracy"], scores["plausible"]) == (accuracy, plausible)
-    assert {prepared(task).tokenizer.names[token] for token in task.answer_alphabet} == {"rompus", "impus"}
+    assert {task.prepared.tokenizer.names[token] for token in task.answer_alphabet} == {"rompus", "impus"}
 
 
 def test_what_is_kept_of_the_data_tells_other_data_but_not_another_place(tmp_path):
@@ -177,20 +177,6 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path):
         task_of(path, test_share=0.01).sample(key, 1, "train", {})
     with pytest.raises(ValueError, match=r"item 1 of split 'test' is item 4 of split 'train' of .*: remove one"):
         task_of(path, written(tmp_path, [prosqa(6)[5], prosqa(5)[4]])).sample(key, 1, "train", {})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("", "", 0.2), r"task\.path='': the path"),
-        (("a", "", 1.0), r"task\.test_share=1\.0: a share"),
-        (("a", "b", 0.2), r"task\.test_path='b', task\.test_share=0\.2: give one"),
-        (("a", "", 0.0), r"task\.test_path='', task\.test_share=0\.0: give one"),
-    ],
-)
-def test_impossible_tasks_are_refused_by_name_and_value(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        QuestionFiles(*arguments, 10, 10)
 
 
 def published(variable):
