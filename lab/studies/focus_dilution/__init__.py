@@ -9,7 +9,7 @@ STUDY = Study(
     name="focus_dilution",
     title=TITLE,
     lead=LEAD,
-    papers=("arXiv 2605.01199", "arXiv 2510.06954"),
+    papers=(claims.PAPER, companion.PAPER),
     presets={
         "smoke": "seconds; every part runs, nothing is learnt",
         "cpu": "up to 10 minutes on two CPU cores",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import losses, models
-from lab.analysis.stages import NEVER, Event
+from lab.analysis.attention_stages import NEVER, Event
 from lab.measuring.declare import Row
 from lab.studies.focus_dilution import collapse
 from lab.tasks import Anchor

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lab.analysis.focus import log_slope
-from lab.analysis.stages import Curves, Event, detect, sensitivity, swings
+from lab.analysis.attention_stages import Curves, Event, detect, sensitivity, swings
 
 PI = (0.75, 0.19, 0.05, 0.01)
 SYMMETRIC = (0.7, 0.1, 0.1, 0.1)
