@@ -1,6 +1,7 @@
 """What the study measures: rows as they were trained on samples, and the exact limit that starts where they did.
 
-`state` and `limit` have the same outputs (`population.portrait`), so that a training can be laid beside its limit.
+`snapshot_state` and `population_limit` have the same outputs (`population.portrait`): a training can be laid beside its
+limit.
 """
 
 import math
@@ -16,8 +17,8 @@ from lab.optim import Optim
 from lab.studies.focus_dilution import collapse, population
 from lab.tasks import Markov
 
-TIMES = 400  # states of the limit that are kept: half of them, evenly spaced, in the first tenth of its training
-SPECTRA = 20  # of these states whose Hessian is taken
+N_TIMES = 400  # states of the limit that are kept: half of them, evenly spaced, in the first tenth of its training
+N_SPECTRA = 20  # of these states whose Hessian is taken
 FINER = 20  # times smaller than the learning rate are the steps that stand for gradient flow
 SEQUENCES = 512
 
@@ -127,7 +128,7 @@ def gradient_flow(experiment: Experiment) -> Measure:
 
 def spectra(experiment: Experiment) -> Measure:
     """Least and largest eigenvalues of the limit's Hessian and of its two diagonal blocks, over its training."""
-    step_T = limit_steps(experiment)[:: TIMES // SPECTRA]
+    step_T = limit_steps(experiment)[:: N_TIMES // N_SPECTRA]
 
     def function(row):
         chain = _chain(experiment, row)
@@ -156,8 +157,8 @@ def theory_signals(experiment: Experiment) -> Measure:
 
 def limit_steps(experiment: Experiment) -> tuple[int, ...]:
     """The steps at which the limit is looked at."""
-    early = np.linspace(0, experiment.steps / 10, TIMES // 2 + 1)
-    late = np.linspace(experiment.steps / 10, experiment.steps, TIMES // 2 + 1)
+    early = np.linspace(0, experiment.steps / 10, N_TIMES // 2 + 1)
+    late = np.linspace(experiment.steps / 10, experiment.steps, N_TIMES // 2 + 1)
     return tuple(int(step) for step in np.unique(np.concatenate([early, late]).round()))
 
 
