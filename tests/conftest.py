@@ -13,7 +13,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from lab import tasks
+from lab import config as configs
+from lab import grid, tasks
+from lab.disk import files, store
+from lab.disk.workdir import Workdir
 from lab.engine import batches, shard, sweep
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("LAB_TEST_DEVICES", "2")))
@@ -134,6 +137,23 @@ def bench(echo):
         return Bench(echo.experiment(**changes), 12, n_rows, width, n_devices)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untrained():
+    """`(path, config, {step: params of all rows}) -> Workdir`: a folder with these snapshots, and no metrics."""
+
+    def write(path, config, snapshots):
+        work, rows = Workdir(path), grid.product(config.grid.to_dict())
+        files.write_json(path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
+        files.write_json(path / "grid.json", rows.to_json())
+        chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
+        files.write_npz(work.metrics / "0.npz", chunk | {"diverged_at": np.zeros(len(rows))})
+        for step, params in snapshots.items():
+            store.save(work.snapshots, step, params)
+        return work
+
+    return write
 
 
 @pytest.fixture(scope="session")

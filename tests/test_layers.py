@@ -141,7 +141,6 @@ WRITERS = {
     "lab.disk.files",  # the only writer of single files
     "lab.disk.store",  # folders of saves, renamed into place
     "lab.disk.metrics",  # deletes chunks that will be written again
-    "lab.disk.measurements",  # deletes the header of a measurement that is being replaced
     "lab.disk.lock",
     "lab.report.page",
     "lab.text.corpus",  # a cache of text

@@ -9,9 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from lab import config as configs
-from lab import grid, stages
+from lab import stages
 from lab.configs import composition
-from lab.disk import files, measurements, store
+from lab.disk import measurements
 from lab.disk.files import WorkdirError
 from lab.disk.workdir import Workdir
 from lab.measuring.catalogue import weights
@@ -37,22 +37,22 @@ def config(n_rows, **changes):
     return ConfigDict(options | changes)
 
 
-def train(path, settings):
+@pytest.fixture
+def train(untrained):
     """What training leaves, of random weights."""
-    rows = grid.product(settings.grid.to_dict())
-    files.write_json(path / "config.json", {"config": configs.to_json(settings), "data": {}, "start": {}})
-    files.write_json(path / "grid.json", rows.to_json())
-    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
-    files.write_npz(path / "metrics" / "0.npz", chunk | {"diverged_at": np.zeros(len(rows))})
-    draw = np.random.default_rng(0)
-    shapes = {"embed": ("embedding", (201, 4)), "in": ("kernel", (4, 3)), "head": ("kernel", (3, 201))}
-    tree = {of: {leaf: draw.standard_normal((len(rows), *shape), np.float32)} for of, (leaf, shape) in shapes.items()}
-    store.save(path / "snapshots", 0, tree)
-    (path / "checkpoints" / str(settings.steps)).mkdir(parents=True)
+
+    def write(path, settings):
+        draw, n_rows = np.random.default_rng(0), len(settings.grid.seed)
+        shapes = {"embed": ("embedding", (201, 4)), "in": ("kernel", (4, 3)), "head": ("kernel", (3, 201))}
+        tree = {of: {leaf: draw.standard_normal((n_rows, *shape), np.float32)} for of, (leaf, shape) in shapes.items()}
+        untrained(path, settings, {0: tree})
+        (path / "checkpoints" / str(settings.steps)).mkdir(parents=True)
+
+    return write
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, train):
     for name, n_rows in ROWS.items():
         train(tmp_path / name, config(n_rows))
     return tmp_path
@@ -77,7 +77,7 @@ def test_all_leaves_out_what_the_study_cannot_measure(root, monkeypatch):
     assert stages.analyze(root, ["all"]) == ["unseen/norm", "wrong/norm"]
 
 
-def test_training_of_no_study_is_measured_by_name(root):
+def test_training_of_no_study_is_measured_by_name(root, train):
     train(root / "mine", config(1, study="mine"))
     assert stages.analyze(root, ["norm"], ["mine"]) == ["mine/norm"]
     with pytest.raises(ValueError, match="unknown study 'mine'"):
@@ -116,7 +116,7 @@ TRANSFORMER = dict(
         ("edges", None, 1000, "it is of a transformer's attention, this model is EmbMLP"),
     ],
 )
-def test_measurement_that_this_model_cannot_have_says_why(tmp_path, monkeypatch, name, model, most, why):
+def test_measurement_that_this_model_cannot_have_says_why(tmp_path, monkeypatch, train, name, model, most, why):
     monkeypatch.setattr(stages.catalogue, "MOST_EDGES", most)
     train(tmp_path / "main", config(1, **({"model": model} if model else {})))
     with pytest.raises(ValueError, match=rf"^no measurement '{name}': {re.escape(why)}\. There are .*rank.*, or all$"):

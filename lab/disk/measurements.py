@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lab.disk import files
 from lab.disk.files import DamagedError, npz_hash, read_json, read_npz, write_json, write_npz
 from lab.disk.workdir import Workdir
 
@@ -17,7 +18,7 @@ def write(work: Workdir, name: str, arrays: dict[str, np.ndarray], header: dict)
         measured: which were), `every_snapshot`, `dims` (array -> names of its further axes), `coords`, `units`.
     """
     path = work.analysis / f"{name}.json"
-    path.unlink(missing_ok=True)
+    files.remove(path)
     write_json(path, header | {"npz": write_npz(path.with_suffix(".npz"), arrays)})
 
 

@@ -9,29 +9,20 @@ import pytest
 from lab import config as configs
 from lab import grid, models, rng
 from lab.configs import composition
-from lab.disk import files, store
 from lab.disk.load import load
-from lab.disk.workdir import Workdir
 from lab.engine import step as steps
 from lab.measuring.declare import Measure, in_float32
 from lab.measuring.run import measure
 
 
 @pytest.fixture
-def work(tmp_path):
+def work(tmp_path, untrained):
     """One row of a small transformer whose products are of bfloat16, before training."""
     (config, *_) = configs.variants(composition.smoke()).values()
     config.model.update(compute_dtype="bfloat16", d_model=8, d_head=8, d_ff=8)
     config.grid.update(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=(0,))
-    made, rows = Workdir(tmp_path / "w"), grid.product(config.grid.to_dict())
-    made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
-    files.write_json(made.path / "grid.json", rows.to_json())
-    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, 1), np.float32)}
-    files.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.zeros(1)})
-    params = steps.start(configs.experiment(config), rows.row(0)).params
-    store.save(made.snapshots, 0, jax.tree.map(lambda leaf: np.asarray(leaf)[None], params))
-    return made
+    params = steps.start(configs.experiment(config), grid.product(config.grid.to_dict()).row(0)).params
+    return untrained(tmp_path / "w", config, {0: jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)})
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

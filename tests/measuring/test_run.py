@@ -58,17 +58,8 @@ def params_at(step):
 
 
 @pytest.fixture
-def work(tmp_path):
-    made = Workdir(tmp_path / "w")
-    made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config()), "data": {}, "start": {}})
-    files.write_json(made.path / "grid.json", grid.product(config().grid.to_dict()).to_json())
-    n = np.zeros((0, N_ROWS), np.float32)
-    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": n, "diverged_at": np.zeros(N_ROWS)}
-    files.write_npz(made.metrics / "0.npz", chunk)
-    for step in STEPS:
-        store.save(made.snapshots, step, params_at(step))
-    return made
+def work(tmp_path, untrained):
+    return untrained(tmp_path / "w", config(), {step: params_at(step) for step in STEPS})
 
 
 def norms(row):
