@@ -266,10 +266,6 @@ def test_what_does_not_fit_the_data_is_refused_when_read(folder, changes, messag
         ),
         ("tasks_train_simple.txt", b"IN: walk OUT: I_WALK\n\n", "line 2 is ''"),
         ("tasks_train_simple.txt", b"IN: walk OUT: I_WALK\nIN: run OUT: I", "line 2 has no end: the file is truncated"),
-        ("tasks_train_simple.txt", b"", "empty"),
-        ("tasks_train_simple.txt", b"IN: walk OUT: \xff\n", "not UTF-8 text at byte 14"),
-        ("tasks_train_simple.txt.xz", lzma.compress(b"IN: walk OUT: I_WALK\n")[:-9], "truncated"),
-        ("tasks_train_simple.txt.xz", b"IN: walk OUT: I_WALK\n", "damaged, or no .xz file"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(tmp_path, name, content, message):
@@ -277,20 +273,6 @@ def test_damaged_files_are_refused_with_the_place(tmp_path, name, content, messa
     with pytest.raises(ValueError, match=message) as error:
         made(tmp_path, variant="simple").sample(jax.random.key(0), 2, "train", {})
     assert name in str(error.value) and "\n" not in str(error.value)
-
-
-def test_paths_that_are_no_folder_or_hold_a_file_twice_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="no such folder"):
-        prepared(made(tmp_path / "absent"))
-    with pytest.raises(ValueError, match="a file, where a folder is needed"):
-        prepared(made(folder / "tasks_train_addprim_jump.txt"))
-    for where in ("", "a/"):
-        (tmp_path / where).mkdir(exist_ok=True)
-        (tmp_path / where / "tasks_train_simple.txt").write_text(line(["walk"]))
-    with pytest.raises(
-        ValueError, match=r"tasks_train_simple\.txt lies there twice, as .* and a/tasks_train_simple\.txt"
-    ):
-        prepared(made(tmp_path, variant="simple"))
 
 
 class Rows:
@@ -312,25 +294,6 @@ def test_data_sets_of_hugging_face_are_the_same_items(task, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     for leaf, other in zip(batch_of(made("", hf_id="scan"), "train")[:3], batch_of(task, "train")[:3], strict=True):
         np.testing.assert_array_equal(leaf, other)
-
-
-def test_data_sets_that_cannot_be_had_are_refused_in_one_line(monkeypatch):
-    def offline(*_, **__):
-        raise ConnectionError("Couldn't reach the Hub\nand more")
-
-    others = Rows({"text": []})
-    for module, message in (
-        (None, r"task\.hf_id needs the package datasets: pip install"),
-        (
-            types.SimpleNamespace(load_dataset=offline),
-            r"its split 'train' cannot be had \(ConnectionError: .*Hub\); offl",
-        ),
-        (types.SimpleNamespace(load_dataset=lambda *_, **__: others), "no column 'commands' among text"),
-    ):
-        monkeypatch.setitem(sys.modules, "datasets", module)
-        with pytest.raises(ValueError, match=message) as error:
-            prepared(made("", hf_id="some/where"))
-        assert "\n" not in str(error.value)
 
 
 def test_tokens_are_named_and_the_family_is_known(task):
