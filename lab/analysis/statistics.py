@@ -104,6 +104,11 @@ def crossing(values: xr.DataArray, level: float = 0.5, axis: str = "gamma") -> x
     )
 
 
+def first_time(reached: xr.DataArray, time: str = "step") -> xr.DataArray:
+    """The first time at which something is so, for every place in the other dimensions; +inf where it never is."""
+    return reached[time].where(reached).min(time).fillna(np.inf)
+
+
 class LogisticFit(NamedTuple):
     """Midpoint and width of a logistic curve, and an interval of the midpoint."""
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from lab.claims import FAILS, HOLDS, OPEN
 from lab.report import claims_table, style
-from lab.runs import MissingData, Run
+from lab.runs import MissingData, Run, Runs
 
 VERDICTS = (HOLDS, FAILS, OPEN)
 
@@ -49,10 +49,13 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
-def draw_section(title: str, text: str, run: Run, drawings: Sequence[Callable[[Run], Picture]], prefix: str) -> Section:
-    """The section of one run's pictures; those for which the run lacks data are left out, and the text says why.
+def draw_section(
+    title: str, text: str, run: Run | Runs, drawings: Sequence[Callable[..., Picture]], prefix: str
+) -> Section:
+    """The section of a run's pictures; those for which the run lacks data are left out, and the text says why.
 
     Args:
+      run: what the drawings take: a run, or several where pictures compare them.
       drawings: run -> `Picture`.
       prefix: put before the names of pictures, e.g. the variant.
     """
