@@ -93,7 +93,8 @@ def boundary_shift(small: xr.DataArray, large: xr.DataArray) -> tuple[xr.DataArr
     A crossing outside the grid counts as at the grid's end.
 
     Args:
-      small, large: accuracies by `gamma`, at the smaller and at the larger decay (their coordinate `weight_decay`).
+      small, large: accuracies by `gamma`, ascending, at the smaller and at the larger decay (their coordinate
+        `weight_decay`).
     """
     gammas = small["gamma"].values
     before, after = (statistics.crossing(values, NAMED).clip(*gammas[[0, -1]]) for values in (small, large))

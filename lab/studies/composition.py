@@ -19,7 +19,7 @@ from lab.measuring.catalogue.anchors import QUERY
 from lab.measuring.declare import Measure
 from lab.report import figures, portraits
 from lab.report.page import Picture, Section, draw_section
-from lab.runs import Run, Runs
+from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
 
 INITIALIZATION, COMPLEXITY = "arXiv 2405.05409", "arXiv 2501.08537"
@@ -70,6 +70,8 @@ def measures(experiment: Experiment) -> list[Measure]:
     published="test accuracy of at least 0.99", at_least=0.99,
 )  # fmt: skip
 def seen_pairs_generalize(runs: Runs):
+    if not runs:
+        raise MissingData("any variant")
     lowest, n_rows = [], 0
     for run in runs.values():
         every = ("seed", *(axis for axis in run.axes if axis != "seed"))

@@ -77,6 +77,13 @@ def test_crossing_has_one_rule_for_what_is_censored(values, expected):
     np.testing.assert_allclose(statistics.crossing(array), [expected] * 2, rtol=1e-12)
 
 
+def test_first_time_is_that_of_the_first_evaluation_and_never_is_infinite():
+    reached = xr.DataArray(
+        [[False, True, False], [False, False, False], [True, True, True]], {"step": [0, 5, 9]}, ("seed", "step")
+    )
+    np.testing.assert_array_equal(statistics.first_time(reached), [5, INF, 0])
+
+
 def test_rank_correlation_is_that_of_scipy_and_of_the_device():
     rng = np.random.default_rng(0)
     for _ in range(20):

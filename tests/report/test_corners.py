@@ -19,7 +19,9 @@ def grid(family, small, large, sizes=(10, 100)):
         for split, by_size in zip(SPLITS[family], values, strict=True):
             for i, size in enumerate(sizes or [None]):
                 at = place | ({"train_items": size} if sizes else {})
-                made.put(f"{split}.accuracy", np.broadcast_to(by_size[i] if isinstance(by_size, tuple) else by_size, 5), **at)
+                made.put(
+                    f"{split}.accuracy", np.broadcast_to(by_size[i] if isinstance(by_size, tuple) else by_size, 5), **at
+                )
     return made
 
 
