@@ -104,6 +104,15 @@ def crossing(values: xr.DataArray, level: float = 0.5, axis: str = "gamma") -> x
     )
 
 
+def first_reached(values: xr.DataArray, level: float, axis: str = "step") -> xr.DataArray:
+    """Smallest place along `axis` whose value is at least `level`, not interpolated: inf where none is.
+
+    NaN where the last value is missing, as in a row that diverged.
+    """
+    values = values.sortby(axis)
+    return xr.where(values >= level, values[axis], np.inf).min(axis).where(values.isel({axis: -1}, drop=True).notnull())
+
+
 class LogisticFit(NamedTuple):
     """Midpoint and width of a logistic curve, and an interval of the midpoint."""
 

@@ -49,12 +49,14 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
-def draw_section(title: str, text: str, run: Run, drawings: Sequence[Callable[[Run], Picture]], prefix: str) -> Section:
+def draw_section(
+    title: str, text: str, run: Run, drawings: Sequence[Callable[[Run], Picture]], prefix: str = ""
+) -> Section:
     """The section of one run's pictures; those for which the run lacks data are left out, and the text says why.
 
     Args:
       drawings: run -> `Picture`.
-      prefix: put before the names of pictures, e.g. the variant.
+      prefix: put before the names of pictures, e.g. the variant; none where a study has one run.
     """
     pictures, lacking = [], {}
     for drawing in drawings:
@@ -63,7 +65,7 @@ def draw_section(title: str, text: str, run: Run, drawings: Sequence[Callable[[R
         except MissingData as missing:
             lacking[drawing.__name__.strip("_").replace("_", " ")] = missing
         else:
-            pictures.append(replace(picture, name=f"{prefix}-{picture.name}"))
+            pictures.append(replace(picture, name=f"{prefix}-{picture.name}".removeprefix("-")))
     left_out = "; ".join(f"{name} (this run lacks {missing})" for name, missing in lacking.items())
     return Section(title, f"{text}\n\nNot drawn: {left_out}." if lacking else text, pictures)
 
