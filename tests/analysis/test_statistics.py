@@ -119,3 +119,11 @@ def test_resamples_count_every_draw_and_start_with_the_sample_itself():
     np.testing.assert_array_equal(counts_BxN[0], np.ones(7))
     np.testing.assert_array_equal(counts_BxN.sum(axis=1), 7)
     assert counts_BxN.shape == (51, 7) and len({*map(tuple, counts_BxN)}) > 40
+
+
+def test_first_reached_is_a_place_of_the_grid_and_unknown_where_the_end_is_missing():
+    curves = [[0, 0.4, 0.9, 0.2], [0.5, 0, 0, 0], [0, 0, 0, 0.4999], [0, 0.6, 0.6, NAN], [NAN, 0.5, 0.5, 0.5]]
+    values = xr.DataArray(curves, {"step": [0, 10, 20, 30]}, ("seed", "step"))
+    expected = [20, 0, INF, NAN, 10]
+    np.testing.assert_array_equal(statistics.first_reached(values, 0.5), expected)
+    np.testing.assert_array_equal(statistics.first_reached(values.isel(step=[3, 0, 2, 1]), 0.5), expected)

@@ -99,7 +99,7 @@ def over_tasks(number: Callable, tasks: Mapping[str, object], ratio: bool = Fals
       number: a task's run, or what else `tasks` holds -> one number a seed; or a pair of that and a remark.
 
     Raises:
-      MissingData: no task has the data.
+      MissingData: no task has the data, or the number in any seed.
     """
     numbers, remarks, lacking = {}, [], None
     for name, task in tasks.items():
@@ -113,12 +113,15 @@ def over_tasks(number: Callable, tasks: Mapping[str, object], ratio: bool = Fals
             remarks += [f"{name}: {remark}."] if remark else []
     if not numbers:
         raise lacking or MissingData("a task")
+    listed = "; ".join(f"{name} {_in_words(values.values)}" for name, values in numbers.items())
+    note = " ".join([f"{listed}.", *remarks])
     values = xr.concat(numbers.values(), "task", join="outer", coords="minimal", compat="override")
-    values = values.dropna("task", how="all") if values.notnull().any() else values
+    if values.isnull().all():
+        raise MissingData(f"a task that has the number in some seed: {note.removesuffix('.')}")
+    values = values.dropna("task", how="all")
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.exp(np.log(values).mean("task", skipna=False)) if ratio else values.mean("task", skipna=False)
-    listed = "; ".join(f"{name} {_in_words(values.values)}" for name, values in numbers.items())
-    return mean, " ".join([f"{listed}.", *remarks])
+    return mean, note
 
 
 def mean_over_tasks(number: Callable[[Run], xr.DataArray]) -> Callable[[Runs], tuple[xr.DataArray, str]]:

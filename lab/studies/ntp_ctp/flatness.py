@@ -86,7 +86,7 @@ def regularized(task: Controlled, axis: str) -> list[Trained]:
       MissingData: the variant that holds them has other seeds, or as `trained`.
     """
     run = task.control(axis) if axis in task.controls else task.run
-    usual = float(task.run.rows(("seed",), ntp_weight=CTP).coords.get(axis, 0.0))
+    usual = float(task.run.dataset[axis][task.run.place()[axis]]) if axis in task.run.axes else 0.0
     strengths = run.values_of(axis) if axis in run.axes else ()
     label = f"CTP + {REGULARIZERS[axis]}"
     return [trained(run, label, CTP, **{axis: float(value)}) for value in strengths if value > usual]

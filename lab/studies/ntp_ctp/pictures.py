@@ -51,7 +51,7 @@ def training(run: Run) -> Picture:
 
 
 def sharpness(run: Run) -> Picture:
-    run = run.assign(log_loss=np.log10(run.dataset["train.loss"]))
+    run = run.assign(log_loss=np.log10(run["train.loss"]))
     title = "Sharpness of the answer's loss by objective"
     caption = "At the last step; ntp weight 0 is CTP, 1 is NTP. SAM: rise of the loss after a step of length 0.05 up."
     figure = figures.curves_against_gamma(run, SHARPNESS, hue="ntp_weight", title=title)
