@@ -9,7 +9,6 @@ import os
 import jax
 import numpy as np
 import pytest
-
 from synthetic import Grid
 
 from lab import config as configs
