@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -48,7 +49,9 @@ def side_by_side(run: Run, metrics: Mapping[str, str]) -> Run:
     Args:
       metrics: variable -> label.
     """
-    diverged_at = run.dataset["diverged_at"].max("ntp_weight")
+    diverged_at = np.maximum(*by_objective(run.over_time, "diverged_at", run.axes)).drop_vars(
+        "ntp_weight", errors="ignore"
+    )
     curves = {}
     for name, label in metrics.items():
         for objective, values in zip(OBJECTIVES, by_objective(run.over_time, name, run.axes), strict=True):

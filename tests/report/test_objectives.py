@@ -15,7 +15,7 @@ def run():
     made = Grid({"gamma": min}, ntp_weight=(CTP, 0.5, NTP), gamma=(0.5, 0.8))
     for objective, accuracy in ((CTP, 0.1), (NTP, 0.9)):
         made.put("test.accuracy", accuracy, ntp_weight=objective)
-    return made.diverge(50, ntp_weight=CTP, seed=2).run()
+    return made.diverge(50, ntp_weight=CTP, seed=2).diverge(50, ntp_weight=0.5, seed=3).run()
 
 
 def test_gap_is_ntp_minus_ctp_at_the_usual_gamma_seed_by_seed(run):

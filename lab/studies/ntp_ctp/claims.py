@@ -117,7 +117,7 @@ def over_tasks(number: Callable, tasks: Mapping[str, object], ratio: bool = Fals
     note = " ".join([f"{listed}.", *remarks])
     values = xr.concat(numbers.values(), "task", join="outer", coords="minimal", compat="override")
     if values.isnull().all():
-        raise MissingData(f"a task that has the number in some seed: {note.removesuffix('.')}")
+        raise MissingData(f"a seed that has the number: {note.removesuffix('.')}")
     values = values.dropna("task", how="all")
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.exp(np.log(values).mean("task", skipna=False)) if ratio else values.mean("task", skipna=False)

@@ -97,7 +97,7 @@ def test_tasks_without_the_data_or_with_it_in_no_seed_do_not_count():
 
 def test_a_number_that_no_seed_has_leaves_the_claim_open():
     found = measure("N2", a=answered(0.1, 0.9).diverge(7))
-    assert found.verdict == OPEN and found.note == "This run lacks a task that has the number in some seed: a -."
+    assert found.verdict == OPEN and found.note == "This run lacks a seed that has the number: a -."
 
 
 def test_controls_of_a_task_and_second_trainings_are_no_tasks():
