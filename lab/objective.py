@@ -19,6 +19,7 @@ import numpy as np
 from lab import limits, rng
 
 PAD = 0
+CTP, NTP = 0.0, 1.0  # values of `ntp_weight`
 NOISES = ("label_noise", "context_noise")
 
 

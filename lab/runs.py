@@ -62,6 +62,16 @@ class Run:
     def __contains__(self, name: str) -> bool:
         return name in self.dataset
 
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """A variable of all rows, as it was loaded.
+
+        Raises:
+          MissingData: it was not measured.
+        """
+        if name not in self.dataset:
+            raise MissingData(name)
+        return self.dataset[name]
+
     def values_of(self, axis: str) -> np.ndarray:
         """The values of an axis, ascending.
 
@@ -145,8 +155,7 @@ class Run:
 
     def _narrow(self, name: str) -> "Run":
         """With one variable only, so that a selection is cheap."""
-        if name not in self.dataset:
-            raise MissingData(name)
+        self[name]  # it was measured
         return dataclasses.replace(self, dataset=self.dataset[list(dict.fromkeys([name, "diverged_at"]))])
 
     def assign(self, **variables: xr.DataArray) -> "Run":

@@ -60,6 +60,13 @@ def test_what_is_missing_is_named(dataset, name, at, text):
         Run(dataset, USUAL).final(name, **at)
 
 
+def test_a_variable_is_there_as_loaded_or_missing(dataset):
+    run = Run(dataset, USUAL)
+    assert run["a"].identical(run.dataset["a"])
+    with pytest.raises(MissingData, match=r"^b$"):
+        run["b"]
+
+
 def test_rows_that_diverged_are_nan_from_that_step_on(dataset):
     dataset["diverged_at"].loc[{"gamma": 0.3, "seed": 1}] = 10
     run = Run(dataset, USUAL)

@@ -114,6 +114,11 @@ def value_at(values: xr.DataArray, place: xr.DataArray, axis: str = "gamma") -> 
     return values.where(values[axis] == place).max(axis)
 
 
+def first_reached(values: xr.DataArray, level: float, axis: str = "step") -> xr.DataArray:
+    """`first_where` a curve is at least at a level: +inf where it never is, NaN where its last value is missing."""
+    return first_where(values >= level, axis).fillna(np.inf).where(values.isel({axis: -1}, drop=True).notnull())
+
+
 class LogisticFit(NamedTuple):
     """Midpoint and width of a logistic curve, and an interval of the midpoint."""
 

@@ -64,7 +64,7 @@ def pick(run, name, keep, at):
     notes = [
         _note(run.dataset[axis], index)
         for axis, index in run.place(keep, **axes).items()
-        if run.dataset.sizes[axis] > 1 and axis in run.dataset[name].dims
+        if run.dataset.sizes[axis] > 1 and axis in run[name].dims
     ]
     values, others = select(run.over_time(name, keep, **axes), keep, at)
     return values, notes + others
@@ -275,7 +275,7 @@ def training_curves(run, metrics, gammas=None, log_steps=False, title="", **at):
     drawn = have[spread] if gammas is None else have[[_index(have, "gamma", gamma) for gamma in gammas]]
     names, curves, notes = style.labelled(metrics), {}, []
     for name in names:
-        time = next(dim for dim in style.TIMES if dim in run.dataset[name].dims)
+        time = next(dim for dim in style.TIMES if dim in run[name].dims)
         curves[name], note = pick(run, name, (time, "gamma", "seed"), at)
         notes += [one for one in note if one not in notes]
     lost, _ = select(diverged_at(run, ("gamma", "seed"), at), ("gamma", "seed"), at)

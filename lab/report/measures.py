@@ -34,7 +34,7 @@ def against_gamma_over_time(run, metrics, title="", **at):
     """
     run, names, values, notes = as_run(run), style.labelled(metrics), {}, []
     for name in names:
-        dims = run.dataset[name].dims
+        dims = run[name].dims
         time = next((dim for dim in style.TIMES if dim in dims), None)
         if time is None:
             raise ValueError(f"{name} has the dims {dims}; accepted: one of {', '.join(style.TIMES)} among them")

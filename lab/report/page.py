@@ -57,7 +57,7 @@ def draw_section(
     Args:
       run: or the runs of several variants, where the pictures are of these.
       drawings: run -> `Picture`.
-      prefix: put before the names of pictures, e.g. the variant.
+      prefix: put before the names of pictures, e.g. the variant; none where a study has one run.
     """
     pictures, lacking = [], {}
     for drawing in drawings:
@@ -66,7 +66,7 @@ def draw_section(
         except MissingData as missing:
             lacking[drawing.__name__.strip("_").replace("_", " ")] = missing
         else:
-            pictures.append(replace(picture, name=f"{prefix}-{picture.name}") if prefix else picture)
+            pictures.append(replace(picture, name=f"{prefix}-{picture.name}".removeprefix("-")))
     left_out = "; ".join(f"{name} (this run lacks {missing})" for name, missing in lacking.items())
     return Section(title, f"{text}\n\nNot drawn: {left_out}." if lacking else text, pictures)
 

@@ -1,27 +1,23 @@
-"""Both objectives on the published questions (PrOntoQA, ProsQA): who answers those that were held out?
+"""Both objectives on the published questions (PrOntoQA, ProsQA): accuracy on those that were held out.
 
 A coin is right for 1/2, and 1/2 is not where deduction begins: COINS says what answers better without any.
 """
 
-import functools
-import math
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 
 from lab import models
+from lab.claims import DIRECTION, OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
-from lab.report import figures
-from lab.report.page import Picture, Section
+from lab.objective import CTP, NTP
+from lab.report import figures, objectives
+from lab.report.page import Picture, Section, draw_section
+from lab.runs import Run, Runs
 from lab.studies import Study
-from lab.studies.claims import Claim, Measured
-from lab.studies.ntp_ctp.claims import CONTROL, CTP, NTP, PAPER, both, final, measured, pooled, rows
-from lab.studies.ntp_ctp.page import side_by_side
 from lab.tasks import QuestionFiles
 
+PAPER = "arXiv 2502.02007"
 TITLE = "Next-token prediction and answer-only training on published questions"
 LEAD = (
     "One small model, one file of questions, two objectives: next-token prediction (NTP) scores every word, critical "
@@ -33,7 +29,7 @@ COINS = (
     "by believing the later of the two sentences that tell the property asked about, and of the 500 test questions of "
     "ProsQA 66 % by naming the candidate that is named less often."
 )
-ACCURACIES = {"training": lambda ds: ds["train.accuracy"], "held out": lambda ds: ds["test.accuracy"]}
+ACCURACY = "held_out.accuracy"
 
 
 def measures(experiment: Experiment) -> list[Measure]:
@@ -61,60 +57,67 @@ def held_out(experiment: Experiment) -> Measure:
     return Measure("held_out", function, units, snapshots="last", split="test", n=n)
 
 
-def gap(dataset: xr.Dataset) -> np.ndarray:
-    """NTP's accuracy on held-out questions minus CTP's."""
-    ctp_S, ntp_S = (final(measured(chosen, "held_out.accuracy")) for chosen in both(dataset))
-    return ntp_S - ctp_S
-
-
-def above_coin(objective: float, datasets: Mapping[str, xr.Dataset]) -> Measured:
-    """Accuracy on held-out questions, to be more than two standard errors of a coin above 1/2."""
-    (dataset,) = datasets.values()
-    chosen = rows(dataset, objective)
-    accuracy_S = final(measured(chosen, "held_out.accuracy"))
-    n, plausible = (float(np.nanmedian(final(chosen[f"held_out.{name}"]))) for name in ("questions", "plausible"))
-    note = f"Of {n:.0f} held-out questions; {plausible:.0%} of the answers are one of the two that could be."
-    return Measured(tuple(accuracy_S.tolist()), 0.5 + 1 / math.sqrt(n), note, strictly=True)
-
-
-def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
-    return [Section("Training and held-out questions", COINS, _pictures(dataset)) for dataset in datasets.values()]
-
-
-def _pictures(dataset: xr.Dataset) -> list[Picture]:
-    curves = side_by_side(dataset, ACCURACIES)
-    labels = {label: label for label in curves if label != "diverged_at"}
-    over_time = figures.training_curves(curves, labels, title="What is learnt by heart, and what of it is of use")
-    share = {"held_out.accuracy": "accuracy on held-out questions", "train.loss": "loss on training answers"}
-    at_end = figures.curves_against_gamma(dataset, share, hue="ntp_weight", title="At the last step, a dot a seed")
-    caption = "ntp weight 0 is CTP, 1 is NTP."
-    return [
-        Picture("training", "Accuracy over training", "Medians over seeds, bands from lowest to highest.", over_time),
-        Picture("held-out", "Held-out questions by objective", caption, at_end),
-    ]
-
-
-CLAIMS = (
-    Claim(
-        "Q1", "NTP answers more of the held-out questions", PAPER, "no number", "NTP minus CTP above 0",
-        functools.partial(pooled, gap, False),
-    ),
-    Claim(
-        "Q2", "NTP answers more of them than a coin", CONTROL, "-", "two standard errors above 1/2",
-        functools.partial(above_coin, NTP),
-    ),
-    Claim(
-        "Q3", "CTP answers more of them than a coin", CONTROL, "-", "two standard errors above 1/2",
-        functools.partial(above_coin, CTP),
-    ),
+@claim(
+    "Q1", "NTP answers more of the held-out questions", headline=True, quantity="NTP minus CTP", source=PAPER,
+    published="no number", above=0, threshold_from=DIRECTION,
 )  # fmt: skip
+def ntp_answers_more(runs: Runs):
+    return objectives.objective_gap(runs["main"].final, ACCURACY)
+
+
+COIN = {
+    "quantity": "standard errors of a coin above 1/2", "source": "control of ours", "published": "-", "above": 2,
+    "threshold_from": OURS,
+}  # fmt: skip
+
+
+@claim("Q2", "NTP answers more of them than a coin", **COIN)
+def ntp_beats_a_coin(runs: Runs):
+    return above_coin(runs["main"], NTP)
+
+
+@claim("Q3", "CTP answers more of them than a coin", **COIN)
+def ctp_beats_a_coin(runs: Runs):
+    return above_coin(runs["main"], CTP)
+
+
+def above_coin(run: Run, ntp_weight: float):
+    """Accuracy on held-out questions less 1/2, in standard errors of a coin that is tossed for each; and a note."""
+    accuracy, questions, plausible = (
+        run.final(f"held_out.{name}", ("seed",), ntp_weight=ntp_weight)
+        for name in ("accuracy", "questions", "plausible")
+    )
+    note = (
+        f"Accuracy {float(accuracy.median()):.2f} on {float(questions.median()):.0f} held-out questions; "
+        f"{float(plausible.median()):.0%} of the answers are one of the two that could be."
+    )
+    return (accuracy - 0.5) * 2 * np.sqrt(questions), note
+
+
+def sections(runs: Runs) -> list[Section]:
+    drawings = (training, held_out_questions)
+    return [draw_section("Training and held-out questions", COINS, run, drawings) for run in runs.values()]
+
+
+def training(run: Run) -> Picture:
+    curves = {"train.accuracy": "training", "test.accuracy": "held out"}
+    figure = objectives.training_curves(run, curves, "What is learnt by heart, and what of it is of use")
+    return Picture("training", "Medians over seeds, bands from lowest to highest.", figure, "Accuracy over training")
+
+
+def held_out_questions(run: Run) -> Picture:
+    shares = {ACCURACY: "accuracy on held-out questions", "train.loss": "loss on training answers"}
+    figure = figures.curves_against_gamma(run, shares, hue="ntp_weight", title="At the last step, a dot a seed")
+    return Picture("held-out", "ntp weight 0 is CTP, 1 is NTP.", figure, "Held-out questions by objective")
+
 
 STUDY = Study(
     title=TITLE,
     lead=LEAD,
-    papers=("arXiv 2502.02007",),
+    papers=(PAPER,),
     measures=measures,
-    claims=CLAIMS,
+    claims=(ntp_answers_more, ntp_beats_a_coin, ctp_beats_a_coin),
     target="test.accuracy",
+    usual={"gamma": min, "weight_decay": min, "label_noise": 0.0, "context_noise": 0.0},
     sections=sections,
 )

@@ -127,3 +127,11 @@ def test_first_where_and_value_at_are_of_every_curve():
     np.testing.assert_array_equal(first, [10, np.nan])
     np.testing.assert_array_equal(statistics.value_at(values, first, "time"), [5, np.nan])
     np.testing.assert_array_equal(statistics.value_at(values, xr.full_like(first, 20), "time"), [np.nan, np.nan])
+
+
+def test_first_reached_is_a_place_of_the_grid_and_unknown_where_the_end_is_missing():
+    curves = [[0, 0.4, 0.9, 0.2], [0.5, 0, 0, 0], [0, 0, 0, 0.4999], [0, 0.6, 0.6, NAN], [NAN, 0.5, 0.5, 0.5]]
+    values = xr.DataArray(curves, {"step": [0, 10, 20, 30]}, ("seed", "step"))
+    expected = [20, 0, INF, NAN, 10]
+    np.testing.assert_array_equal(statistics.first_reached(values, 0.5), expected)
+    np.testing.assert_array_equal(statistics.first_reached(values.isel(step=[3, 0, 2, 1]), 0.5), expected)

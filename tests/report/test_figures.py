@@ -160,6 +160,9 @@ def test_other_dimensions_are_selected_and_named():
         figures.curves_against_gamma(ds, REASONING, learning_rate=5)
     with pytest.raises(ValueError, match="no dimension 'depth'"):
         figures.curves_against_gamma(ds, REASONING, depth=2)
+    for draw in (figures.curves_against_gamma, figures.phase_diagram, figures.training_curves):
+        with pytest.raises(MissingData, match=r"^sharpness\.top$"):
+            draw(ds, "sharpness.top")
 
 
 def test_heatmap_prints_medians_and_hatches_diverged_cells():

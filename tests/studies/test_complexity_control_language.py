@@ -11,7 +11,7 @@ import pytest
 from lab import config as configs
 from lab.cli import main
 from lab.configs import complexity_control_language as config
-from lab.configs import composition
+from lab.configs import base, composition
 from lab.measuring.declare import Row
 from lab.runs import Runs
 from lab.studies import complexity_control_language as study
@@ -68,7 +68,7 @@ def test_decoded_answers_are_counted_by_type(monkeypatch):
     assert by_type[[0, 20]] == pytest.approx([1 / 3, 0.5]) and np.isnan(by_type[1:20]).all()
 
 
-@pytest.mark.parametrize("preset", study.STUDY.presets)
+@pytest.mark.parametrize("preset", base.presets("complexity_control_language"))
 def test_every_preset_can_be_built(preset):
     made = config.get_config(preset)
     made.task.path = "anywhere"  # nothing is read yet

@@ -9,16 +9,19 @@ import os
 import jax
 import numpy as np
 import pytest
+from synthetic import Grid
 
 from lab import config as configs
 from lab import models
+from lab.claims import evaluate
 from lab.cli import main
-from lab.configs import composition
+from lab.configs import base
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
-from lab.studies import claims
-from lab.studies import ntp_ctp_files as study
-from lab.tasks import question_files
+from lab.objective import CTP, NTP
+from lab.runs import Runs
+from lab.studies import ntp_ctp_files
+from lab.text import question_files
 
 pytest.importorskip("tokenizers")
 NAMES = ("Tom", "Eva", "Jack", "Davis", "Carol", "Oliver", "Sam", "Rex", "Fae", "Wren")
@@ -47,7 +50,7 @@ def test_held_out_accuracy_is_that_of_every_held_out_question_once(root):
     dataset, task = load(root / "main"), Workdir(root / "main").experiment.task
     place = dict(ntp_weight=1.0, gamma=0.5, weight_decay=0.01, learning_rate=2e-3, seed=1)
     model, params = dataset.lab.model, dataset.lab.params(**place)
-    sequence_NxM, is_answer_NxM, candidates_Nx2 = map(np.asarray, question_files.prepared(task).tables["test"])
+    sequence_NxM, is_answer_NxM, candidates_Nx2 = map(np.asarray, task.prepared.tables["test"])
     right = could = 0
     for sequence, is_answer, candidates in zip(sequence_NxM, is_answer_NxM, candidates_Nx2, strict=True):
         logits_1xLxV, _ = models.forward(model, params, sequence[None, :-1])
@@ -63,25 +66,22 @@ def test_held_out_accuracy_is_that_of_every_held_out_question_once(root):
 
 def test_page_has_its_pictures_and_claims(root):
     assert {path.stem for path in (root / "report" / "figures").glob("*.png")} >= {"training", "held-out"}
-    assert [row["id"] for row in json.loads((root / "claims.json").read_text())] == ["Q1", "Q2", "Q3"]
+    rows = json.loads((root / "claims.json").read_text())["claims"]
+    assert [row["id"] for row in rows] == ["Q1", "Q2", "Q3"]
 
 
-def verdicts(dataset, accuracy_of):
-    """Of the trained dataset with other accuracies: (objective, seed) -> share."""
-    changed = dataset.copy(deep=True)
-    for (objective, seed), value in accuracy_of.items():
-        changed["held_out.accuracy"].loc[{"ntp_weight": objective, "seed": seed}] = value
-    return {row["id"]: row["verdict"] for row in claims.evaluate(study.CLAIMS, {"main": changed}, "c")}
-
-
-def test_claims_hold_where_ntp_is_ahead_and_a_coin_is_beaten_by_two_errors(root):
-    dataset = load(root / "main")
-    coin = 0.5 + 1 / np.sqrt(6)  # two standard errors, 1/2 / sqrt(6) each, of six questions
-    seeds = range(3)
-    clear = {(w, seed): coin + 0.01 + 0.01 * w for w in (0.0, 1.0) for seed in seeds}
-    assert verdicts(dataset, clear) == dict.fromkeys(("Q1", "Q2", "Q3"), "holds")
-    assert verdicts(dataset, clear | {(0.0, 2): coin - 0.01}) == {"Q1": "holds", "Q2": "holds", "Q3": "does not hold"}
-    assert verdicts(dataset, clear | {(1.0, 0): coin + 0.005})["Q1"] == "does not hold"
+def test_claims_are_the_lead_of_ntp_and_the_standard_errors_above_a_coin():
+    made, study = Grid(ntp_weight=(CTP, NTP), gamma=(0.5,), weight_decay=(0.01,)), ntp_ctp_files.STUDY
+    for objective, accuracies in ((CTP, [0.5, 0.6, 0.7, 0.8, 0.9]), (NTP, 0.7)):
+        accuracy_Sx1 = np.broadcast_to(accuracies, 5)[:, None]
+        for name, values in (("accuracy", accuracy_Sx1), ("plausible", 0.9), ("questions", 25)):
+            made.put(f"held_out.{name}", values, time=None, ntp_weight=objective)
+    found = {claim.id: evaluate(claim, Runs({"main": made.dataset}, study.usual)) for claim in study.claims}
+    np.testing.assert_allclose(found["Q1"].values_S, [0.2, 0.1, 0, -0.1, -0.2], atol=1e-15)
+    # of 25 questions a standard error is 0.1
+    np.testing.assert_allclose(found["Q2"].values_S, [2] * 5)
+    np.testing.assert_allclose(found["Q3"].values_S, range(5), atol=1e-14)
+    assert found["Q2"].note.startswith("Accuracy 0.70 on 25 held-out questions; 90% of the answers")
 
 
 def test_a_path_is_asked_for_and_other_tasks_are_refused(capsys):
@@ -89,7 +89,7 @@ def test_a_path_is_asked_for_and_other_tasks_are_refused(capsys):
         main(["reproduce", "ntp_ctp_files", "--preset=smoke"])
     assert "task.path='': the path of a PrOntoQA or ProsQA file, --config.task.path=FILE" in capsys.readouterr().err
     with pytest.raises(ValueError, match="measures question files, not Composition"):
-        study.measures(configs.experiment(composition.smoke()))
+        ntp_ctp_files.measures(configs.experiment(base.load("ntp_ctp", "smoke")))
 
 
 def published(variable):

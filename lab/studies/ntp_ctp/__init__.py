@@ -1,15 +1,23 @@
 """Why next-token prediction reasons better than answer-only training: arXiv 2502.02007."""
 
 from lab.studies import Study
-from lab.studies.ntp_ctp import claims, controls, flow, page, transfer
+from lab.studies.ntp_ctp import claims, flatness, pictures, transfer
 from lab.studies.ntp_ctp.measures import measures
 
+TITLE = "Why does next-token prediction reason better than training on answers?"
+LEAD = (
+    "One model, one training set, two objectives: next-token prediction (NTP) scores every token, critical token "
+    "prediction (CTP) the answer alone. What surrounds the answer is mostly noise, and to predict it is said to "
+    "regularize: slower training, flatter minima, more robust models, better answers out of distribution."
+)
+
 STUDY = Study(
-    title=page.TITLE,
-    lead=page.LEAD,
-    papers=("arXiv 2502.02007",),
-    measures=lambda experiment: [*measures(experiment), *flow.measures(experiment)],
-    claims=(*claims.CLAIMS, *controls.CLAIMS, *transfer.CLAIMS, *flow.CLAIMS),
+    title=TITLE,
+    lead=LEAD,
+    papers=(claims.PAPER,),
+    measures=measures,
+    claims=(*claims.CLAIMS, *flatness.CLAIMS, *transfer.CLAIMS),
     target="ood.accuracy",
-    sections=lambda datasets: [*page.sections(datasets), *controls.sections(datasets), *transfer.sections(datasets)],
+    usual=claims.USUAL,
+    sections=lambda runs: [*pictures.sections(runs), *flatness.sections(runs), *transfer.sections(runs)],
 )

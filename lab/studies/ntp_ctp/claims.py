@@ -1,4 +1,4 @@
-"""The claims of the NTP-CTP study: the paper's statements as differences above 0 and ratios above 1.
+"""The paper's statements about NTP and CTP as differences above 0 and ratios above 1.
 
 The paper prints no numbers, so a threshold is the direction of its statement and nothing more; where claims need a
 protocol (95 % accuracy, the level of a noise) it is ours and was written before the run. A claim's number is taken per
@@ -9,326 +9,344 @@ usual scale, small ones are what N6 is about), the smallest weight decay, and of
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from lab.studies.claims import Claim, Lacking, Measured
+from lab.analysis import statistics
+from lab.claims import DIRECTION, OURS, claim
+from lab.objective import CTP, NTP
+from lab.report.objectives import by_objective, objective_gap
+from lab.runs import MissingData, Run, Runs
 from lab.tasks.finetune import FIRST
 
 PAPER = "arXiv 2502.02007"
-CONTROL = "control of ours"
-CTP, NTP = 0.0, 1.0
 LEARNT = 0.95  # training accuracy from which a row counts as converged
 LABEL_NOISE, CONTEXT_NOISE = 0.2, 0.1
-PLAIN = {"label_noise": 0.0, "context_noise": 0.0, "sam_radius": 0.0, "weight_noise": 0.0}
-USUAL, SMALL = 0, -1  # index of gamma: initial weights of the usual scale, and the smallest
+NOISES = ("label_noise", "context_noise", "sam_radius", "weight_noise")  # of training
+USUAL = {"gamma": min, "weight_decay": min} | dict.fromkeys(NOISES, 0.0)
 SHUFFLED = "shuffled"
-CONTROLS = (SHUFFLED, "weight_decay", "label_noise", "sam_radius", "weight_noise")  # `<task>_<of>`: variants of a task
+CONTROLS = (SHUFFLED, "weight_decay", "label_noise", "sam_radius", "weight_noise")  # `<task>_<control>`: variants
 EDGE = 0.5  # step along a random direction as long as the weights
+OOD = "ood_accuracy"
+SCORES = {"reasoning circuit": "flow.reasoning_score", "symmetric circuit": "flow.symmetric_score"}
+KNOWN = f"{FIRST}train.accuracy"  # on the task that a variant's start had learnt
 
-Datasets = Mapping[str, xr.Dataset]
-
-
-def rows(dataset: xr.Dataset, objective: float, gamma: int = USUAL, **at: float) -> xr.Dataset:
-    """The rows, one a seed, of an objective (`ntp_weight`); NaN for those that diverged.
-
-    Args:
-      gamma: index into the sorted rates. at: values of other axes, which else are without noise, at the smallest weight
-        decay and the middle learning rate.
-
-    Raises:
-      Lacking: a value that the grid does not have.
-    """
-    axes = [axis for axis in dataset["diverged_at"].dims if axis != "seed"]
-    wanted = {"ntp_weight": objective, "weight_decay": float(dataset.weight_decay.min()), **at}
-    place = {"gamma": gamma, "learning_rate": dataset.sizes["learning_rate"] // 2}
-    for name, value in (PLAIN | wanted).items():
-        if name not in axes and value == PLAIN.get(name):
-            continue
-        (index,) = np.nonzero(np.isclose(dataset[name].values, value)) if name in axes else ((),)
-        if not len(index):
-            raise Lacking(f"{name.replace('_', ' ')} {value:g}")
-        place[name] = index[0]
-    ordered = dataset.sortby("gamma")
-    chosen = ordered.isel({axis: place.get(axis, 0) for axis in axes})
-    return chosen.where(chosen["diverged_at"] < 0)
+paper_claim = functools.partial(claim, source=PAPER, published="no number", threshold_from=DIRECTION)
+control_claim = functools.partial(claim, source="control of ours", published="-", threshold_from=OURS)
 
 
-def accuracy(chosen: xr.Dataset) -> xr.DataArray:
-    """Accuracy out of distribution (step, seed), the mean of the splits `ood...`."""
-    names = [name for name in chosen if name.startswith("ood") and name.endswith(".accuracy")]
-    if not names:
-        raise Lacking("a split out of distribution")
-    return sum(chosen[name] for name in names) / len(names)
+class Controlled(NamedTuple):
+    """A task's run, and those of its controls by what they control for, of `CONTROLS`."""
+
+    name: str
+    run: Run
+    controls: Mapping[str, Run]
+
+    def control(self, of: str) -> Run:
+        """
+        Raises:
+          MissingData: it was not trained, or with other seeds.
+        """
+        variant = f"{self.name}_{of}"
+        if of not in self.controls:
+            raise MissingData(f"variant {variant}")
+        if not np.array_equal(self.controls[of].values_of("seed"), self.run.values_of("seed")):
+            raise MissingData(f"the seeds of {self.name} in variant {variant}")
+        return self.controls[of]
 
 
-def final(values: xr.DataArray) -> np.ndarray:
-    """By seed, at the last time."""
-    for time in {"step", "snapshot"} & set(values.dims):
-        values = values.isel({time: -1})
-    return values.values
+def base_variants(runs: Runs) -> Runs:
+    """The variants that start anew and are no control of another one."""
+    controls = {f"{name}_{of}" for name in runs for of in CONTROLS}
+    return runs.where(lambda name, run: KNOWN not in run and name not in controls)
 
 
-def both(dataset: xr.Dataset, **at) -> tuple[xr.Dataset, xr.Dataset]:
-    """Rows of CTP, and of NTP."""
-    return rows(dataset, CTP, **at), rows(dataset, NTP, **at)
-
-
-def measured(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """
-    Raises:
-      Lacking: it was not measured.
-    """
-    if name not in dataset:
-        raise Lacking(name)
-    return dataset[name]
-
-
-def pooled(of_task: Callable[[xr.Dataset], np.ndarray], ratio: bool, datasets: Datasets) -> Measured:
-    """`over_tasks` of the tasks that have the number, an array by seed.
-
-    Raises:
-      Lacking: no task has it.
-    """
-    of_tasks, lacking = {}, None
-    for name, dataset in datasets.items():
-        try:
-            of_tasks[name] = np.asarray(of_task(dataset), float)
-        except Lacking as missing:
-            lacking = lacking or missing
-    if not of_tasks:
-        raise lacking or Lacking("a task")
-    return over_tasks(of_tasks, ratio)
-
-
-def over_tasks(of_tasks: Mapping[str, np.ndarray], ratio: bool) -> Measured:
-    """The mean over tasks, seed by seed: geometric, and to be above 1, of ratios; else to be above 0.
-
-    A task that has the number in no seed (NTP is nowhere ahead in it, say) is named and left out.
-    """
-    value_TxS = np.stack([*of_tasks.values()])
-    has_T = ~np.isnan(value_TxS).all(axis=1)
-    value_TxS = value_TxS[has_T] if has_T.any() else value_TxS
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean_S = np.exp(np.log(value_TxS).mean(axis=0)) if ratio else value_TxS.mean(axis=0)
-    threshold = 1.0 if ratio else 0.0
-    listed = "; ".join(_task(name, Measured(tuple(one), threshold, strictly=True)) for name, one in of_tasks.items())
-    return Measured(tuple(mean_S.tolist()), threshold, f"{listed}.", strictly=True)
-
-
-def steps_to_learn(chosen: xr.Dataset) -> np.ndarray:
-    """First evaluation, by seed, with a training accuracy of `LEARNT`; infinite where none is, NaN if diverged."""
-    accuracy_TxS = chosen["train.accuracy"].transpose("step", "seed").values
-    reached_TxS = accuracy_TxS >= LEARNT
-    steps_S = np.where(reached_TxS.any(axis=0), chosen.step.values[reached_TxS.argmax(axis=0)], np.inf)
-    return np.where(np.isnan(accuracy_TxS[-1]), np.nan, steps_S)
-
-
-def slower(dataset: xr.Dataset) -> np.ndarray:
-    """NTP's steps over CTP's. One that does not get there counts with all its steps; NaN where neither does, or one
-    diverged."""
-    ctp_S, ntp_S = (steps_to_learn(chosen) for chosen in both(dataset))
-    all_steps = float(dataset.step[-1])
-    ratio_S = np.minimum(ntp_S, all_steps) / np.minimum(ctp_S, all_steps)
-    return np.where(np.isinf(ctp_S) & np.isinf(ntp_S), np.nan, ratio_S)
-
-
-def gap(dataset: xr.Dataset, gamma: int = USUAL) -> np.ndarray:
-    """NTP's accuracy out of distribution minus CTP's."""
-    return lead(*both(dataset, gamma=gamma))
-
-
-def lead(ctp: xr.Dataset, ntp: xr.Dataset) -> np.ndarray:
-    """As `gap`, of rows of the two objectives."""
-    return final(accuracy(ntp)) - final(accuracy(ctp))
-
-
-def gap_at_equal_loss(dataset: xr.Dataset) -> np.ndarray:
-    """`gap`, of the objective with the lower loss on training answers at its first evaluation as low as the other's."""
-    ctp, ntp = both(dataset)
-    loss_S = np.maximum(*(final(chosen["train.loss"]) for chosen in (ctp, ntp)))
-    return _when_as_low(ntp, loss_S) - _when_as_low(ctp, loss_S)
-
-
-def gap_at_equal_supervision(dataset: xr.Dataset) -> np.ndarray:
-    """`gap`, NTP at the evaluation by which it had seen as many targets as CTP at the end answers."""
-    ctp, ntp = both(dataset)
-    share = float(measured(ctp, "expansion.answer_share").mean())
-    early = accuracy(ntp).sel(step=share * float(dataset.step[-1]), method="nearest")
-    return early.values - final(accuracy(ctp))
-
-
-def gap_by_noise_alone(datasets: Datasets) -> Measured:
-    """`gap` with NTP on contexts shuffled between sequences, a variant `<task>_shuffled`.
-
-    Raises:
-      Lacking: there is no such variant with the task's seeds.
-    """
-    of_tasks = {}
-    for name, dataset in tasks(datasets).items():
-        noise = datasets.get(f"{name}_{SHUFFLED}")
-        if noise is not None and np.array_equal(noise["seed"], dataset["seed"]):
-            of_tasks[name] = lead(rows(dataset, CTP), rows(noise, NTP))
-    if not of_tasks:
-        raise Lacking("a variant with shuffled contexts")
-    return over_tasks(of_tasks, ratio=False)
-
-
-def flatter(name: str, dataset: xr.Dataset) -> np.ndarray:
-    """CTP's value of a measure over NTP's; NaN where one is not positive."""
-    ctp_S, ntp_S = (final(measured(chosen, name)) for chosen in both(dataset))
-    positive_S = (ctp_S > 0) & (ntp_S > 0)
-    return np.where(positive_S, ctp_S / np.where(positive_S, ntp_S, 1), np.nan)
-
-
-def flatter_along_lines(dataset: xr.Dataset) -> np.ndarray:
-    """As `flatter`, of the loss's mean rise at both ends of random lines."""
-    ends = measured(dataset, "minimum.line").sel(alpha=[-EDGE, EDGE]).mean("alpha")
-    return flatter("ends", dataset.assign(ends=ends))
-
-
-def steadier(noise: str, dataset: xr.Dataset) -> np.ndarray:
-    """CTP's loss of accuracy under noise minus NTP's: of answer tokens on training sequences, mean over levels."""
-    drops = []
-    for chosen in both(dataset):
-        under_noise = measured(chosen, f"minimum.{noise}_accuracy").mean("sigma")
-        drops.append(final(measured(chosen, "minimum.accuracy")) - final(under_noise))
-    return drops[0] - drops[1]
-
-
-def steadier_labels(dataset: xr.Dataset) -> np.ndarray:
-    """CTP's loss of accuracy out of distribution by label noise in training, minus NTP's."""
-    lost = [
-        final(accuracy(rows(dataset, objective))) - final(accuracy(rows(dataset, objective, label_noise=LABEL_NOISE)))
-        for objective in (CTP, NTP)
-    ]
-    return lost[0] - lost[1]
-
-
-def recovered(at: Mapping[str, float], dataset: xr.Dataset) -> np.ndarray:
-    """What CTP's accuracy out of distribution gains; NaN where NTP is not ahead and there is nothing to recover."""
-    gain_S = final(accuracy(rows(dataset, CTP, **at))) - final(accuracy(rows(dataset, CTP)))
-    return np.where(gap(dataset) > 0, gain_S, np.nan)
-
-
-def narrower(dataset: xr.Dataset) -> np.ndarray:
-    """`gap` at the largest initial weights minus that at the smallest."""
-    if dataset.sizes["gamma"] < 2:
-        raise Lacking("a second gamma")
-    return gap(dataset) - gap(dataset, SMALL)
-
-
-def fisher_dominates(dataset: xr.Dataset) -> np.ndarray:
-    """The Fisher term over the formula's error, at the first snapshot after the start, smallest initial weights."""
-    ntp = rows(dataset, NTP, gamma=SMALL)
-    terms = {
-        name: measured(ntp, f"expansion.{name}").isel(snapshot=1).values for name in ("quadratic", "slope", "remainder")
-    }
-    return terms["quadratic"] / np.abs(terms["slope"] + terms["remainder"])
-
-
-def anew(datasets: Datasets) -> Datasets:
-    """Without the variants that start from another's weights: those are claims of `lab.studies.ntp_ctp.transfer`."""
-    return {name: dataset for name, dataset in datasets.items() if f"{FIRST}train.accuracy" not in dataset}
-
-
-def tasks(datasets: Datasets) -> Datasets:
-    """Of those, the variants that are no control of another one."""
-    controls = {f"{name}_{of}" for name in datasets for of in CONTROLS}
-    return {name: dataset for name, dataset in anew(datasets).items() if name not in controls}
-
-
-def compared(datasets: Datasets) -> Datasets:
-    """Of `tasks`, those that were trained with both objectives."""
-    return {
-        name: dataset
-        for name, dataset in tasks(datasets).items()
-        if {CTP, NTP} <= set(np.atleast_1d(dataset.get("ntp_weight", CTP)).tolist())
-    }
-
-
-def _when_as_low(chosen: xr.Dataset, loss_S: np.ndarray) -> np.ndarray:
-    low_TxS = chosen["train.loss"].transpose("step", "seed").values <= loss_S
-    accuracy_TxS = accuracy(chosen).transpose("step", "seed").values
-    found_S = accuracy_TxS[low_TxS.argmax(axis=0), np.arange(len(loss_S))]
-    found_S = np.where(low_TxS.any(axis=0), found_S, np.nan)
-    return np.where(final(chosen["train.loss"]) == loss_S, final(accuracy(chosen)), found_S)  # this one sets the level
-
-
-def _task(name: str, of_task: Measured) -> str:
-    return f"{name} {of_task.median:.2f} [{of_task.low:.2f}, {of_task.high:.2f}] {of_task.verdict}"
-
-
-def _claim(name: str, statement: str, threshold: str, of_task: Callable, *, ratio: bool, source: str = PAPER) -> Claim:
-    published = "-" if source == CONTROL else "no number"
-    return Claim(
-        name, statement, source, published, threshold, lambda datasets: pooled(of_task, ratio, tasks(datasets))
+def with_both_objectives(runs: Runs) -> Runs:
+    """Of the base variants, those that were trained with both objectives."""
+    return base_variants(runs).where(
+        lambda name, run: "ntp_weight" in run.axes and {CTP, NTP} <= {*run.values_of("ntp_weight")}
     )
 
 
-def _flatter(name: str, words: str, variable: str) -> Claim:
-    return _claim(
-        name, f"NTP minima are flatter: {words}", "CTP over NTP above 1", functools.partial(flatter, variable),
-        ratio=True,
-    )  # fmt: skip
+def controlled(runs: Runs) -> dict[str, Controlled]:
+    """The base variants, each with its controls."""
+    return {
+        name: Controlled(name, run, {of: runs[f"{name}_{of}"] for of in CONTROLS if f"{name}_{of}" in runs})
+        for name, run in base_variants(runs).items()
+    }
 
 
-def _recovered(name: str, words: str, **at: float) -> Claim:
-    return _claim(
-        name, f"Injected noise lets CTP recover part of the gap: {words}",
-        "gain of CTP out of distribution above 0, where NTP is ahead", functools.partial(recovered, at), ratio=False,
+def with_ood_accuracy(run: Run) -> Run:
+    """With a variable `OOD`, the mean accuracy over the splits out of distribution, `ood...`.
+
+    Raises:
+      MissingData: there is no such split.
+    """
+    splits = [name for name in run.dataset if name.startswith("ood") and name.endswith(".accuracy")]
+    if not splits:
+        raise MissingData("a split out of distribution")
+    return run.assign(**{OOD: sum(run.dataset[name] for name in splits) / len(splits)})
+
+
+def over_tasks(number: Callable, tasks: Mapping[str, object], ratio: bool = False) -> tuple[xr.DataArray, str]:
+    """The mean over tasks, seed by seed, and a note of every task's own number; geometric for ratios.
+
+    A task that has the number in no seed (NTP is nowhere ahead in it, say) is named and left out.
+
+    Args:
+      number: a task's run, or what else `tasks` holds -> one number a seed; or a pair of that and a remark.
+
+    Raises:
+      MissingData: no task has the data, or the number in any seed.
+    """
+    numbers, remarks, lacking = {}, [], None
+    for name, task in tasks.items():
+        try:
+            found = number(task)
+        except MissingData as missing:
+            lacking = lacking or missing
+        else:
+            values, remark = found if isinstance(found, tuple) else (found, "")
+            numbers[name] = values.reset_coords(drop=True).astype(float)
+            remarks += [f"{name}: {remark}."] if remark else []
+    if not numbers:
+        raise lacking or MissingData("a task")
+    listed = "; ".join(f"{name} {_in_words(values.values)}" for name, values in numbers.items())
+    note = " ".join([f"{listed}.", *remarks])
+    values = xr.concat(numbers.values(), "task", join="outer", coords="minimal", compat="override")
+    if values.isnull().all():
+        raise MissingData(f"a seed that has the number: {note.removesuffix('.')}")
+    values = values.dropna("task", how="all")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.exp(np.log(values).mean("task", skipna=False)) if ratio else values.mean("task", skipna=False)
+    return mean, note
+
+
+def mean_over_tasks(number: Callable[[Run], xr.DataArray]) -> Callable[[Runs], tuple[xr.DataArray, str]]:
+    """`over_tasks` of the base variants."""
+    return lambda runs: over_tasks(number, base_variants(runs))
+
+
+def mean_ratio_over_tasks(number: Callable[[Run], xr.DataArray]) -> Callable[[Runs], tuple[xr.DataArray, str]]:
+    """As `mean_over_tasks`, of ratios."""
+    return lambda runs: over_tasks(number, base_variants(runs), ratio=True)
+
+
+def _in_words(values_S: np.ndarray) -> str:
+    known_S = values_S[~np.isnan(values_S)]
+    if not known_S.size:
+        return "-"
+    interval = statistics.median_interval(known_S)
+    missing = f" ({values_S.size - known_S.size} seeds missing)" if known_S.size < values_S.size else ""
+    return f"{statistics.median(known_S):.2f} [{interval.low:.2f}, {interval.high:.2f}]{missing}"
+
+
+def convergence_ratio(run: Run) -> xr.DataArray:
+    """NTP's steps to `LEARNT` over CTP's. One that does not get there counts with all its steps; NaN where neither
+    does, or one diverged."""
+    ctp, ntp = (
+        statistics.first_reached(values, LEARNT) for values in by_objective(run.over_time, "train.accuracy")
     )  # fmt: skip
+    all_steps = float(run.dataset["step"][-1])
+    return (np.minimum(ntp, all_steps) / np.minimum(ctp, all_steps)).where(np.isfinite(ctp) | np.isfinite(ntp))
+
+
+def ood_gap(run: Run, **at) -> xr.DataArray:
+    """NTP's accuracy out of distribution minus CTP's."""
+    return objective_gap(with_ood_accuracy(run).final, OOD, **at)
+
+
+@paper_claim(
+    "N1", "NTP converges more slowly on training data", quantity="steps to 95 % training accuracy, NTP over CTP",
+    above=1,
+)  # fmt: skip
+def converges_more_slowly(runs: Runs):
+    return over_tasks(convergence_ratio, base_variants(runs), ratio=True)
+
+
+@paper_claim(
+    "N2", "NTP generalizes better out of distribution", quantity="NTP minus CTP", above=0, headline=True
+)  # fmt: skip
+def generalizes_better(runs: Runs):
+    return over_tasks(ood_gap, base_variants(runs))
+
+
+@control_claim("N2b", "also at equal loss on training answers", quantity="NTP minus CTP", above=0)
+@mean_over_tasks
+def gap_at_equal_loss(run: Run) -> xr.DataArray:
+    """`ood_gap`, of the objective with the lower loss on training answers at its first evaluation as low as the
+    other's at the end."""
+    losses = by_objective(run.over_time, "train.loss")
+    level = np.maximum(*(loss.isel(step=-1, drop=True) for loss in losses))
+    found = []
+    for loss, accuracy in zip(losses, by_objective(with_ood_accuracy(run).over_time, OOD), strict=True):
+        ends_lower = loss.isel(step=-1, drop=True) < level  # of the one that sets the level the end counts
+        as_low = (loss <= level) & (ends_lower | (loss["step"] == loss["step"][-1]))
+        found.append(accuracy.isel(step=as_low.argmax("step")).where(as_low.any("step")))
+    ctp, ntp = found
+    return ntp - ctp
+
+
+@control_claim("N2c", "also at equal supervised tokens", quantity="NTP minus CTP", above=0)
+@mean_over_tasks
+def gap_at_equal_supervision(run: Run) -> xr.DataArray:
+    """`ood_gap`, NTP at the evaluation by which it had seen as many targets as CTP at the end answers."""
+    share, _ = by_objective(run.over_time, "expansion.answer_share")
+    ctp, ntp = by_objective(with_ood_accuracy(run).over_time, OOD)
+    enough = float(share.mean()) * float(run.dataset["step"][-1])
+    return ntp.sel(step=enough, method="nearest") - ctp.isel(step=-1)
+
+
+@control_claim(
+    "N2d", "also where contexts are shuffled: noise without structure", quantity="NTP minus CTP", above=0
+)  # fmt: skip
+def gap_of_shuffled_contexts(runs: Runs):
+    def gap_to_shuffled(task: Controlled):
+        shuffled, run = (with_ood_accuracy(run) for run in (task.control(SHUFFLED), task.run))
+        return shuffled.final(OOD, ("seed",), ntp_weight=NTP) - run.final(OOD, ("seed",), ntp_weight=CTP)
+
+    return over_tasks(gap_to_shuffled, controlled(runs))
+
+
+def ratio_of_positives(ctp: xr.DataArray, ntp: xr.DataArray) -> xr.DataArray:
+    """CTP's value over NTP's; NaN where one is not positive."""
+    return ctp.where(ctp > 0) / ntp.where(ntp > 0)
+
+
+def sharpness_ratio(run: Run, name: str) -> xr.DataArray:
+    """CTP's value of a measure over NTP's; NaN where one is not positive."""
+    return ratio_of_positives(*by_objective(run.final, name))
+
+
+flatness_claim = functools.partial(paper_claim, quantity="CTP over NTP", above=1, headline=True)
+
+
+@flatness_claim("N3a", "NTP minima are flatter: largest eigenvalue of the Hessian")
+@mean_ratio_over_tasks
+def eigenvalue_ratio(run: Run):
+    return sharpness_ratio(run, "minimum.top")
+
+
+@flatness_claim("N3b", "NTP minima are flatter: its trace")
+@mean_ratio_over_tasks
+def trace_ratio(run: Run):
+    return sharpness_ratio(run, "minimum.trace")
+
+
+@flatness_claim("N3c", "NTP minima are flatter: rise of the loss after one step up (SAM)")
+@mean_ratio_over_tasks
+def sam_ratio(run: Run):
+    return sharpness_ratio(run, "minimum.sam")
+
+
+@flatness_claim("N3d", "NTP minima are flatter: rise along random directions")
+@mean_ratio_over_tasks
+def line_ratio(run: Run) -> xr.DataArray:
+    """As `sharpness_ratio`, of the loss's mean rise at both ends of random lines."""
+    lines = by_objective(run.final, "minimum.line")
+    return ratio_of_positives(*(line.sel(alpha=[-EDGE, EDGE]).mean("alpha") for line in lines))
+
+
+def robustness_gap(run: Run, noise: str) -> xr.DataArray:
+    """CTP's loss of accuracy under noise minus NTP's: of answer tokens on training sequences, mean over levels."""
+    under_noise = objective_gap(run.final, f"minimum.{noise}_accuracy").mean("sigma")
+    return under_noise - objective_gap(run.final, "minimum.accuracy")
+
+
+robustness_claim = functools.partial(paper_claim, above=0, headline=True)
+
+
+@robustness_claim("N4a", "NTP is more robust to noise in the weights", quantity="CTP's loss of accuracy minus NTP's")
+@mean_over_tasks
+def weight_noise_gap(run: Run):
+    return robustness_gap(run, "weight")
+
+
+@robustness_claim("N4b", "NTP is more robust to noise in the embeddings", quantity="CTP's loss of accuracy minus NTP's")
+@mean_over_tasks
+def embedding_noise_gap(run: Run):
+    return robustness_gap(run, "input")
+
+
+@robustness_claim(
+    "N4c", f"NTP is more robust to training with {LABEL_NOISE:.0%} wrong answers",
+    quantity="CTP's loss of accuracy out of distribution minus NTP's",
+)  # fmt: skip
+@mean_over_tasks
+def label_noise_gap(run: Run) -> xr.DataArray:
+    """CTP's loss of accuracy out of distribution by label noise in training, minus NTP's."""
+    return ood_gap(run, label_noise=LABEL_NOISE) - ood_gap(run)
+
+
+def recovered_accuracy(run: Run, **at) -> xr.DataArray:
+    """What CTP's accuracy out of distribution gains; NaN where NTP is not ahead and there is nothing to recover.
+
+    Args:
+      at: the noise of training.
+    """
+    run = with_ood_accuracy(run)
+    noisy, plain = (run.final(OOD, ("seed",), ntp_weight=CTP, **noise) for noise in (at, {}))
+    return (noisy - plain).where(ood_gap(run) > 0)
+
+
+recovery_claim = functools.partial(
+    paper_claim, quantity="gain of CTP out of distribution, where NTP is ahead", above=0
+)  # fmt: skip
+
+
+@recovery_claim("N5a", "Injected noise lets CTP recover part of the gap: noise in the context")
+@mean_over_tasks
+def recovered_by_context_noise(run: Run):
+    return recovered_accuracy(run, context_noise=CONTEXT_NOISE)
+
+
+@recovery_claim("N5b", "Injected noise lets CTP recover part of the gap: noise in the answers")
+@mean_over_tasks
+def recovered_by_label_noise(run: Run):
+    return recovered_accuracy(run, label_noise=LABEL_NOISE)
+
+
+@paper_claim(
+    "N6", "Small initial weights narrow the gap", quantity="gap at the usual scale minus that at the smallest", above=0
+)
+@mean_over_tasks
+def gap_change(run: Run) -> xr.DataArray:
+    """`ood_gap` at the largest initial weights minus that at the smallest."""
+    if len(run.values_of("gamma")) < 2:
+        raise MissingData("a second gamma")
+    return ood_gap(run, gamma=min) - ood_gap(run, gamma=max)
+
+
+@claim(
+    "N9", "Near a small start NTP is CTP plus a quadratic form of the Fisher information",
+    quantity="that form over the error of the formula, at the first snapshot", source=f"{PAPER}, later version",
+    published="no number", above=1, threshold_from=OURS,
+)  # fmt: skip
+@mean_ratio_over_tasks
+def fisher_ratio(run: Run) -> xr.DataArray:
+    """The Fisher term over the formula's error, at the first snapshot after the start, smallest initial weights."""
+    quadratic, slope, remainder = (
+        run.over_time(f"expansion.{term}", ("seed",), ntp_weight=NTP, gamma=max).isel(snapshot=1)
+        for term in ("quadratic", "slope", "remainder")
+    )
+    return quadratic / abs(slope + remainder)
+
+
+@paper_claim(
+    "N10", "NTP keeps key-anchor steps separate, CTP merges anchors early",
+    quantity="reasoning minus symmetric circuit score, NTP minus CTP", above=0,
+)  # fmt: skip
+@mean_over_tasks
+def circuit_gap(run: Run) -> xr.DataArray:
+    """NTP's reasoning score less its symmetric score, minus CTP's; from -2 to 2."""
+    reasoning, symmetric = (objective_gap(run.final, name) for name in SCORES.values())
+    return reasoning - symmetric
 
 
 CLAIMS = (
-    _claim(
-        "N1", "NTP converges more slowly on training data", "steps to 95 % training accuracy, NTP over CTP, above 1",
-        slower, ratio=True,
-    ),
-    _claim(
-        "N2", "NTP generalizes better out of distribution", "NTP minus CTP above 0", gap, ratio=False,
-    ),
-    _claim(
-        "N2b", "also at equal loss on training answers", "NTP minus CTP above 0", gap_at_equal_loss, ratio=False,
-        source=CONTROL,
-    ),
-    _claim(
-        "N2c", "also at equal supervised tokens", "NTP minus CTP above 0", gap_at_equal_supervision, ratio=False,
-        source=CONTROL,
-    ),
-    Claim(
-        "N2d", "also where contexts are shuffled: noise without structure", CONTROL, "-", "NTP minus CTP above 0",
-        gap_by_noise_alone,
-    ),
-    _flatter("N3a", "largest eigenvalue of the Hessian", "minimum.top"),
-    _flatter("N3b", "its trace", "minimum.trace"),
-    _flatter("N3c", "rise of the loss after one step up (SAM)", "minimum.sam"),
-    _claim(
-        "N3d", "NTP minima are flatter: rise along random directions", "CTP over NTP above 1", flatter_along_lines,
-        ratio=True,
-    ),
-    _claim(
-        "N4a", "NTP is more robust to noise in the weights", "CTP's loss of accuracy minus NTP's above 0",
-        functools.partial(steadier, "weight"), ratio=False,
-    ),
-    _claim(
-        "N4b", "NTP is more robust to noise in the embeddings", "CTP's loss of accuracy minus NTP's above 0",
-        functools.partial(steadier, "input"), ratio=False,
-    ),
-    _claim(
-        "N4c", f"NTP is more robust to training with {LABEL_NOISE:.0%} wrong answers",
-        "CTP's loss of accuracy out of distribution minus NTP's above 0", steadier_labels, ratio=False,
-    ),
-    _recovered("N5a", "noise in the context", context_noise=CONTEXT_NOISE),
-    _recovered("N5b", "noise in the answers", label_noise=LABEL_NOISE),
-    _claim(
-        "N6", "Small initial weights narrow the gap", "gap at the usual scale minus that at the smallest above 0",
-        narrower, ratio=False,
-    ),
-    _claim(
-        "N9", "Near a small start NTP is CTP plus a quadratic form of the Fisher information",
-        "that form over the error of the formula, at the first snapshot, above 1", fisher_dominates, ratio=True,
-        source=f"{PAPER}, later version",
-    ),
+    converges_more_slowly, generalizes_better, gap_at_equal_loss, gap_at_equal_supervision, gap_of_shuffled_contexts,
+    eigenvalue_ratio, trace_ratio, sam_ratio, line_ratio, weight_noise_gap, embedding_noise_gap, label_noise_gap,
+    recovered_by_context_noise, recovered_by_label_noise, gap_change, fisher_ratio, circuit_gap,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What claims and report of the NTP-CTP study stand on: the minimum that was found, and the Fisher information.
+"""Measurements of the NTP-CTP study: the minimum that was found, the Fisher information, the circuits of attention.
 
 Everything about the minimum is of the answer's loss on clean training sequences, for both objectives: rows differ in
 what they were trained on and in nothing that is measured. It is one measurement, of few numbers, because each costs
@@ -12,9 +12,9 @@ from lab import models
 from lab.analysis import curvature, fisher, flatness, loss_fn, sharpness
 from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
-from lab.measuring.catalogue import loss, weights
+from lab.measuring.catalogue import anchors, loss, weights
 from lab.measuring.declare import Measure
-from lab.tasks import Finetune
+from lab.tasks import Composition, Finetune
 
 MATVECS, PROBES = 24, 16
 RADIUS = 0.05  # of the step up, in units of the weights (Foret et al. 2021)
@@ -35,7 +35,14 @@ def measures(experiment: Experiment) -> list[Measure]:
         raise ValueError(f"the ntp_ctp study measures transformers with model.readout='all', not {model}")
     if not task.has_answer:
         raise ValueError(f"the ntp_ctp study measures tasks with an answer, not {type(task).__name__}")
-    return [minimum(experiment), information(experiment), terms(experiment), weights.norms(experiment)]
+    parts = [minimum(experiment), information(experiment), terms(experiment), weights.norms(experiment)]
+    # next-token prediction is said to reason, answer-only training to merge the anchors early (arXiv 2405.05409 has the
+    # two circuits): they are of the first two blocks, and attention says where a model reads, not what its answer uses
+    return [*parts, anchors.circuits(experiment)] if _has_circuits(experiment) else parts
+
+
+def _has_circuits(experiment: Experiment) -> bool:
+    return isinstance(experiment.task, Composition) and experiment.model.n_layers >= 2
 
 
 def minimum(experiment: Experiment) -> Measure:

@@ -1,254 +1,252 @@
-"""Every claim on grids written by hand, on which the answer is known; and that every preset can be built."""
+"""Every claim on grids written by hand, on which the answer is known; and every preset is built and measured."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
+from synthetic import Grid
 
 from lab import config as configs
+from lab.claims import HOLDS, OPEN, evaluate
 from lab.configs import base
-from lab.configs import ntp_ctp as config
-from lab.studies import claims
-from lab.studies.claims import Lacking
-from lab.studies.ntp_ctp import claims as module
-from lab.studies.ntp_ctp import controls, page
-from lab.studies.ntp_ctp.claims import CLAIMS, CTP, NTP, rows
+from lab.engine import init_from
+from lab.objective import CTP, NTP
+from lab.runs import MissingData, Runs
+from lab.studies.ntp_ctp import STUDY, claims, flatness, transfer
+from lab.studies.ntp_ctp.claims import KNOWN, SCORES
 from lab.studies.ntp_ctp.measures import measures
+from lab.tasks import Finetune
 
-SEEDS, GAMMAS, STEPS = (0, 1, 2), (0.5, 0.8), (0, 100, 200, 400)
+STEPS = (0, 100, 200, 400)
+NEVER = math.inf
 AXES = {
-    "ntp_weight": (CTP, NTP), "gamma": GAMMAS, "weight_decay": (0.01, 1.0), "label_noise": (0.0, 0.2),
-    "context_noise": (0.0, 0.1), "learning_rate": (1e-3,), "seed": SEEDS,
+    "ntp_weight": (CTP, NTP), "gamma": (0.5, 0.8), "weight_decay": (0.01, 1.0), "label_noise": (0.0, 0.2),
+    "context_noise": (0.0, 0.1),
 }  # fmt: skip
-GARBAGE = -77.0  # in every place that no claim may read
 
 
-def dataset(**axes):
+def grid(**axes):
     """A trained variant of which nothing is known."""
-    coords = {name: list(values) for name, values in (AXES | axes).items()}
-    sizes = [len(values) for values in coords.values()]
-    return xr.Dataset({"diverged_at": (tuple(coords), np.full(sizes, -1))}, coords | {"step": list(STEPS)})
+    return Grid(claims.USUAL, steps=STEPS, **(AXES | axes))
 
 
-def put(made, name, ctp, ntp, time=None, gamma=0.5, **at):
-    """Sets a variable where claims read it: arrays (seed), or (time, seed)."""
-    if name not in made:
-        extra = {} if time is None else {time: made.sizes[time]}
-        shape = (*extra.values(), *made["diverged_at"].shape)
-        made[name] = ((*extra, *made["diverged_at"].dims), np.full(shape, GARBAGE))
-    place = {"gamma": gamma, "weight_decay": 0.01, "label_noise": 0.0, "context_noise": 0.0, "learning_rate": 1e-3}
-    place = {axis: value for axis, value in (place | at).items() if axis in made.dims}
+def put(made, name, ctp, ntp, **how):
+    """Sets a variable where claims read it, of gamma 0.5 unless told otherwise; `how` is of `Grid.put`."""
     for objective, values in ((CTP, ctp), (NTP, ntp)):
         if values is not None:
-            made[name].loc[place | {"ntp_weight": objective}] = np.asarray(values, float)
+            made.put(name, values, **({"gamma": 0.5} | how), ntp_weight=objective)
     return made
 
 
-def at_end(values):
-    """(step, seed): garbage before the last evaluation."""
-    return np.vstack([np.full((len(STEPS) - 1, len(SEEDS)), GARBAGE), np.broadcast_to(values, len(SEEDS))])
-
-
-def measure(name, **datasets):
-    (claim,) = [claim for claim in CLAIMS if claim.id == name]
-    return claims._measure(claim, datasets)
-
-
 def answered(ctp, ntp, made=None, **at):
-    ends = (None if values is None else at_end(values) for values in (ctp, ntp))
-    return put(dataset() if made is None else made, "ood.accuracy", *ends, "step", **at)
+    """With accuracies out of distribution at the last step."""
+    return put(made or grid(), "ood.accuracy", ctp, ntp, **at)
 
 
-def learning(*at_steps):
+def measure(id, **grids):
+    (claim,) = [claim for claim in STUDY.claims if claim.id == id]
+    return evaluate(claim, Runs({name: made.dataset for name, made in grids.items()}, STUDY.usual))
+
+
+def values(id, **grids):
+    return measure(id, **grids).values_S.tolist()
+
+
+def learning(*starts):
     """(step, seed) of an accuracy that is 1 from a step on, a step for every seed."""
-    return np.array([[float(step >= start) for start in at_steps] for step in STEPS])
+    return np.array([[float(step >= start) for start in starts] for step in STEPS])
+
+
+def by_step(*numbers):
+    """(step, seed), the same for every seed."""
+    return np.array(numbers, float)[:, None]
+
+
+def learnt(ctp, ntp):
+    return put(grid(), "train.accuracy", ctp, ntp)
 
 
 def test_n1_is_a_ratio_of_first_evaluations_and_censored_rows_count_all_steps():
-    never = math.inf
-    made = put(dataset(), "train.accuracy", learning(100, 200, 100), learning(200, 100, never), "step")
-    assert measure("N1", a=made).per_seed == pytest.approx((2.0, 0.5, 4.0))
-    neither = put(dataset(), "train.accuracy", learning(100, 100, never), learning(200, 200, never), "step")
-    assert measure("N1", a=neither).verdict == "not measured"
-    slow = put(dataset(), "train.accuracy", 0.949 + 0.001 * learning(100, 100, 100), learning(200, 200, 200), "step")
-    assert measure("N1", a=slow).per_seed == pytest.approx((2.0, 2.0, 2.0))  # 0.95 is enough
+    made = learnt(learning(100, 200, 100, 100, NEVER), learning(200, 100, NEVER, 100, NEVER))
+    np.testing.assert_allclose(values("N1", a=made), [2, 0.5, 4, 1, np.nan])  # neither: nothing to compare
+    almost = learnt(0.949 + 0.001 * learning(*[100] * 5), learning(*[200] * 5))
+    assert values("N1", a=almost) == pytest.approx([2] * 5)  # 0.95 is enough
+
+
+def test_row_that_diverged_is_not_slow():
+    made = learnt(learning(*[100] * 5), learning(*[100] * 5)).diverge(150, seed=1, ntp_weight=NTP)
+    np.testing.assert_array_equal(values("N1", a=made), [1, np.nan, 1, 1, 1])
 
 
 def test_n2_pools_tasks_and_says_what_each_has():
-    first = answered((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
-    second = answered((0.4, 0.4, 0.4), (0.3, 0.3, 0.5))
-    found = measure("N2", easy=first, hard=second)
-    assert found.per_seed == pytest.approx((0.15, 0.1, 0.15)) and found.verdict == "holds"
-    assert "easy 0.30 [0.20, 0.40] holds" in found.note and "hard -0.10 [-0.10, 0.10] does not hold" in found.note
-    assert measure("N2", hard=second).verdict == "does not hold"
+    easy, hard = answered([0.1, 0.2, 0.3, 0.3, 0.3], 0.5), answered(0.4, [0.3, 0.3, 0.5, 0.3, 0.3])
+    found = measure("N2", easy=easy, hard=hard)
+    assert found.values_S == pytest.approx([0.15, 0.1, 0.15, 0.05, 0.05]) and found.verdict == HOLDS
+    assert found.note == "easy 0.20 [0.20, 0.40]; hard -0.10 [-0.10, 0.10]."
 
 
-def test_several_splits_out_of_distribution_are_averaged():
-    made = put(answered(0.2, 0.4), "ood_43.accuracy", at_end(0.0), at_end(0.8), "step")
-    assert measure("N2", a=made).per_seed == pytest.approx((0.5, 0.5, 0.5))  # 0.6 and 0.1
-    with pytest.raises(Lacking):
-        module.accuracy(dataset())
+def test_tasks_without_the_data_or_with_it_in_no_seed_do_not_count():
+    diverged = answered(0.1, 0.9).diverge(7)
+    found = measure("N2", a=answered(0.1, 0.9), b=grid(), lone=answered(None, 0.9, grid(ntp_weight=(NTP,))), c=diverged)
+    assert found.values_S == pytest.approx([0.8] * 5) and found.note == "a 0.80 [0.80, 0.80]; c -."
+    one = answered(0.1, 0.9).diverge(7, seed=1, ntp_weight=NTP)
+    np.testing.assert_allclose(values("N2", a=one, b=answered(0.1, 0.5)), [0.6, np.nan, 0.6, 0.6, 0.6])
 
 
-def test_rows_that_diverged_count_nowhere():
-    made = answered(0.1, 0.9)
-    made["diverged_at"].loc[{"seed": 1, "ntp_weight": NTP}] = 7
-    assert math.isnan(measure("N2", a=made).per_seed[1])
+def test_a_number_that_no_seed_has_leaves_the_claim_open():
+    found = measure("N2", a=answered(0.1, 0.9).diverge(7))
+    assert found.verdict == OPEN and found.note == "This run lacks a seed that has the number: a -."
 
 
-def test_values_that_the_grid_does_not_have_are_lacking():
-    made = answered(0.1, 0.9).sel(ntp_weight=[NTP], label_noise=0.0, drop=True)
-    assert rows(made, NTP).sizes["seed"] == 3  # an axis of noise that is not there means none
-    for at in ({"objective": CTP}, {"objective": NTP, "label_noise": 0.2}, {"objective": NTP, "context_noise": 0.3}):
-        with pytest.raises(Lacking):
-            rows(made, **at)
-    assert measure("N2", shuffled=made).verdict == "not measured"
-    assert measure("N2", shuffled=made, both=answered(0.1, 0.9)).per_seed == pytest.approx((0.8, 0.8, 0.8))
+def test_controls_of_a_task_and_second_trainings_are_no_tasks():
+    made, other = answered(0.1, 0.9), answered(0.9, 0.1)
+    for of in claims.CONTROLS:
+        assert values("N2", a=made, **{f"a_{of}": other}) == values("N2", a=made)
+    later = put(answered(0.9, 0.1), KNOWN, 1, 1)
+    runs = Runs({"a": made.dataset, "later": later.dataset, "one": grid(ntp_weight=(NTP,)).dataset}, STUDY.usual)
+    assert [*claims.with_both_objectives(runs)] == ["a"] and [*transfer.finetuned_variants(runs)] == ["later"]
+
+
+def test_splits_out_of_distribution_are_averaged():
+    made = put(answered(0.2, 0.4), "ood_43.accuracy", 0.0, 0.8)
+    assert values("N2", a=made) == pytest.approx([0.5] * 5)  # 0.6 and 0.1
+    with pytest.raises(MissingData, match="a split out of distribution"):
+        claims.with_ood_accuracy(grid().run())
 
 
 def test_n2b_compares_where_answers_are_as_well_learnt():
-    made = dataset()
-    put(made, "train.loss", [[3] * 3, [1] * 3, [0.5] * 3, [0.1] * 3], [[3] * 3, [2] * 3, [1.5] * 3, [0.6] * 3], "step")
-    put(made, "ood.accuracy", [[0] * 3, [0.2] * 3, [0.3] * 3, [0.0] * 3], [[0.0] * 3] * 3 + [[0.7] * 3], "step")
-    assert measure("N2b", a=made).per_seed == pytest.approx((0.4, 0.4, 0.4))  # CTP at 0.5, its third evaluation
+    made = put(grid(), "train.loss", by_step(3, 1, 0.5, 0.1), by_step(3, 2, 1.5, 0.6))
+    put(made, "ood.accuracy", by_step(0, 0.2, 0.3, 0), by_step(0, 0, 0, 0.7))
+    assert values("N2b", a=made) == pytest.approx([0.4] * 5)  # CTP at 0.5, its third evaluation
 
 
 def test_n2c_takes_ntp_when_it_had_seen_as_many_targets():
-    made = put(dataset(), "ood.accuracy", at_end(0.3), [[0.0] * 3, [0.9] * 3, [0.5] * 3, [0.6] * 3], "step")
-    assert measure("N2c", a=made).verdict == "not measured"
-    put(made, "expansion.answer_share", [0.3] * 3, [0.3] * 3)  # of 400 steps: 120, and nearest to 100
-    assert measure("N2c", a=made).per_seed == pytest.approx((0.6, 0.6, 0.6))
+    made = put(grid(), "ood.accuracy", 0.3, by_step(0, 0.9, 0.5, 0.6))
+    put(made, "expansion.answer_share", 0.3, 0.3, time=None)  # of 400 steps: 120, and nearest to 100
+    assert values("N2c", a=made) == pytest.approx([0.6] * 5)
 
 
 def test_n2d_sets_shuffled_ntp_against_ctp_of_the_same_task():
-    shuffled = answered(None, 0.6).sel(ntp_weight=[NTP])
+    shuffled = answered(None, 0.6, grid(ntp_weight=(NTP,)))
     found = measure("N2d", a=answered(0.5, 0.9), b=answered(0.1, 0.9), a_shuffled=shuffled)
-    assert found.per_seed == pytest.approx((0.1, 0.1, 0.1)) and "b 0." not in found.note
-    assert measure("N2d", a=answered(0.5, 0.9)).verdict == "not measured"
+    assert found.values_S == pytest.approx([0.1] * 5) and found.note == "a 0.10 [0.10, 0.10]."
+    other_seeds = answered(None, 0.6, grid(ntp_weight=(NTP,), seed=(0, 1, 2, 3, 5)))
+    assert "the seeds of a in variant a_shuffled" in measure("N2d", a=answered(0.5, 0.9), a_shuffled=other_seeds).note
 
 
-@pytest.mark.parametrize(("name", "variable"), [("N3a", "top"), ("N3b", "trace"), ("N3c", "sam")])
-def test_n3_is_ctp_over_ntp_pooled_geometrically(name, variable):
-    first, second = (put(dataset(), f"minimum.{variable}", [ctp] * 3, [1, 1, 2]) for ctp in (8.0, 2.0))
-    assert measure(name, a=first, b=second).per_seed == pytest.approx((4, 4, 2))
-    negative = put(dataset(), f"minimum.{variable}", [8, -1, 8], [1, 1, 1])
-    assert measure(name, a=negative).verdict == "not measured"
+@pytest.mark.parametrize(("id", "variable"), [("N3a", "top"), ("N3b", "trace"), ("N3c", "sam")])
+def test_n3_is_ctp_over_ntp_pooled_geometrically(id, variable):
+    first, second = (
+        put(grid(), f"minimum.{variable}", ctp, [1, 1, 2, 2, -1], time=None) for ctp in ([8, 8, 8, -1, 8], 2)
+    )
+    np.testing.assert_allclose(values(id, a=first, b=second), [4, 4, 2, np.nan, np.nan])
 
 
 def test_n3d_takes_both_ends_of_the_lines():
-    made = dataset().assign_coords(alpha=[-0.5, -0.1, 0.1, 0.5])
-    ctp, ntp = (np.outer(ends, np.ones(3)) for ends in ([2, 9, 9, 4], [1, 9, 9, 1]))
-    put(made, "minimum.line", ctp, ntp, "alpha")
-    assert measure("N3d", a=made).per_seed == pytest.approx((3, 3, 3))
+    lines = {"time": None, "dims": {"alpha": [-0.5, -0.1, 0.1, 0.5]}}
+    assert values("N3d", a=put(grid(), "minimum.line", [2, 9, 9, 4], [1, 9, 9, 1], **lines)) == pytest.approx([3] * 5)
 
 
-@pytest.mark.parametrize(("name", "of"), [("N4a", "weight"), ("N4b", "input")])
-def test_n4_compares_what_noise_costs(name, of):
-    made = dataset().assign_coords(sigma=[0.1, 0.2])
-    put(made, "minimum.accuracy", [1.0] * 3, [0.8] * 3)
-    put(made, f"minimum.{of}_accuracy", [[0.8] * 3, [0.4] * 3], [[0.8] * 3, [0.6] * 3], "sigma")
-    assert measure(name, a=made).per_seed == pytest.approx((0.3, 0.3, 0.3))  # 0.4 lost, and 0.1
+@pytest.mark.parametrize(("id", "of"), [("N4a", "weight"), ("N4b", "input")])
+def test_n4_compares_what_noise_costs(id, of):
+    made = put(grid(), "minimum.accuracy", 1.0, 0.8, time=None)
+    put(made, f"minimum.{of}_accuracy", [0.8, 0.4], [0.8, 0.6], time=None, dims={"sigma": [0.1, 0.2]})
+    assert values(id, a=made) == pytest.approx([0.3] * 5)  # 0.4 lost, and 0.1
 
 
 def test_n4c_compares_what_wrong_answers_cost():
-    made = answered(0.4, 0.9, answered(0.9, 0.95), label_noise=0.2)
-    assert measure("N4c", a=made).per_seed == pytest.approx((0.45, 0.45, 0.45))
+    assert values("N4c", a=answered(0.4, 0.9, answered(0.9, 0.95), label_noise=0.2)) == pytest.approx([0.45] * 5)
 
 
-@pytest.mark.parametrize(
-    ("name", "at"),
-    [("N5a", {"context_noise": 0.1}), ("N5b", {"label_noise": 0.2})],
-)
-def test_n5_is_the_gain_where_there_is_a_gap(name, at):
-    made = answered((0.5, 0.1, 0.3), None, answered((0.2, 0.2, 0.2), (0.9, 0.9, 0.9)), **at)
-    assert measure(name, a=made).per_seed == pytest.approx((0.3, -0.1, 0.1))
-    ahead = answered(0.5, None, answered((0.2, 0.9, 0.2), (0.9, 0.2, 0.9)), **at)
-    assert math.isnan(measure(name, a=ahead).per_seed[1])
+@pytest.mark.parametrize(("id", "at"), [("N5a", {"context_noise": 0.1}), ("N5b", {"label_noise": 0.2})])
+def test_n5_is_the_gain_where_there_is_a_gap(id, at):
+    made = answered([0.5, 0.1, 0.3, 0.5, 0.5], None, answered(0.2, [0.9, 0.9, 0.9, 0.1, 0.2]), **at)
+    np.testing.assert_allclose(values(id, a=made), [0.3, -0.1, 0.1, np.nan, np.nan])
 
 
 def test_n6_compares_gaps_at_both_scales():
-    made = answered(0.7, 0.8, answered(0.2, 0.9), gamma=0.8)
-    assert measure("N6", a=made).per_seed == pytest.approx((0.6, 0.6, 0.6))
-    assert measure("N6", a=made.isel(gamma=[1, 0])).per_seed == pytest.approx((0.6, 0.6, 0.6))  # in whatever order
-    assert measure("N6", a=made.isel(gamma=[0])).verdict == "not measured"
+    assert values("N6", a=answered(0.7, 0.8, answered(0.2, 0.9), gamma=0.8)) == pytest.approx([0.6] * 5)
+    assert "a second gamma" in measure("N6", a=answered(0.2, 0.9, grid(gamma=(0.5,)))).note
 
 
 def test_n9_is_the_fisher_term_over_slope_and_remainder():
-    made = dataset().assign_coords(snapshot=[0, 10, 20])
+    made = grid()
     for term, value in (("quadratic", 0.6), ("slope", -0.4), ("remainder", 0.1)):
-        values = np.full((3, 3), GARBAGE)
-        values[1] = value
-        put(made, f"expansion.{term}", None, values, "snapshot", gamma=0.8)
-    assert measure("N9", a=made).per_seed == pytest.approx((2, 2, 2))
+        put(made, f"expansion.{term}", None, by_step(77, value, 77, 77), time="snapshot", gamma=0.8)
+    assert values("N9", a=made) == pytest.approx([2] * 5)
 
 
-def test_objectives_are_compared_within_cells():
-    """Gamma moves both sharpness and accuracy; given gamma the objective alone decides."""
-    made = dataset(weight_decay=(0.01,), label_noise=(0.0,), context_noise=(0.0,))
-    objective, gamma, _ = xr.broadcast(made.ntp_weight, made.gamma, made["diverged_at"])
-    ood = (10 * gamma + objective).transpose(*made["diverged_at"].dims)
-    noise = xr.zeros_like(ood) + np.random.default_rng(0).random(ood.shape)
-    made["ood.accuracy"] = ood.expand_dims(step=list(STEPS))
-    made["train.loss"] = noise.expand_dims(step=list(STEPS))
-    made["norm.log_frobenius_whole"] = noise.expand_dims(snapshot=[0, 1])
-    for name, values in (("top", gamma.transpose(*ood.dims)), ("trace", noise), ("sam", noise)):
-        made[f"minimum.{name}"] = values
-    found = page.suspects(made)["value"].sel(coefficient="spearman")
-    # two groups of six in twelve rows: ranks 3.5 and 9.5 against 2, 5, 8, 11 make sqrt(0.8) and sqrt(0.2)
-    assert float(found.sel(measure="objective", control="knobs")) == pytest.approx(1)
-    assert float(found.sel(measure="sharpness", control="none")) == pytest.approx(6 / np.sqrt(45))
-    assert np.isnan(found.sel(measure="sharpness", control="knobs"))
+def scored(ctp, ntp):
+    """Reasoning and symmetric scores of both objectives."""
+    made = grid()
+    for name, *scores in zip(SCORES.values(), ctp, ntp, strict=True):
+        put(made, name, *scores, time=None)
+    return made
 
 
-def test_curves_of_both_objectives_stand_side_by_side():
-    made = answered(0.1, 0.9)
-    made["diverged_at"].loc[{"seed": 2, "ntp_weight": CTP}] = 5
-    found = page.side_by_side(made, {"ood": module.accuracy})
-    assert set(found) == {"diverged_at", "CTP, ood", "NTP, ood"} and "ntp_weight" not in found.dims
-    plain = {"gamma": 0.5, "weight_decay": 0.01, "label_noise": 0.0, "context_noise": 0.0, "learning_rate": 1e-3}
-    last = found.isel(step=-1).sel(plain)
-    assert last["CTP, ood"].values.tolist() == [0.1] * 3 and last["NTP, ood"].values.tolist() == [0.9] * 3
-    assert last["diverged_at"].values.tolist() == [-1, -1, 5]
-
-
-def test_variants_without_both_objectives_have_no_section():
-    assert (
-        page.sections({"shuffled": dataset(ntp_weight=(NTP,)), "none": dataset().isel(ntp_weight=0, drop=True)}) == []
+def test_n10_is_how_much_further_ntp_is_from_the_symmetric_circuit():
+    assert values("N10", a=scored((0.1, 0.4), ([0.5, 0.6, 0.7, 0.5, 0.5], [0.2, 0.1, 0, 0.2, 0.2]))) == pytest.approx(
+        [0.6, 0.8, 1.0, 0.6, 0.6]
     )
+    # both use the reasoning circuit, CTP more so: a high score of NTP alone is not enough
+    assert values("N10", a=scored((0.9, 0), (0.8, 0))) == pytest.approx([-0.1] * 5)
 
 
-@pytest.mark.parametrize("preset", base.presets(config))
+def test_n7_is_a_ratio_of_steps_of_second_tasks_alone():
+    first = learnt(learning(*[100] * 5), learning(*[400] * 5))  # a ratio of 4
+    second = learnt(learning(100, 100, 200, 100, 100), learning(200, 400, 200, 200, 200))
+    assert values("N7", first=first, second=put(second, KNOWN, 1, 1)) == [2, 4, 1, 2, 2]
+    lone = measure("N7", first=first)
+    assert lone.verdict == OPEN and "that starts from the weights of a first one" in lone.note
+
+
+def test_n8_is_what_ntp_loses_more_of_the_first_task():
+    made = put(grid(), KNOWN, by_step(1, 0.9, 0.8, 0.6), by_step(1, 0.7, 0.5, 0.3)).diverge(50, seed=1, ntp_weight=NTP)
+    np.testing.assert_allclose(values("N8", second=made), [0.3, np.nan, 0.3, 0.3, 0.3])  # 0.4 lost, and 0.7
+    # of 0, 0.1, 0.2, 0.4 and of 0, 0.3, 0.5, 0.7
+    np.testing.assert_allclose(values("N8b", second=made), [0.2, np.nan, 0.2, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("preset", base.presets("ntp_ctp"))
 def test_every_variant_can_be_built_and_measured(preset):
-    for name, variant in configs.variants(config.get_config(preset)).items():
+    for name, variant in configs.variants(base.load("ntp_ctp", preset)).items():
         experiment, grid = configs.experiment(variant), configs.grid(variant)
         if variant.start.variant:
             assert measures(experiment) == []
             continue
-        assert len({one.name for one in measures(experiment)}) == 4, name
-        shuffled, controlled = name.endswith("shuffled"), name.endswith(tuple(controls.REGULARIZERS))
-        wanted = (NTP,) if shuffled else (CTP,) if controlled else (CTP, NTP)
+        has_circuits = name.startswith("composition")
+        found = {one.name for one in measures(experiment)}
+        assert found == {"minimum", "fisher", "expansion", "norm"} | ({"flow"} if has_circuits else set()), name
+        shuffled, is_control = name.endswith("shuffled"), name.endswith(tuple(flatness.REGULARIZERS))
+        wanted = (NTP,) if shuffled else (CTP,) if is_control else (CTP, NTP)
         assert set(wanted) <= set(grid.axes["ntp_weight"]) and experiment.objective.shuffle_context == shuffled
 
 
-def test_models_and_tasks_that_cannot_be_measured_are_refused():
-    variant = configs.variants(config.smoke())["composition"]
-    variant.grid.ntp_weight = (0.0,)
-    variant.model.readout = "last"
+@pytest.mark.parametrize("preset", base.presets("ntp_ctp"))
+def test_second_tasks_start_from_rows_of_the_first_that_ntp_trained_without_noise(preset):
+    variants = configs.variants(base.load("ntp_ctp", preset))
+    second = {name: variant for name, variant in variants.items() if variant.start.variant}
+    assert "composition_then_other_keys" in second
+    first = configs.grid(variants["composition"])
+    for variant in second.values():
+        grid = configs.grid(variant)
+        init_from.check(Path("nowhere"), variant, grid, (variants["composition"], first))
+        for row, start in enumerate(init_from.matched(variant.start, grid, first)):
+            asked, at = grid.row(row), first.row(start)
+            assert (at["ntp_weight"], at["label_noise"], at.get("context_noise", 0)) == (NTP, 0, 0)
+            assert (at["gamma"], at["seed"]) == (asked["gamma"], asked["seed"])
+        assert {CTP, NTP} <= set(grid.columns["ntp_weight"])
+        task = configs.experiment(variant).task
+        assert isinstance(task, Finetune) and task.first == configs.experiment(variants["composition"]).task
+
+
+def test_models_without_the_circuits_or_an_answer_everywhere():
+    experiment = configs.experiment(configs.variants(base.load("ntp_ctp", "smoke"))["composition"])
+    (flow,) = [one for one in measures(experiment) if one.name == "flow"]
+    assert set(SCORES.values()) <= {f"flow.{name}" for name in flow.units}
+    shallow = dataclasses.replace(experiment, model=experiment.model.clone(n_layers=1))
+    assert "flow" not in {one.name for one in measures(shallow)}
     with pytest.raises(ValueError, match=r"transformers with model\.readout='all'"):
-        measures(configs.experiment(variant))
-
-
-def test_row_that_diverged_is_not_slow():
-    made = dataset()
-    learnt = xr.DataArray([0.0, 1.0, 1.0, 1.0], {"step": list(STEPS)})
-    made["train.accuracy"] = learnt * xr.ones_like(made["diverged_at"])
-    assert measure("N1", a=made).median == 1
-    made["diverged_at"].loc[{"ntp_weight": NTP}] = 150
-    assert measure("N1", a=made).verdict == "not measured"
-
-
-def test_controls_of_a_task_are_no_tasks():
-    made = answered(0.1, 0.9)
-    for of in module.CONTROLS:
-        assert measure("N2", a=made, **{f"a_{of}": answered(0.9, 0.1)}).per_seed == measure("N2", a=made).per_seed
+        measures(dataclasses.replace(experiment, model=experiment.model.clone(readout="last")))
