@@ -27,7 +27,7 @@ def test_claims_have_one_id_each_over_all_studies():
 def test_claims_say_what_is_published_and_what_the_threshold_rests_on(study):
     assert study.claims and study.papers and study.title and study.lead
     for claim in study.claims:
-        said = (claim.statement, claim.quantity, claim.source, claim.published, claim.scale, claim.threshold.text)
+        said = (claim.statement, claim.quantity, claim.source, claim.published, claim.threshold.text)
         assert all(text.strip() == text and text for text in said), claim.id
         assert claim.threshold_from in (claims.PRINTED, claims.FIGURE, claims.DIRECTION, claims.OURS), claim.id
 
