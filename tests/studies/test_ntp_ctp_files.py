@@ -18,7 +18,7 @@ from lab.engine import table
 from lab.engine.workdir import Workdir
 from lab.studies import claims
 from lab.studies import ntp_ctp_files as study
-from lab.tasks import question_files
+from lab.text import question_files
 
 pytest.importorskip("tokenizers")
 NAMES = ("Tom", "Eva", "Jack", "Davis", "Carol", "Oliver", "Sam", "Rex", "Fae", "Wren")
@@ -47,7 +47,7 @@ def test_held_out_accuracy_is_that_of_every_held_out_question_once(root):
     dataset, task = table.load(root / "main"), Workdir(root / "main").experiment.task
     place = dict(ntp_weight=1.0, gamma=0.5, weight_decay=0.01, learning_rate=2e-3, seed=1)
     model, params = dataset.lab.model, dataset.lab.params(**place)
-    sequence_NxM, is_answer_NxM, candidates_Nx2 = map(np.asarray, question_files.prepared(task).tables["test"])
+    sequence_NxM, is_answer_NxM, candidates_Nx2 = map(np.asarray, task.prepared.tables["test"])
     right = could = 0
     for sequence, is_answer, candidates in zip(sequence_NxM, is_answer_NxM, candidates_Nx2, strict=True):
         logits_1xLxV, _ = models.forward(model, params, sequence[None, :-1])
