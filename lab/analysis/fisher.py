@@ -11,7 +11,7 @@ p_t the initial outputs and J_t the Jacobian of their logits. ("Reasoning Bias o
 arXiv 2502.02007, has theta in place of d, up to the constant: its start is small.) Context that is not uniform has a
 slope as well, and what can be predicted of it is learnt: `expansion` says how large each term is.
 
-Models answer at every position (`readout="all"`); batches are as a task of `lab.tasks.answers` draws them, minibatched
+Models answer at every position (`readout="all"`); batches are as a task with an answer draws them, minibatched
 (leaves (M, size, ...)). Everything is exact up to rounding.
 """
 

@@ -213,7 +213,7 @@ def test_exact_match_asks_for_the_whole_answer_and_equals_that_given_the_true_be
         batch = answered(model, params, prompt_BxL, N, wrong={seed % 4})
         found_B = np.asarray(match(params, batch))
         logits = full_pass(model, params, batch.tokens_BxL)
-        np.testing.assert_array_equal(found_B, answers.exact(logits, batch))
+        np.testing.assert_array_equal(found_B, answers.exact_match(logits, batch))
         for b, length in enumerate(LENGTHS):
             said, _ = by_hand(model, params, prompt_BxL[b, :length], N, V - 1)
             asked = batch.targets_BxL[b][batch.weights_BxL[b] > 0].tolist()

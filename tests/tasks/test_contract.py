@@ -168,7 +168,9 @@ def test_double_precision_changes_no_bit(task):
     with jax.enable_x64(True):
         key = jax.random.key(0)
         found = jax.tree.map(np.asarray, jax.jit(lambda key: everything(task, key))(key))
+        scores = [jax.eval_shape(task.score, outputs_of(task, batch), batch) for batch in expected.values()]
     assert_same_bits(found, expected)
+    assert {score.dtype.name for of_split in scores for score in of_split.values()} <= {"float32"}
 
 
 def test_a_row_samples_with_its_own_values_of_what_a_grid_may_vary(task):
