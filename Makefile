@@ -16,7 +16,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 # Pinned where the pins apply (Python 3.11); elsewhere the ranges of setup.cfg decide.
-.venv/installed: setup.cfg constraints.txt
+.venv/installed: setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq --editable '.[test]' \

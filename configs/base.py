@@ -17,92 +17,89 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 DEFAULT_PRESET = "cpu"
+OPTIONS = dict(
+    study="",  # `load` fills in the name of the file
+    preset="",  # and of its function
+    task=dict(),  # family: one of lab.tasks, and its options
+    objective=dict(  # what is trained on; the task's answers alone, unless
+        ntp_weight=0.0,  # weight of the other tokens' losses: 1 is next-token prediction
+        label_noise=0.0,  # probability that an answer is replaced
+        context_noise=0.0,  # probability that a token of the context is replaced
+        shuffle_context=False,  # targets in the context come from other sequences
+    ),
+    model=dict(),  # family: one of lab.models, and its options; see `transformer`
+    init="paper",  # std fan_in^-gamma; authors: d_model^-gamma, of residual outputs divided by sqrt(2 n_layers)
+    start=dict(  # weights are drawn anew, or taken from
+        variant="",  # another variant, trained before
+        row=dict(),  # and this row of it, such as dict(ntp_weight=1.0); other axes as in the row that starts
+    ),
+    optim=dict(
+        family="adamw",  # or sgd
+        schedule="warmup_cosine",  # or constant, after the same warm-up
+        warmup_steps=100,
+        start_factor=0.04,  # warm-up starts at this share of the learning rate
+        end_factor=0.04,  # the cosine ends at this share of it
+        clip_norm=1.0,  # of the gradient of what is trained; inf: not clipped
+        decay="scaled",  # by the learning rate, as AdamW's; independent: by its schedule alone
+        decay_mask="all",  # or matrices: no biases, no norm parameters
+        b1=0.9,  # adamw only
+        b2=0.999,  # adamw only
+        eps=1e-8,  # adamw only
+        momentum=0.0,  # sgd only
+        frozen=(),  # groups of matrices that stay as they are drawn: embed, qk, vo, mlp, head
+    ),
+    grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
+        gamma=(0.5,),  # initial std fan_in^-gamma
+        weight_decay=(0.01,),
+        learning_rate=(2e-3,),  # the schedule's peak
+        seed=(0, 1, 2),
+    ),
+    steps=2000,
+    batch_size=128,
+    train_size=0,  # sequences; 0: an endless stream, or all that a file has
+    data_order="row",  # another seed: other weights and other data; shared: the same data for all rows
+    data_seed=0,
+    eval_every=200,  # steps, and at the first and the last one
+    eval_size=1024,  # sequences of each split
+    snapshots=5,  # of the parameters: the start, the end, and the end halved again and again
+    snapshot_every=0,  # steps to one more snapshot; 0: none
+    checkpoint_every=1000,  # steps
+    block_width=0,  # rows at once; 0: as many as a measurement on this device says
+    data_devices=1,  # over which a row's batch is split
+    split_params=False,  # a row's large parameters are split over them, too
+    deterministic=False,  # the same bits every time on a GPU, too
+    variants=dict(),  # name -> what differs, for whatever makes another program
+)
+TRANSFORMER = dict(
+    family="transformer",
+    vocab_size=201,
+    max_length=9,  # positions
+    n_layers=2,
+    n_heads=1,
+    d_model=64,
+    d_head=64,
+    d_ff=128,
+    activation="relu",  # or gelu, gelu_tanh, tanh, identity
+    norm="pre",  # or post, none
+    use_bias=False,
+    head_bias=False,
+    final_norm=True,
+    tied_head=False,  # the head is the embedding
+    readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
+    compute_dtype="float32",  # of products; or bfloat16
+)
 
 
 def config(**changes) -> ConfigDict:
     """All options with their usual values, changed; of a section only the named options are changed."""
-    made = ConfigDict(
-        dict(
-            study="",  # `load` fills in the name of the file
-            preset="",  # and of its function
-            task=dict(),  # family: one of lab.tasks, and its options
-            objective=dict(  # what is trained on; the task's answers alone, unless
-                ntp_weight=0.0,  # weight of the other tokens' losses: 1 is next-token prediction
-                label_noise=0.0,  # probability that an answer is replaced
-                context_noise=0.0,  # probability that a token of the context is replaced
-                shuffle_context=False,  # targets in the context come from other sequences
-            ),
-            model=dict(),  # family: one of lab.models, and its options; see `transformer`
-            init="paper",  # std fan_in^-gamma; authors: d_model^-gamma, of residual outputs divided by sqrt(2 n_layers)
-            start=dict(  # weights are drawn anew, or taken from
-                variant="",  # another variant, trained before
-                row=dict(),  # and this row of it, such as dict(ntp_weight=1.0); other axes as in the row that starts
-            ),
-            optim=dict(
-                family="adamw",  # or sgd
-                schedule="warmup_cosine",  # or constant, after the same warm-up
-                warmup_steps=100,
-                start_factor=0.04,  # warm-up starts at this share of the learning rate
-                end_factor=0.04,  # the cosine ends at this share of it
-                clip_norm=1.0,  # of the gradient of all parameters; inf: not clipped
-                decay="scaled",  # by the learning rate, as AdamW's; independent: by its schedule alone
-                decay_mask="all",  # or matrices: no biases, no norm parameters
-                b1=0.9,  # adamw only
-                b2=0.999,  # adamw only
-                eps=1e-8,  # adamw only
-                momentum=0.0,  # sgd only
-                frozen=(),  # groups of matrices that stay as they are drawn: embed, qk, vo, mlp, head
-            ),
-            grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
-                gamma=(0.5,),  # initial std fan_in^-gamma
-                weight_decay=(0.01,),
-                learning_rate=(2e-3,),  # the schedule's peak
-                seed=(0, 1, 2),
-            ),
-            steps=2000,
-            batch_size=128,
-            train_size=0,  # sequences; 0: an endless stream, or all that a file has
-            data_order="row",  # another seed: other weights and other data; shared: the same data for all rows
-            data_seed=0,
-            eval_every=200,  # steps, and at the first and the last one
-            eval_size=1024,  # sequences of each split
-            snapshots=5,  # of the parameters: the start, the end, and the end halved again and again
-            snapshot_every=0,  # steps to one more snapshot; 0: none
-            checkpoint_every=1000,  # steps
-            block_width=0,  # rows at once; 0: as many as a measurement on this device says
-            data_devices=1,  # over which a row's batch is split
-            split_params=False,  # a row's large parameters are split over them, too
-            deterministic=False,  # the same bits every time on a GPU, too
-            variants=dict(),  # name -> what differs, for whatever makes another program
-        )
-    )
+    made = ConfigDict(OPTIONS)
     made.update(changes)
     return made
 
 
 def transformer(**changes) -> dict:
     """The options of model family `transformer`, changed."""
-    return (
-        dict(
-            family="transformer",
-            vocab_size=201,
-            max_length=9,  # positions
-            n_layers=2,
-            n_heads=1,
-            d_model=64,
-            d_head=64,
-            d_ff=128,
-            activation="relu",  # or gelu, gelu_tanh, tanh, identity
-            norm="pre",  # or post, none
-            use_bias=False,
-            head_bias=False,
-            final_norm=True,
-            tied_head=False,  # the head is the embedding
-            readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
-            compute_dtype="float32",  # of products; or bfloat16
-        )
-        | changes
-    )
+    return TRANSFORMER | changes
 
 
 def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2) -> ConfigDict:

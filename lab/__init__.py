@@ -3,7 +3,7 @@
 `lab.load(workdir)` opens what a training left; everything else is a module of its own (see the README's map).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(workdir, variant=None):

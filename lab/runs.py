@@ -12,6 +12,9 @@ import xarray as xr
 
 KEPT = ("seed", "gamma")  # the axes that a selection keeps, unless told otherwise
 TIMES = ("step", "train_step", "snapshot")  # dimensions that count training steps
+# Dimensions that count steps of what is computed from a row's start alone, e.g. its exact limit: a row that diverged in
+# training keeps these numbers.
+START_TIMES = ("time", "spectrum_time")
 
 
 class MissingData(Exception):
@@ -95,6 +98,8 @@ class Run:
     def rows(self, keep: Sequence[str] = KEPT, **at: Place) -> xr.Dataset:
         """The selected rows, dims `keep` before all others; NaN where a row diverged, over time from that step on.
 
+        Variables over `START_TIMES` are not of the trained row: they stay as they are.
+
         Args:
           keep: axes of the grid that stay; those that the grid does not have are left out.
           at: axis -> value, or rule, in place of the usual one; an axis named here does not stay.
@@ -122,7 +127,7 @@ class Run:
           MissingData: as `over_time`.
         """
         values = self.over_time(name, keep, **at)
-        for time in {*TIMES} & {*values.dims}:
+        for time in {*TIMES, *START_TIMES} & {*values.dims}:
             others = [dim for dim in self.dataset[name].dims if dim != time]
             (measured,) = np.nonzero(self.dataset[name].notnull().any(others).values)
             values = values.isel({time: measured[-1] if measured.size else -1})
@@ -213,8 +218,8 @@ def _short(value) -> str:
 
 def _healthy(values: xr.DataArray, diverged_at: xr.DataArray) -> xr.DataArray:
     """NaN where the row had diverged, or is not there."""
-    if not {*diverged_at.dims} <= {*values.dims}:
-        return values  # not of a row
+    if not {*diverged_at.dims} <= {*values.dims} or {*START_TIMES} & {*values.dims}:
+        return values  # not of a row as it was trained
     healthy = diverged_at < 0
     for time in {*TIMES} & {*values.dims}:
         healthy = healthy | (values[time] < diverged_at)

@@ -16,12 +16,16 @@ RATES = (1e-4, 1e-3, 1e-2)
 class Grid:
     """A run in the making. `put` writes the numbers of one variable, `run` gives the `Run`.
 
-    Axes are those given, a learning rate of three values of which the middle one counts, and five seeds.
+    Axes are those given, a learning rate of three values of which the middle one counts, and five seeds. `times` are
+    the steps of time axes other than `step` and `snapshot`.
     """
 
-    def __init__(self, usual: Mapping | None = None, config: Mapping | None = None, steps=(0, 100), **axes: Sequence):
+    def __init__(
+        self, usual: Mapping | None = None, config: Mapping | None = None, steps=(0, 100),
+        times: Mapping[str, Sequence] | None = None, **axes: Sequence,
+    ):  # fmt: skip
         self.usual = usual or {}
-        self.times = {"step": steps, "snapshot": steps}
+        self.times = {"step": steps, "snapshot": steps} | (times or {})
         axes = {"learning_rate": RATES, "seed": SEEDS} | axes
         coords = {axis: list(values) for axis, values in axes.items()}
         self.axes = tuple(axes)

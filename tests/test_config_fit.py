@@ -4,7 +4,8 @@ import pytest
 
 from lab import config as configs
 from lab import models
-from lab.configs import composition, concept_graph, ntp_ctp
+from lab.configs import composition, concept_graph, focus_dilution, ntp_ctp
+from lab.objective import Objective
 
 
 def variant(**model):
@@ -43,15 +44,41 @@ def test_next_token_training_of_a_model_that_answers_at_the_end_alone_is_refused
     assert configs.experiment(made).model.readout == "last"
 
 
-def test_so_it_is_where_the_task_says_it_and_no_axis_does():
+def test_so_it_is_where_the_objective_says_it_and_no_axis_does():
     made = variant(readout="last")
-    with made.task.unlocked():
-        made.task.ntp_weight = 1.0
+    made.objective.ntp_weight = 1.0
     with pytest.raises(ValueError, match=r"model\.readout='last' with ntp_weight=1\.0"):
         configs.experiment(made)
     with made.grid.unlocked():
         made.grid.ntp_weight = (0.0,)
-    assert configs.experiment(made).task.ntp_weight == 1.0
+    assert configs.experiment(made).objective.ntp_weight == 1.0
+
+
+def test_an_objective_is_refused_where_a_task_has_no_answer_or_its_values_are_impossible():
+    (made, *_) = configs.variants(focus_dilution.smoke()).values()
+    assert configs.experiment(made).objective == Objective()
+    made.objective.label_noise = 0.1
+    with pytest.raises(ValueError, match=r"objective\.label_noise=0\.1: Anchor has no answer apart from its context"):
+        configs.experiment(made)
+    with made.grid.unlocked():
+        made.grid.label_noise = (0.0, 0.1)
+    with pytest.raises(ValueError, match=r"label_noise"):
+        configs.grid(made)
+    made = variant()
+    made.objective.context_noise = 1.5
+    with pytest.raises(ValueError, match=r"objective\.context_noise=1\.5: a number from 0 to 1"):
+        configs.experiment(made)
+    with made.objective.unlocked():
+        made.objective = dict(ntp_weight=0.0, lable_noise=0.0)
+    with pytest.raises(ValueError, match=r"objective\.lable_noise: unknown option; did you mean 'label_noise'"):
+        configs.experiment(made)
+
+
+def test_a_task_says_itself_that_no_training_set_may_be_kept():
+    made = configs.variants(concept_graph.smoke())["main"]
+    made.train_size = 64
+    with pytest.raises(ValueError, match=r"train_size=64: would fix noise and times; use train_size=0 and task\."):
+        configs.experiment(made)
 
 
 def test_models_say_what_they_read_and_a_task_that_gives_something_else_is_refused():

@@ -70,6 +70,15 @@ def test_rows_that_diverged_are_nan_from_that_step_on(dataset):
     assert bool(run.best("a").isnull().sel(gamma=0.3, seed=1))
 
 
+def test_rows_that_diverged_keep_what_is_computed_from_their_start(dataset):
+    dataset["limit"] = dataset["a"].rename(step="time").assign_coords(time=[0, 1, 2])
+    healthy = Run(dataset, USUAL).final("a")
+    dataset["diverged_at"][:] = 7
+    run = Run(dataset, USUAL)
+    assert run.over_time("a").isnull().any() and run.over_time("limit").notnull().all()
+    np.testing.assert_array_equal(run.final("limit"), healthy)
+
+
 def test_best_is_the_largest_of_all_evaluations(dataset):
     values = Run(dataset, USUAL).best("a")
     np.testing.assert_array_equal(values, Run(dataset, USUAL).over_time("a").max("step"))

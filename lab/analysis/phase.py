@@ -6,6 +6,8 @@ Everything here runs on the host, on DataArrays of `lab.load`. A row that diverg
 import numpy as np
 import xarray as xr
 
+from lab.analysis import statistics
+
 # arXiv 2501.08537, phase grid: by in-distribution and out-of-distribution accuracy, and by whether unseen pairs of
 # anchors are answered alike in both orders
 PHASES = ("1", "2 w/o", "2 w", "3")
@@ -83,3 +85,22 @@ def vote(phase: xr.DataArray, over: str = "seed") -> xr.Dataset:
             "n_lost": phase.sizes[over] - n,
         }
     )
+
+
+def boundary_shift(small: xr.DataArray, large: xr.DataArray) -> tuple[xr.DataArray, str]:
+    """How far a larger weight decay moves down the gamma from which an accuracy is at least `NAMED`, and a note.
+
+    A crossing outside the grid counts as at the grid's end.
+
+    Args:
+      small, large: accuracies by `gamma`, ascending, at the smaller and at the larger decay (their coordinate
+        `weight_decay`).
+    """
+    gammas = small["gamma"].values
+    before, after = (statistics.crossing(values, NAMED).clip(*gammas[[0, -1]]) for values in (small, large))
+    note = (
+        f"Median crossing {float(before.median()):.2f} at decay {float(small.weight_decay):g}, "
+        f"{float(after.median()):.2f} at {float(large.weight_decay):g}; linear between gamma "
+        f"{', '.join(f'{gamma:g}' for gamma in gammas)}, and at an end of these where it lies beyond."
+    )
+    return before - after, note

@@ -104,6 +104,16 @@ def crossing(values: xr.DataArray, level: float = 0.5, axis: str = "gamma") -> x
     )
 
 
+def first_where(holds: xr.DataArray, axis: str = "gamma") -> xr.DataArray:
+    """Smallest place along `axis` at which a condition holds, for every place in the other dimensions; NaN if none."""
+    return holds[axis].where(holds).min(axis)
+
+
+def value_at(values: xr.DataArray, place: xr.DataArray, axis: str = "gamma") -> xr.DataArray:
+    """The values at a place along `axis` that may differ in the other dimensions; NaN where that is NaN or no place."""
+    return values.where(values[axis] == place).max(axis)
+
+
 class LogisticFit(NamedTuple):
     """Midpoint and width of a logistic curve, and an interval of the midpoint."""
 

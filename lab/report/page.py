@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from lab.claims import FAILS, HOLDS, OPEN
 from lab.report import claims_table, style
-from lab.runs import MissingData, Run
+from lab.runs import MissingData, Run, Runs
 
 VERDICTS = (HOLDS, FAILS, OPEN)
 
@@ -49,10 +49,13 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
-def draw_section(title: str, text: str, run: Run, drawings: Sequence[Callable[[Run], Picture]], prefix: str) -> Section:
+def draw_section(
+    title: str, text: str, run: Run | Runs, drawings: Sequence[Callable[[Run | Runs], Picture]], prefix: str = ""
+) -> Section:
     """The section of one run's pictures; those for which the run lacks data are left out, and the text says why.
 
     Args:
+      run: or the runs of several variants, where the pictures are of these.
       drawings: run -> `Picture`.
       prefix: put before the names of pictures, e.g. the variant.
     """
@@ -63,7 +66,7 @@ def draw_section(title: str, text: str, run: Run, drawings: Sequence[Callable[[R
         except MissingData as missing:
             lacking[drawing.__name__.strip("_").replace("_", " ")] = missing
         else:
-            pictures.append(replace(picture, name=f"{prefix}-{picture.name}"))
+            pictures.append(replace(picture, name=f"{prefix}-{picture.name}") if prefix else picture)
     left_out = "; ".join(f"{name} (this run lacks {missing})" for name, missing in lacking.items())
     return Section(title, f"{text}\n\nNot drawn: {left_out}." if lacking else text, pictures)
 

@@ -1,4 +1,4 @@
-"""Pictures of single rows side by side: condensation, embeddings, information flow.
+"""Pictures of single rows side by side: condensation, embeddings, information flow, outputs by pair of anchors.
 
 `panels` is {panel title: dataset of one row}; dimensions still open are selected as in
 `lab.report.figures`, the last snapshot by default, and the title says so.
@@ -7,12 +7,14 @@
 import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 
 from lab.report import style
 from lab.report.figures import pick
 from lab.runs import as_run
 
 FAINTEST = 0.02  # attention weights below this are not drawn
+MARKERS = {True: "o", False: "^"}  # a < b, and the other order
 
 
 def _portraits(panels, name, keep, at):
@@ -137,3 +139,28 @@ def _flow(ax, pattern_NxQxL, roles, tokens_L):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.grid(False)
+
+
+@style.paper()
+def outputs_by_pair(panels, title="What the output says of the pair"):
+    """Principal components of `outputs.*`, whole and with the key hidden; a colour a pair, a shape an order."""
+    drawn = [(label, row, name) for label, row in panels.items() for name in ("whole", "hidden")]
+    figure, axes = style.panels(len(drawn), 5.1, 3.4, title, ["dots: sequences; circles (a,b), triangles (b,a)"])
+    pairs = [tuple(map(int, str(pair).split(","))) for pair in drawn[0][1]["ordered_pair"].values]
+    sets = sorted({tuple(sorted(pair)) for pair in pairs})
+    colour = dict(zip(sets, matplotlib.colormaps["tab10"].colors, strict=False))
+    for ax, (label, row, name) in zip(axes, drawn, strict=True):
+        components = row[f"outputs.{name}"].transpose("ordered_pair", "repeat", "component").values
+        for pair, points_Rx2 in zip(pairs, components, strict=True):
+            marker, c = MARKERS[pair[0] < pair[1]], colour[tuple(sorted(pair))]
+            ax.scatter(*points_Rx2.T, s=14, marker=marker, color=c, alpha=0.6, lw=0)
+        shares = 100 * row[f"outputs.{name}_explained"].values
+        ax.set(
+            xlabel=f"component 1 ({shares[0]:.0f} %)", ylabel=f"component 2 ({shares[1]:.0f} %)", xticks=[], yticks=[]
+        )
+        merged = float(row[f"outputs.{name}_merged"])
+        words = "key hidden" if name == "hidden" else "whole"
+        ax.set_title(f"{label}, {words}\ncosine of the two orders {merged:.2f}", loc="left")
+    dots = [Line2D([], [], color=colour[pair], ls="", marker="o", label=f"{pair[0]} and {pair[1]}") for pair in sets]
+    style.legend_below(figure, dots)
+    return figure

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lab import models
 from lab.analysis import statistics
-from lab.analysis.phase import NAMED
+from lab.analysis.phase import NAMED, boundary_shift
 from lab.claims import DIRECTION, FIGURE, OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.catalogue import anchors, weights
@@ -19,7 +19,7 @@ from lab.measuring.catalogue.anchors import QUERY
 from lab.measuring.declare import Measure
 from lab.report import figures, portraits
 from lab.report.page import Picture, Section, draw_section
-from lab.runs import Run, Runs
+from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
 
 INITIALIZATION, COMPLEXITY = "arXiv 2405.05409", "arXiv 2501.08537"
@@ -70,6 +70,8 @@ def measures(experiment: Experiment) -> list[Measure]:
     published="test accuracy of at least 0.99", at_least=0.99,
 )  # fmt: skip
 def seen_pairs_generalize(runs: Runs):
+    if not runs:
+        raise MissingData("any variant")
     lowest, n_rows = [], 0
     for run in runs.values():
         every = ("seed", *(axis for axis in run.axes if axis != "seed"))
@@ -111,24 +113,9 @@ def reasoning_rises(runs: Runs):
     published="from 0.55-0.60 at decay 0.01 to 0.40-0.45 at decay 1: one step of its grid at least", at_least=0.05,
 )  # fmt: skip
 def decay_moves_the_crossing(runs: Runs):
-    return boundary_shift(runs["unseen"])
-
-
-def boundary_shift(run: Run):
-    """How far decay 1 moves the gamma at which a row first reasons, and a note.
-
-    A crossing outside the grid counts as at the grid's end.
-    """
-    small, large = (
-        statistics.crossing(run.final("ood_43.reasoning", weight_decay=decay), NAMED).clip(*run.dataset.gamma[[0, -1]])
-        for decay in (SMALL_DECAY, LARGE_DECAY)
+    return boundary_shift(
+        *(runs["unseen"].final("ood_43.reasoning", weight_decay=decay) for decay in (SMALL_DECAY, LARGE_DECAY))
     )
-    note = (
-        f"Median crossing {_median(small):.2f} at decay {SMALL_DECAY:g}, {_median(large):.2f} at {LARGE_DECAY:g}; "
-        f"linear between gamma {', '.join(f'{gamma:g}' for gamma in run.dataset.gamma.values)}, and at an end of these "
-        "where it lies beyond."
-    )
-    return small - large, note
 
 
 @claim(

@@ -2,10 +2,15 @@
 
 Thresholds: the paper shows curves and prints none. A probe is focused when its attention to the most frequent token has
 risen by `MOVED`, and diluted again when it has lost half of that; entropy moves when it moves by `TURNED`.
+
+Probes are some tokens of each decile, and those that the paper names. Deciles are of token mass, not of rank: each
+holds a tenth of what the model reads, and so of what its loss is a mean over. By Zipf's law nine tenths of the ranks
+are tokens seen a few times, whose attention no sample can tell.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +18,22 @@ import numpy as np
 import xarray as xr
 
 from lab import models, rng
-from lab.analysis import focus, stages
+from lab.analysis import attention_stages, focus
+from lab.claims import DIRECTION, OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
 from lab.report import cycles, maps
-from lab.report.page import Picture, Section
+from lab.report.page import Picture, Section, draw_section
+from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
-from lab.studies.claims import Claim, Lacking, Measured, variant
-from lab.studies.focus_dilution import probes
-from lab.studies.focus_dilution.claims import rows
 from lab.tasks import Text, text
 
 PAPER = "arXiv 2605.01199"
+N_DECILES = 10
 PER_DECILE, LEAST_COUNT, WINDOWS = 2, 30, 48
 MIDDLE = range(3, 7)  # deciles of token mass
+NAMED = ("continue", "the", ",", "a", "full", "been")  # what the paper follows: in WikiText, and in TinyStories
+LEADING_SPACE = "Ġ"  # as byte-level BPE writes it
 KEYS = 8  # most frequent tokens whose attention is kept
 MOVED, TURNED = 0.1, 0.1  # attention mass, nats
 FILM_FRAMES = 40
@@ -102,130 +109,200 @@ def attention_of_probes(experiment: Experiment) -> Measure:
     return Measure("probes", function, units | {"entropy": "nats", "norm": "weight"}, dims, coords)
 
 
-def probe_turns(row: xr.Dataset) -> dict[str, tuple[stages.Event, float]]:
-    """Probe -> the peak of its attention to the top token, and what of the rise it loses later as a share."""
-    turns = {}
-    for label in row.probe.values:
-        to_top_T = row["probes.to_top"].sel(probe=label).isel(layer=0).values
-        peak = int(to_top_T.argmax())
-        rise = to_top_T[peak] - to_top_T[0]
-        lost = (to_top_T[peak] - to_top_T[peak:].min()) / rise if rise > MOVED else 0.0
-        events = stages.swings(row.snapshot.values, to_top_T, MOVED)
-        turns[str(label)] = (events[0] if events else stages.NEVER, float(lost))
-    return turns
+@claim(
+    "T1", "A probe token of middle frequency goes diluted, focused, diluted", headline=True,
+    quantity="probes that rise by 0.1 and lose half of it", source=f"{PAPER}, WikiText", published='"continue" does',
+    at_least=1, threshold_from=OURS,
+)  # fmt: skip
+def probes_go_and_return(runs: Runs):
+    to_top = _middle_probes(runs["one_layer"])
+    back = went_and_returned(to_top)
+    notes = []
+    for of_seed, returned in zip(to_top, back, strict=True):
+        kept = of_seed.sel(probe=returned.fillna(0) > 0)
+        peaks = [attention_stages.swings(kept.snapshot, one, MOVED) for one in kept]
+        first = min((events[0].step for events in peaks if events), default=math.nan)
+        notes.append(f"{kept.sizes['probe']} of {to_top.sizes['probe']}, first peak at step {first:.0f}")
+    note = f"Probes of the deciles 4 to 7, by seed: {'; '.join(notes)}."
+    return back.sum("probe", skipna=False), note
 
 
-def probes_go_and_return(datasets: Mapping[str, xr.Dataset]) -> Measured:
-    counts, notes = [], []
-    for row in _seeds(variant(datasets, "one_layer")):
-        middle = {name: found for name, found in probe_turns(row).items() if _decile(name) in MIDDLE}
-        if not middle:
-            raise Lacking(f"probes of middle frequency: no token there occurs {LEAST_COUNT} times")
-        back = {name: event for name, (event, lost) in middle.items() if lost >= 0.5}
-        counts.append(float(len(back)))
-        first = min((event.step for event in back.values()), default=math.nan)
-        notes.append(f"{len(back)} of {len(middle)}, first peak at step {first:.0f}")
-    return Measured(tuple(counts), 1.0, f"Probes of the deciles 4 to 7, by seed: {'; '.join(notes)}.")
-
-
-def entropy_turns(datasets: Mapping[str, xr.Dataset]) -> Measured:
-    counts, notes = [], []
-    for row in _seeds(variant(datasets, "one_layer")):
-        entropy_T = row["probes.entropy"].isel(layer=0).mean("probe").values
-        events = stages.swings(row.snapshot.values, -entropy_T, TURNED)
-        counts.append(float(len(events)))
+@claim(
+    "T2", "Attention entropy goes down, up, down", quantity="turns of 0.1 nats", source=f"{PAPER}, figures",
+    published="down, up, down", at_least=2, threshold_from=DIRECTION,
+)  # fmt: skip
+def entropy_turns(runs: Runs):
+    entropy = runs["one_layer"].over_time("probes.entropy", ("seed",)).isel(layer=0).mean("probe")
+    notes = []
+    for of_seed in entropy.dropna("seed"):
+        events = attention_stages.swings(of_seed.snapshot, -of_seed, TURNED)
         notes.append(", ".join(f"{event.step:.0f} [{event.earliest:.0f}, {event.latest:.0f}]" for event in events[:2]))
     note = "Steps of the first minimum and the maximum after it, and between which snapshots they lie: "
-    return Measured(tuple(counts), 2.0, f"{note}{'; '.join(notes)}.")
+    return attention_stages.count_turns(-entropy, TURNED), f"{note}{'; '.join(notes)}."
 
 
-def two_layers_too(datasets: Mapping[str, xr.Dataset]) -> Measured:
-    counts = []
-    for row in _seeds(variant(datasets, "two_layer")):
-        found = probe_turns(row)
-        counts.append(float(sum(lost >= 0.5 for name, (_, lost) in found.items() if _decile(name) in MIDDLE)))
-    return Measured(tuple(counts), 1.0, "Probes of the deciles 4 to 7 that focus and dilute again in the first layer.")
-
-
-CLAIMS = (
-    Claim(
-        "T1", "A probe token of middle frequency goes diluted, focused, diluted", f"{PAPER}, WikiText",
-        '"continue" does', "at least one probe rises by 0.1 and loses half of it", probes_go_and_return,
-    ),
-    Claim(
-        "T2", "Attention entropy goes down, up, down", f"{PAPER}, figures", "down, up, down",
-        "at least 2 turns of 0.1 nats", entropy_turns,
-    ),
-    Claim(
-        "T3", "A two-layer transformer with residuals does so, too", f"{PAPER} with the model of arXiv 2510.06954",
-        "the same phases in both layers", "at least one probe rises by 0.1 and loses half of it", two_layers_too,
-    ),
+@claim(
+    "T3", "A two-layer transformer with residuals does so, too", quantity="probes that rise by 0.1 and lose half of it",
+    source=f"{PAPER} with the model of arXiv 2510.06954", published="the same phases in both layers", at_least=1,
+    threshold_from=OURS,
 )  # fmt: skip
+def two_layers_too(runs: Runs):
+    back = went_and_returned(_middle_probes(runs["two_layer"]))
+    note = "Probes of the deciles 4 to 7 that focus and dilute again in the first layer."
+    return back.sum("probe", skipna=False), note
 
 
-def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
-    return [
-        Section(f"{name.replace('_', ' ').capitalize()}s", TEXT, _pictures(name, ds)) for name, ds in datasets.items()
-    ]
+def went_and_returned(to_top: xr.DataArray) -> xr.DataArray:
+    """1 where attention to the top token rises by `MOVED` and loses half of that again, else 0; NaN if it diverged."""
+    peak = to_top.max("snapshot")
+    rise = peak - to_top.isel(snapshot=0, drop=True)
+    after = to_top.where((to_top == peak).cumsum("snapshot") > 0).min("snapshot")
+    returned = (rise > MOVED) & (peak - after >= 0.5 * rise)
+    return returned.where(to_top.notnull().all("snapshot"))
 
 
-def _pictures(name: str, dataset: xr.Dataset) -> list[Picture]:
-    row = _seeds(dataset)[0]
-    step_T = row.snapshot.values
-    shown = [label for i, label in enumerate(row.probe.values) if i % 2 == 0]  # one of a decile is enough to see
-    pictures = []
-    for layer in row.layer.values:
-        one = row.sel(layer=layer)
+def _middle_probes(run: Run) -> xr.DataArray:
+    """Attention of the first layer to the top token, dims (seed, probe, snapshot), of probes of middle frequency.
+
+    Raises:
+      MissingData: there are none.
+    """
+    to_top = run.over_time("probes.to_top", ("seed",)).isel(layer=0)
+    middle = [label for label in to_top.probe.values if _decile(str(label)) in MIDDLE]
+    if not middle:
+        raise MissingData(f"probes of middle frequency: no token there occurs {LEAST_COUNT} times")
+    return to_top.sel(probe=middle).transpose("seed", "probe", "snapshot")
+
+
+def sections(runs: Runs) -> list[Section]:
+    made = []
+    for name, run in runs.items():
+        layers = run.dataset.sizes.get("layer", 1)
+        drawings = (*map(_probes_of_layer, range(layers)), all_seeds, film)
+        made.append(draw_section(f"{name.replace('_', ' ').capitalize()}s", TEXT, run, drawings, name))
+    return made
+
+
+def _probes_of_layer(layer: int) -> Callable[[Run], Picture]:
+    def probes(run: Run) -> Picture:
+        curves = {name: run.over_time(f"probes.{name}", (), seed=min) for name in ("to_top", "to_self", "entropy")}
+        curves = {name: values.isel(layer=layer) for name, values in curves.items()}
+        curves["norm"] = run.over_time("probes.norm", (), seed=min)
+        titles = {
+            "to_top": "Attention to the most frequent token", "to_self": "Attention to the probe itself",
+            "entropy": "Attention entropy (nats)", "norm": "Norm of the embedding",
+        }  # fmt: skip
         panels = {
-            "Attention to the most frequent token": {p: one["probes.to_top"].sel(probe=p).values for p in shown},
-            "Attention to the probe itself": {p: one["probes.to_self"].sel(probe=p).values for p in shown},
-            "Attention entropy (nats)": {p: one["probes.entropy"].sel(probe=p).values for p in shown},
-            "Norm of the embedding": {p: one["probes.norm"].sel(probe=p).values for p in shown},
+            title: {label: curves[name].sel(probe=label).values for label in _shown(run)}
+            for name, title in titles.items()
         }
-        title = f"Probe tokens over training, layer {int(layer)}, first seed"
-        pictures.append(Picture(f"{name}-probes-{int(layer)}", title, TEXT, cycles.stages(step_T, panels, (), title)))
-    pictures.append(_all_seeds(name, dataset))
-    pictures.append(_film(name, row.isel(layer=0), shown))
-    return pictures
+        title = f"Probe tokens over training, layer {layer}, first seed"
+        return Picture(f"probes-{layer}", TEXT, cycles.stages(run.dataset.snapshot.values, panels, (), title))
+
+    return probes
 
 
-def _all_seeds(name: str, dataset: xr.Dataset) -> Picture:
-    seeds = {f"seed {i}": row for i, row in enumerate(_seeds(dataset))}
-    panels = {
-        "Focus F, over probes": {seed: row["probes.focus"].isel(layer=0).values for seed, row in seeds.items()},
-        "Entropy, mean over probes": {
-            seed: row["probes.entropy"].isel(layer=0).mean("probe").values for seed, row in seeds.items()
-        },
+def all_seeds(run: Run) -> Picture:
+    curves = {
+        "Focus F, over probes": run.over_time("probes.focus", ("seed",)).isel(layer=0),
+        "Entropy, mean over probes": run.over_time("probes.entropy", ("seed",)).isel(layer=0).mean("probe"),
+        "Loss minus that of unigram frequencies": run.over_time("valid.over_unigram", ("seed",)),
     }
-    times = dict.fromkeys(panels, dataset.snapshot.values)
-    times["Loss minus that of unigram frequencies"] = dataset.step.values
-    panels["Loss minus that of unigram frequencies"] = {
-        seed: row["valid.over_unigram"].values for seed, row in seeds.items()
-    }
+    panels = {name: {f"seed {i}": one.values for i, one in enumerate(values)} for name, values in curves.items()}
+    times = {name: values[values.dims[-1]].values for name, values in curves.items()}
     figure = cycles.stages(times, panels, (), "All seeds, first layer")
-    return Picture(f"{name}-seeds", "All seeds", "F weights probes by their frequency.", figure)
+    return Picture("seeds", "F weights probes by their frequency.", figure, "All seeds")
 
 
-def _film(name: str, row: xr.Dataset, shown: list[str]) -> Picture:
-    times = np.unique(np.geomspace(1, row.sizes["snapshot"], FILM_FRAMES).round().astype(int)) - 1
-    some = row.sel(probe=shown).isel(snapshot=times)
-    attention_TxIxJ = some["probes.attention"].transpose("snapshot", "probe", "key").values
-    keys = [str(key) for key in row.key.values]
-    gif = cycles.film(attention_TxIxJ, keys, some.snapshot.values, (), queries=shown)
-    peak = int(row["probes.focus"].argmax("snapshot"))
-    stills = {f"step {int(row.snapshot[t])}": row["probes.attention"].sel(probe=shown).isel(snapshot=t).values
-              for t in (0, peak, -1)}  # fmt: skip
-    still = maps.token_attention(stills, shown, keys, "Before training, at the highest focus, at the end")
+def film(run: Run) -> Picture:
+    queries = _shown(run)
+    attention = run.over_time("probes.attention", (), seed=min).isel(layer=0).sel(probe=queries)
+    attention = attention.transpose("snapshot", "probe", "key")
+    times = np.unique(np.geomspace(1, attention.sizes["snapshot"], FILM_FRAMES).round().astype(int)) - 1
+    keys = [str(key) for key in attention.key.values]
+    step_T = attention.snapshot.values
+    gif = cycles.film(attention.values[times], keys, step_T[times], (), queries=queries)
+    peak = int(run.over_time("probes.focus", (), seed=min).isel(layer=0).fillna(-np.inf).argmax("snapshot"))
+    stills = {f"step {int(step_T[t])}": attention.values[t] for t in (0, peak, -1)}
+    still = maps.token_attention(stills, queries, keys, "Before training, at the highest focus, at the end")
     caption = "Probe tokens are rows; columns are the most frequent tokens, which need not add up to all attention."
-    return Picture(f"{name}-film", "Token attention over training", caption, still, gif)
+    return Picture("film", caption, still, "Token attention over training", gif)
+
+
+def _shown(run: Run) -> list[str]:
+    """Every second probe: one of a decile is enough to see."""
+    return [str(label) for label in run.dataset.probe.values[::2]]
+
+
+class Probes(NamedTuple):
+    """Tokens and the decile of mass each is in, 0 the most frequent; both int64, (I)."""
+
+    token_I: np.ndarray
+    decile_I: np.ndarray
+
+
+def decile_probes(count_V, n_per_decile: int, least_count: int) -> Probes:
+    """Up to `n_per_decile` tokens of each decile, evenly spaced in rank, from frequent to rare.
+
+    A token lies where the middle of its mass does, see `deciles`. Those that lie inside one token, or whose tokens are
+    all rarer than `least_count`, have no probe; those with fewer tokens have all of them.
+
+    Args:
+      count_V: how often each token stands in the text.
+      least_count: rarer tokens are not chosen: a mean over that many queries would say nothing.
+
+    Raises:
+      ValueError: no token at all, or numbers below 1.
+    """
+    for name, value in (("n_per_decile", n_per_decile), ("least_count", least_count)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    count_V = np.asarray(count_V)
+    decile_V = deciles(count_V)
+    ranked_V = np.argsort(-count_V, kind="stable")
+    chosen = []
+    for decile in range(N_DECILES):
+        token_M = ranked_V[(decile_V[ranked_V] == decile) & (count_V[ranked_V] >= least_count)]
+        n = min(n_per_decile, token_M.size)
+        place_n = ((np.arange(n) + 0.5) * token_M.size / max(n, 1)).astype(int)
+        chosen.append(token_M[place_n])
+    token_I = np.concatenate(chosen)
+    return Probes(token_I, decile_V[token_I])
+
+
+def deciles(count_V) -> np.ndarray:
+    """The decile of mass of every token, 0 the most frequent; 9 for tokens that never occur. int64, (V).
+
+    Of tokens with equal counts the one with the smaller id comes first.
+
+    Raises:
+      ValueError: all counts are zero.
+    """
+    count_V = np.asarray(count_V)
+    if not count_V.sum() > 0:
+        raise ValueError("count_V: no token occurs")
+    ranked_V = np.argsort(-count_V, kind="stable")
+    mass_V = count_V[ranked_V] / count_V.sum()
+    middle_V = np.cumsum(mass_V) - mass_V / 2
+    decile_V = np.empty(count_V.size, np.int64)
+    decile_V[ranked_V] = np.minimum((N_DECILES * middle_V).astype(np.int64), N_DECILES - 1)
+    return decile_V
+
+
+def named_probes(count_V, id_of: Callable[[str], int | None], names: Sequence[str], least_count: int) -> Probes:
+    """Those of some words that are tokens, by themselves or after a space, and occur at least `least_count` times."""
+    count_V = np.asarray(count_V)
+    spelled = (next((t for t in (id_of(LEADING_SPACE + name), id_of(name)) if t is not None), None) for name in names)
+    kept = [token for token in spelled if token is not None and count_V[token] >= least_count]
+    token_I = np.array(kept, np.int64)
+    return Probes(token_I, deciles(count_V)[token_I])
 
 
 def _probes(task: Text, count_V) -> tuple[np.ndarray, tuple[str, ...]]:
     """Tokens, each once, and their names with the decile in brackets."""
     tokenizer = text.prepared(task).tokenizer
-    by_decile = probes.decile_probes(count_V, PER_DECILE, LEAST_COUNT)
-    words = [word for named in probes.NAMED.values() for word in named]
-    named = probes.named_probes(count_V, tokenizer.id_of, words, LEAST_COUNT)
+    by_decile = decile_probes(count_V, PER_DECILE, LEAST_COUNT)
+    named = named_probes(count_V, tokenizer.id_of, NAMED, LEAST_COUNT)
     deciles = dict(zip(by_decile.token_I.tolist(), by_decile.decile_I.tolist(), strict=True))
     deciles |= dict(zip(named.token_I.tolist(), named.decile_I.tolist(), strict=True))
     ordered = sorted(deciles, key=lambda token: (deciles[token], -count_V[token]))
@@ -240,12 +317,7 @@ def _decile(label: str) -> int:
 
 def _word(name: str) -> str:
     """A token as a picture shows it."""
-    return name.replace(probes.LEADING_SPACE, "_").replace("\n", "\\n") or "(unused)"
-
-
-def _seeds(dataset: xr.Dataset) -> list[xr.Dataset]:
-    """A row for every seed, the middle of every other axis."""
-    return rows(dataset, dataset.sizes["gamma"] // 2)
+    return name.replace(LEADING_SPACE, "_").replace("\n", "\\n") or "(unused)"
 
 
 STUDY = Study(
@@ -253,7 +325,7 @@ STUDY = Study(
     lead=LEAD,
     papers=(PAPER,),
     measures=measures,
-    claims=CLAIMS,
+    claims=(probes_go_and_return, entropy_turns, two_layers_too),
     target="valid.over_unigram",
     sections=sections,
 )

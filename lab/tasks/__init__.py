@@ -36,7 +36,7 @@ __all__ = [
     "Text",
 ]
 
-FAMILIES: dict[str, type] = {
+FAMILIES: dict[str, type[Task]] = {
     "composition": Composition,
     "addition": Addition,
     "anchor": Anchor,

@@ -48,7 +48,8 @@ class Anchor(Task):
     dims = {"anchor_accuracy": ("anchor",)}
 
     def __post_init__(self):
-        limits.check("task", self, bounds={"length": (2, None)})  # an anchor and its key
+        # the shortest sequence is an anchor and its key
+        limits.check("task", self, bounds={"length": (2, None), "low": (0, None), "high": (0, None)})
         if not self.anchors or len(set(self.anchors)) < len(self.anchors):
             raise ValueError(f"task.anchors={self.anchors}: at least one token, none twice")
         if len(self.shifts) != len(self.anchors):

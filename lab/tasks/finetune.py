@@ -35,7 +35,9 @@ class Finetune(Task):
     def __post_init__(self):
         for name in ("task", "first"):
             if not getattr(self, name).has_answer or isinstance(getattr(self, name), Finetune):
-                raise ValueError(f"task.{name}={type(getattr(self, name)).__name__}: a task with an answer is needed")
+                raise ValueError(
+                    f"task.{name}={type(getattr(self, name)).__name__}: one task, and one with an answer, is needed"
+                )
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,7 @@
 """Real text, prepared once: files or a Hugging Face data set -> token arrays on disk, memory-mapped.
 
-Documents are tokenized in batches, so memory does not grow with the text. What was prepared lies in the folder of
-`lab.cache`:
+Documents are tokenized in batches, so memory does not grow with the text. What was prepared lies in the cache folder
+(see `lab.cache`):
 
 text/<key>/train.bin valid.bin   token ids, little-endian uint16, or uint32 for more than 65,536 of them
 text/<key>/tokenizer.json        how text became ids

@@ -1,4 +1,4 @@
-"""Text of Hugging Face data sets, streamed once into a file (extra `text`)."""
+"""Data sets of Hugging Face (extra `text`), and their text, streamed once into a file."""
 
 import contextlib
 import hashlib
@@ -35,25 +35,47 @@ def download(folder: Path, hf_id: str, separator: str, split: str) -> Path:
                 file.write(text.rstrip("\n") + ENDING[separator])
         temporary.replace(path)
     except OSError as error:
-        told = f"cannot be written to ({error.strerror}); set GAMMALAB_CACHE to a folder that can"
-        raise ValueError(f"{folder}: {told}") from error
+        raise ValueError(
+            f"{folder}: cannot be written to ({error.strerror}); set GAMMALAB_CACHE to a folder that can"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
 
 
-def _rows(hf_id: str, split: str) -> Iterable[str]:
+def load(hf_id: str, config: str | None, split: str, instead: str, **options):
+    """A split of a data set, by Hugging Face `datasets`, which keeps what it downloads unless it streams.
+
+    Args:
+      instead: what a path may name where there is no network.
+
+    Raises:
+      ValueError: the package is missing; no such data set, configuration or split; no network.
+    """
     try:
         import datasets
     except ImportError as error:
         raise ValueError("task.hf_id needs the package datasets: pip install 'gammalab[text]'") from error
+    with _one_line(hf_id, split, instead):
+        return datasets.load_dataset(hf_id, config, split=split, **options)
+
+
+def _rows(hf_id: str, split: str) -> Iterable[str]:
     name, _, config = hf_id.partition(":")
-    try:
-        for row in datasets.load_dataset(name, config or None, split=split, streaming=True):
+    rows = load(name, config or None, split, "the text", streaming=True)
+    with _one_line(hf_id, split, "the text"):
+        for row in rows:
             yield row["text"]
+
+
+@contextlib.contextmanager
+def _one_line(hf_id: str, split: str, instead: str):
+    """Errors of the library as a ValueError in one line."""
+    try:
+        yield
     except Exception as error:  # network, HTTP, a wrong name, a file that cannot be parsed: all of them its own kinds
-        told = f"{type(error).__name__}: {(str(error).strip() or 'nothing more is said').splitlines()[0]}"
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'nothing more is said').splitlines()[0]}"
         raise ValueError(
-            f"task.hf_id={hf_id!r}: its split {split!r} cannot be had ({told}); offline, give the text as task.path"
+            f"task.hf_id={hf_id!r}: its split {split!r} cannot be had ({reason}); offline, give {instead} as task.path"
         ) from error

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.text import documents
+from lab.text import documents, hub
 from lab.text.sequences import pad
 
 NAMES = ("<pad>", "<unk>", "<sep>", "<eos>")  # tokens 0, 1, 2, 3; the words follow in alphabetical order
@@ -105,22 +105,12 @@ def provenance(path: Path) -> dict:
 
 
 def download(hf_id: str, config: str | None, split: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """The columns of a split of a data set, by Hugging Face `datasets` (extra `text`), which keeps what it downloads.
+    """The columns of a split of a data set.
 
     Raises:
-      ValueError: the package is missing; no such data set, configuration, split or column; no network.
+      ValueError: as `hub.load`, or no such column.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError("task.hf_id needs the package datasets: pip install 'gammalab[text]'") from error
-    try:
-        data = datasets.load_dataset(hf_id, config, split=split)
-    except Exception as error:  # network, HTTP, a wrong name, a file that cannot be parsed: all of them its own kinds
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'nothing more is said').splitlines()[0]}"
-        raise ValueError(
-            f"task.hf_id={hf_id!r}: its split {split!r} cannot be had ({reason}); offline, give a folder as task.path"
-        ) from error
+    data = hub.load(hf_id, config, split, "a folder")
     missing = [name for name in columns if name not in data.column_names]
     if missing:
         raise ValueError(f"task.hf_id={hf_id!r}: no column {missing[0]!r} among {', '.join(data.column_names)}")

@@ -119,3 +119,11 @@ def test_resamples_count_every_draw_and_start_with_the_sample_itself():
     np.testing.assert_array_equal(counts_BxN[0], np.ones(7))
     np.testing.assert_array_equal(counts_BxN.sum(axis=1), 7)
     assert counts_BxN.shape == (51, 7) and len({*map(tuple, counts_BxN)}) > 40
+
+
+def test_first_where_and_value_at_are_of_every_curve():
+    values = xr.DataArray([[1.0, 5.0, 2.0, 7.0], [0.0, 0.0, 0.0, 0.0]], {"time": [0, 10, 30, 40]}, ("seed", "time"))
+    first = statistics.first_where(values > 4, "time")
+    np.testing.assert_array_equal(first, [10, np.nan])
+    np.testing.assert_array_equal(statistics.value_at(values, first, "time"), [5, np.nan])
+    np.testing.assert_array_equal(statistics.value_at(values, xr.full_like(first, 20), "time"), [np.nan, np.nan])

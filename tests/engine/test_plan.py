@@ -16,7 +16,7 @@ from lab.engine.sweep import Options
 
 @pytest.fixture(autouse=True)
 def remembers_here(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -5,20 +5,21 @@ import math
 import jax
 import numpy as np
 import pytest
-import xarray as xr
 
+from lab import claims, models, rng
 from lab import config as configs
-from lab import models, rng
 from lab.cli import main
 from lab.configs import composition
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
-from lab.studies import claims
+from lab.runs import Runs
 from lab.studies import focus_dilution_text as study
 from lab.tasks import text
+from tests.synthetic import Grid
 
 STEPS = np.arange(0, 100, 10)
 UP_AND_DOWN = np.array([0.15, 0.15, 0.3, 0.9, 0.99, 0.6, 0.3, 0.2, 0.1, 0.1])
+FLAT = np.full(len(STEPS), 0.15)
 LABELS = ("the (1)", "it (4)", "continue (5)")
 
 
@@ -75,41 +76,113 @@ def test_page_shows_every_picture_and_a_film(root):
     assert (root / "report" / "figures" / "one_layer-film.gif").read_bytes()[:4] == b"GIF8"
 
 
-def drawn(to_top_TxI, entropy_T):
-    """A dataset of three seeds that are alike."""
-    axes = ("gamma", "weight_decay", "learning_rate", "seed")
-    grid = (1, 1, 1, 3)
-    to_top = np.broadcast_to(to_top_TxI[:, None, None, None, None, None], (len(STEPS), *grid, 1, len(LABELS)))
-    entropy = np.broadcast_to(entropy_T[:, None, None, None, None, None, None], to_top.shape)
-    ds = xr.Dataset(
-        {
-            "probes.to_top": (("snapshot", *axes, "layer", "probe"), to_top),
-            "probes.entropy": (("snapshot", *axes, "layer", "probe"), entropy),
-            "diverged_at": (axes, np.full(grid, -1)),
-        },
-        {"snapshot": STEPS, "probe": list(LABELS), "seed": [0, 1, 2], "gamma": [1.2]},
-    )
-    return {"one_layer": ds}
+# --- claims ---
 
 
-def verdicts(datasets):
-    return {row["id"]: row["verdict"] for row in claims.evaluate(study.CLAIMS, datasets, "c")}
+def drawn(variant, name, *curves_TxI):
+    """A variable of the first layer, one (T, I) array a seed; the other layer is not read."""
+    made = Grid(steps=STEPS, gamma=(1.2,), seed=range(len(curves_TxI)))
+    layered = [np.stack([curve_TxI, curve_TxI[::-1]], axis=1) for curve_TxI in curves_TxI]
+    values = np.stack(layered, axis=1)[:, :, None]
+    return {variant: made.put(name, values, "snapshot", {"layer": range(2), "probe": LABELS}).run()}
 
 
-def test_claims_hold_where_a_middle_probe_goes_and_returns_and_entropy_turns_twice():
-    flat = np.full(len(STEPS), 0.15)
-    found = verdicts(drawn(np.column_stack([flat, flat, UP_AND_DOWN]), 5 - 4 * UP_AND_DOWN))
-    assert found == {"T1": "holds", "T2": "does not hold", "T3": "not measured"}  # entropy falls and rises: one turn
-    again = 5 - 4 * np.append(UP_AND_DOWN[:-1], 0.5)
-    assert verdicts(drawn(np.column_stack([flat, flat, UP_AND_DOWN]), again))["T2"] == "holds"
+def evaluated(name, runs):
+    (claim,) = [claim for claim in study.STUDY.claims if claim.id == name]
+    return claims.evaluate(claim, Runs({variant: run.dataset for variant, run in runs.items()}))
 
 
-@pytest.mark.parametrize("curve", [np.linspace(0.15, 0.99, 10), np.full(10, 0.15), np.where(STEPS == 40, 0.2, 0.15)])
-def test_probe_that_only_rises_stays_or_hardly_moves_is_no_cycle(curve):
-    assert verdicts(drawn(np.column_stack([UP_AND_DOWN, curve, curve]), curve))["T1"] == "does not hold"
+@pytest.mark.parametrize(("name", "variant"), [("T1", "one_layer"), ("T3", "two_layer")])
+def test_t1_and_t3_count_the_probes_of_middle_frequency_that_go_and_return(name, variant):
+    """None that only rises, stays, hardly moves, keeps more than half of its rise, or is of another frequency."""
+    rises, moves = np.linspace(0.15, 0.99, 10), np.where(STEPS == 40, 0.2, 0.15)
+    keeps = np.interp(STEPS, (0, 40, 90), (0.1, 0.9, 0.51))
+    pairs = [(UP_AND_DOWN, FLAT), (UP_AND_DOWN, UP_AND_DOWN), (rises, FLAT), (moves, FLAT), (keeps, FLAT)]
+    runs = drawn(variant, "probes.to_top", *(np.column_stack([UP_AND_DOWN, *pair]) for pair in pairs))
+    result = evaluated(name, runs)
+    assert result.values_S.tolist() == [1, 2, 0, 0, 0]
+    assert [result.claim.threshold.kept(value) for value in result.values_S] == [True, True, False, False, False]
+    if name == "T1":
+        assert "1 of 2, first peak at step 40; 2 of 2, first peak at step 40; 0 of 2" in result.note
+    runs[variant].dataset["diverged_at"].loc[{"seed": 0}] = 60
+    assert np.isnan(evaluated(name, runs).values_S).tolist() == [True, False, False, False, False]
+
+
+def test_t1_needs_probes_of_middle_frequency():
+    runs = drawn("one_layer", "probes.to_top", np.column_stack([FLAT] * 3))
+    runs["one_layer"] = Runs({"": runs["one_layer"].dataset.sel(probe=["the (1)"])})[""]
+    assert "lacks probes of middle frequency" in evaluated("T1", runs).note
+
+
+def test_t2_counts_the_turns_of_the_entropy_of_all_probes():
+    once, twice = 5 - 4 * UP_AND_DOWN, 5 - 4 * np.append(UP_AND_DOWN[:-1], 0.5)
+    curves = [np.column_stack([entropy_T] * 3) for entropy_T in (once, twice, FLAT)]
+    result = evaluated("T2", drawn("one_layer", "probes.entropy", *curves))
+    assert result.values_S.tolist() == [1, 2, 0]  # once: it falls and rises
+    assert [result.claim.threshold.kept(value) for value in result.values_S] == [False, True, False]
 
 
 def test_other_tasks_are_refused():
     experiment = configs.experiment(composition.smoke())
     with pytest.raises(ValueError, match="measures training on text, not on Composition"):
         study.measures(experiment)
+
+
+# --- probes ---
+
+
+def deciles_by_hand(count):
+    """Walks through tokens by falling count and looks in which tenth the middle of each one's mass lies."""
+    below, found = 0, [9] * len(count)
+    for token in sorted(range(len(count)), key=lambda token: (-count[token], token)):
+        if count[token]:
+            found[token] = 10 * (2 * below + count[token]) // (2 * sum(count))
+        below += count[token]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_deciles_are_tenths_of_the_mass(seed):
+    count = (1000 / np.random.default_rng(seed).permutation(np.arange(1, 301))).astype(int)  # Zipf's law
+    count[:3] = 0
+    found = study.deciles(count)
+    np.testing.assert_array_equal(found, deciles_by_hand(count.tolist()))
+    # tokens lie whole in the decile of their middle: each tenth is off by at most half of the largest token it touches
+    for decile in range(10):
+        mass = count[found == decile].sum() / count.sum()
+        assert abs(mass - 0.1) <= count.max() / count.sum()
+    assert set(found[:3]) == {9}
+
+
+def test_probes_are_evenly_spaced_in_every_decile():
+    # 100 equal tokens: ten in each decile; of ten, three evenly spaced ones are at 1, 5 and 8 (1.67, 5, 8.33)
+    found = study.decile_probes(np.full(100, 7), 3, 1)
+    np.testing.assert_array_equal(found.token_I, [10 * d + i for d in range(10) for i in (1, 5, 8)])
+    np.testing.assert_array_equal(found.decile_I, np.repeat(np.arange(10), 3))
+
+
+def test_rare_tokens_and_deciles_inside_one_token_have_no_probe():
+    # token 2 has half of the mass, its middle at 0.25; tokens 0 and 1 end at 0.65 and 0.8; 20 rare ones have the rest
+    count = np.array([60, 60, 200, *[4] * 20])
+    np.testing.assert_array_equal(study.decile_probes(count, 5, 5).token_I, [2, 0, 1])
+    np.testing.assert_array_equal(study.decile_probes(count, 5, 5).decile_I, [2, 5, 7])
+    with_rare = study.decile_probes(count, 2, 4)
+    np.testing.assert_array_equal(with_rare.token_I[:3], [2, 0, 1])
+    assert len(with_rare.token_I) == 7 and set(with_rare.decile_I[3:]) == {8, 9}
+
+
+def test_named_probes_are_the_words_that_are_there_preferably_after_a_space():
+    vocabulary = {"a": 0, "Ġa": 1, ",": 2, "full": 3, "Ġbeen": 4}
+    count = np.array([50, 40, 30, 2, 20])
+    found = study.named_probes(count, vocabulary.get, ("the", ",", "a", "full", "been"), 3)
+    np.testing.assert_array_equal(found.token_I, [2, 1, 4])
+    np.testing.assert_array_equal(found.decile_I, np.array(deciles_by_hand(count.tolist()))[[2, 1, 4]])
+
+
+def test_texts_without_tokens_and_numbers_below_one_are_refused():
+    with pytest.raises(ValueError, match="no token occurs"):
+        study.deciles(np.zeros(5, int))
+    with pytest.raises(ValueError, match="n_per_decile=0: must be at least 1"):
+        study.decile_probes(np.ones(5, int), 0, 1)
+    with pytest.raises(ValueError, match="least_count=0: must be at least 1"):
+        study.decile_probes(np.ones(5, int), 1, 0)

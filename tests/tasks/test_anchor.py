@@ -88,27 +88,3 @@ def test_scores_count_the_answers():
     assert float(scores["accuracy"]) == 1 / 4
     assert float(scores["unordered"]) == 2 / 4
     np.testing.assert_array_equal(scores["anchor_accuracy"], [1 / 2, 0, np.nan, np.nan])
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"anchors": ()}, "at least one"),
-        ({"anchors": (1, 1, 2, 3)}, "none twice"),
-        ({"shifts": (1, 0)}, "one for each"),
-        ({"low": 9, "high": 8}, "no keys"),
-        ({"anchors": (1, 2, 3, 50)}, "none may be a key"),
-        ({"vocab_size": 101}, "span 1 ... 101"),
-        ({"shifts": (-6, 0, 0, 0)}, "span -1"),
-        ({"length": 1}, "at least 2"),
-    ],
-)
-def test_impossible_tasks_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
-        Anchor(**changes)
-    Anchor(vocab_size=102)
-
-
-def test_unknown_splits_are_refused():
-    with pytest.raises(ValueError, match="one of train, test"):
-        Anchor().sample(jax.random.key(0), 4, "valid", {})

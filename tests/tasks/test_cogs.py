@@ -12,7 +12,7 @@ import pytest
 
 from lab.tasks import FAMILIES, Cogs
 from lab.tasks.cogs import GEN_TYPES, STRUCTURAL, by_type, variable_free
-from lab.tasks.translation import prepared
+from lab.tasks.seq2seq import prepared
 
 REAL = Path(__file__).parents[3] / "shared/data/cogs"  # used when it is there
 LENGTH = 70
@@ -232,19 +232,6 @@ def test_types_that_are_not_in_a_batch_have_no_accuracy(folder):
 def test_there_are_18_lexical_types_and_3_structural_ones():
     assert len(set(GEN_TYPES)) == 21 and set(STRUCTURAL) < set(GEN_TYPES) and len(STRUCTURAL) == 3
     assert list(GEN_TYPES) == sorted(GEN_TYPES)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target_form": "short"}, r"task\.target_form='short': one of original, variable_free"),
-        ({"evaluated": ("valid",)}, r"task\.evaluated=\('valid',\): a tuple of dev, test, gen"),
-        ({"evaluated": "gen"}, r"task\.evaluated='gen': a tuple of dev, test, gen"),
-    ],
-)
-def test_impossible_tasks_are_refused(folder, changes, message):
-    with pytest.raises(ValueError, match=message):
-        made(folder, **changes)
 
 
 def test_a_form_that_the_files_do_not_have_is_refused(folder):

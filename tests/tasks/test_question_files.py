@@ -1,13 +1,10 @@
-"""Question files: tiny ones made here, and, where environment variables name them, the published ones.
+"""Question files as a task: tiny ones made here."""
 
-GAMMALAB_PRONTOQA and GAMMALAB_PROSQA: paths of a PrOntoQA and a ProsQA file, each of whose answers is derived again.
-"""
-
-import gzip
 import json
-import lzma
-import os
 import re
+import runpy
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,46 +12,11 @@ import numpy as np
 import pytest
 
 from lab.tasks import QuestionFiles
-from lab.tasks.question_files import prepared, read, split_words
 
 pytest.importorskip("tokenizers")
 
-PRONTOQA = {
-    "id": "ProntoQA_1",
-    "context": "Each yumpus is shy. Yumpuses are impuses. Impuses are not sour. Numpuses are sour. Max is a yumpus.",
-    "question": "Is the following statement true or false? Max is sour.",
-    "options": ["A) True", "B) False"],
-    "answer": "B",
-    "explanation": ["Max is a yumpus.", "Yumpuses are impuses.", "Max is an impus.", "Impuses are not sour."],
-}
-PROSQA = {
-    "question": "Every yumpus is a impus. Sally is a yumpus. Bob is a rompus. Is Sally a rompus or impus?",
-    "answer": "Sally is a impus.",
-    "steps": ["Sally is a yumpus.", "Every yumpus is a impus."],
-    "idx_to_symbol": ["Bob", "Sally", "yumpus", "impus", "rompus"],
-    "edges": [[2, 3], [1, 2], [0, 4]],
-    "root": 1,
-    "target": 3,
-    "neg_target": 4,
-}
-
-
-def prontoqa(n):
-    names = ("Max", "Fae", "Rex", "Sam", "Wren", "Polly", "Alex", "Stella", "Tom", "Eva")
-    return [json.loads(json.dumps(PRONTOQA).replace("Max", name)) for name in names[:n]]
-
-
-def prosqa(n):
-    names = ("Tom", "Eva", "Jack", "Davis", "Carol", "Oliver")
-    return [json.loads(json.dumps(PROSQA).replace("Sally", name)) for name in names[:n]]
-
-
-def written(folder, items, suffix=""):
-    path = folder / f"items{len(list(folder.iterdir()))}.json{suffix}"
-    opened = {"": open, ".gz": gzip.open, ".xz": lzma.open}[suffix]
-    with opened(path, "wt", encoding="utf-8") as file:
-        file.write(items if isinstance(items, str) else json.dumps(items))
-    return str(path)
+made = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "text" / "items.py")))
+prontoqa, prosqa, written = made.prontoqa, made.prosqa, made.written
 
 
 def task_of(path, test_path="", test_share=0.2, length=50, vocab_size=60):
@@ -66,11 +28,6 @@ def shown(task, batch):
         (task.decode(tokens), task.decode(targets[weights > 0]))
         for tokens, targets, weights in zip(*map(np.asarray, batch[:3]), strict=True)
     ]
-
-
-def test_words_are_in_lower_case_with_the_plural_of_concepts_apart():
-    assert " ".join(split_words("Dumpuses are impuses. Fae is shy?")) == "dumpus es are impus es . fae is shy ?"
-    assert split_words("Buses and pushes.") == ["buses", "and", "pushes", "."]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
@@ -119,50 +76,13 @@ def test_scores_of_right_and_other_and_strange_answers(tmp_path):
     ):
         scores = task.score(jax.nn.one_hot(predicted, 60), batch)
         assert (scores["accuracy"], scores["plausible"]) == (accuracy, plausible)
-    assert {prepared(task).tokenizer.names[token] for token in task.answer_alphabet} == {"rompus", "impus"}
+    assert {task.prepared.tokenizer.names[token] for token in task.answer_alphabet} == {"rompus", "impus"}
 
 
 def test_what_is_kept_of_the_data_tells_other_data_but_not_another_place(tmp_path):
     one, moved, other = (task_of(written(tmp_path, items)) for items in (prontoqa(5), prontoqa(5), prontoqa(6)))
     assert one.files() == moved.files() != other.files()
     assert json.loads(one.files()["questions.json"])["test"]["questions"] == 1
-
-
-def broken(**changes):
-    return [PRONTOQA | changes]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('[{"id": 1', r"items0\.json: not JSON \(.* in line 1, column \d+\)"),
-        ("{}", r"items0\.json: not a list of questions, but dict"),
-        ("[]", r"items0\.json: not a list of questions, but list '\[\]'"),
-        ([PRONTOQA, 3], r"items0\.json: item 1: neither PrOntoQA, .* nor ProsQA"),
-        (broken(context=None), r"item 0: neither PrOntoQA"),
-        (broken(answer="C"), r"item 0: answer 'C' is none of A, B"),
-        (broken(options=["A) True", "B) Maybe"]), r"item 0: options are \['A\) True', 'B\) Maybe'\]"),
-        ([PROSQA | {"question": "Is Sally good?"}], r"item 0: the question ends in 'Is Sally good\?'"),
-        (
-            [PROSQA | {"answer": "Sally is a yumpus."}],
-            r"'Sally is a yumpus\.' is neither of those in 'is sally a rompus",
-        ),
-        ([PROSQA | {"answer": "Bob is a impus."}], r"answer 'Bob is a impus\.' is neither"),
-    ],
-)
-def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
-    with pytest.raises(ValueError, match=message) as error:
-        read(written(tmp_path, content))
-    assert "\n" not in str(error.value)
-
-
-def test_files_that_are_missing_or_truncated_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: cannot be read"):
-        read(tmp_path / "none.json")
-    path = tmp_path / "cut.json.xz"
-    path.write_bytes(lzma.compress(json.dumps(prontoqa(5)).encode())[:-20])
-    with pytest.raises(ValueError, match=r"cut\.json\.xz: (truncated|damaged)"):
-        read(path)
 
 
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path):
@@ -177,67 +97,3 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path):
         task_of(path, test_share=0.01).sample(key, 1, "train", {})
     with pytest.raises(ValueError, match=r"item 1 of split 'test' is item 4 of split 'train' of .*: remove one"):
         task_of(path, written(tmp_path, [prosqa(6)[5], prosqa(5)[4]])).sample(key, 1, "train", {})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("", "", 0.2), r"task\.path='': the path"),
-        (("a", "", 1.0), r"task\.test_share=1\.0: a share"),
-        (("a", "b", 0.2), r"task\.test_path='b', task\.test_share=0\.2: give one"),
-        (("a", "", 0.0), r"task\.test_path='', task\.test_share=0\.0: give one"),
-    ],
-)
-def test_impossible_tasks_are_refused_by_name_and_value(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        QuestionFiles(*arguments, 10, 10)
-
-
-def published(variable):
-    path = os.environ.get(variable)
-    if not path:
-        pytest.skip(f"{variable} names no file")
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(os.path.splitext(path)[1], open)
-    with opened(path, "rt", encoding="utf-8") as file:
-        return path, json.load(file)
-
-
-def test_answers_of_the_published_prosqa_are_what_search_finds():
-    path, items = published("GAMMALAB_PROSQA")
-    questions = read(path)
-    assert len(questions) == len(items) > 0
-    for item, question in zip(items, questions, strict=True):
-        edges = [
-            re.fullmatch(r"(?:every )?(\w+) is a (\w+) \.", s + " .")
-            for s in " ".join(question.asked).split(" . ")[:-1]
-        ]
-        edges = [match.groups() for match in edges]
-        names = [name.lower() for name in item["idx_to_symbol"]]
-        assert sorted(edges) == sorted((names[a], names[b]) for a, b in item["edges"])
-        root, first, second = re.search(r"is (\w+) a (\w+) or (\w+) \? \1 is a$", " ".join(question.asked)).groups()
-        reached = {root}
-        while more := {child for parent, child in edges if parent in reached} - reached:
-            reached |= more
-        assert question.candidates == (first, second)
-        assert [candidate for candidate in (first, second) if candidate in reached] == [question.answer]
-        assert names[item["target"]] == question.answer
-
-
-def test_answers_of_the_published_prontoqa_follow_from_their_sentences():
-    path, items = published("GAMMALAB_PRONTOQA")
-    questions = read(path)
-    assert len(questions) == len(items) > 0
-    for question in questions:
-        text = " ".join(word for word in question.asked if word not in ("a", "an", "each", "every", "es"))
-        told, asked = text.split(
-            " is following statement true or false ? ".replace(" is following", " is the following")
-        )
-        facts = [
-            re.fullmatch(r"(\w+) (?:is|are) (not )?(\w+)", s).groups() for s in told.removesuffix(" .").split(" . ")
-        ]
-        entity, denied, what = re.fullmatch(r"(\w+) is (not )?(\w+) \.", asked).groups()
-        true = {(entity, None)}
-        while more := {(b, no) for a, no, b in facts if (a, None) in true} - true:
-            true |= more
-        assert ((what, None) in true) != ((what, "not ") in true)
-        assert question.answer == ("true" if (what, denied) in true else "false")

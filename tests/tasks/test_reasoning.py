@@ -1,21 +1,16 @@
 """What the reasoning tasks share: words, choices that are uniform where they may be, and what is refused."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy import stats
 
 from lab.tasks import Ontology
-from lab.tasks.answers import pack
 from lab.tasks.reasoning import (
     CONCEPTS,
     ENTITIES,
     HELD_OUT,
     PROPERTIES,
-    at_end,
     integers,
     is_held_out,
     one_of,
@@ -76,29 +71,5 @@ def test_one_combination_of_names_in_five_is_held_out_and_every_name_is_in_some(
     assert held_out.any(axis=0).all() and held_out.any(axis=1).all()
 
 
-def test_sentences_and_their_last_answer_tokens():
+def test_sentences_are_made_of_tokens_and_arrays_of_tokens():
     np.testing.assert_array_equal(sentences(jnp.array([5, 6]), 3, jnp.array([7, 8])), [[5, 3, 7], [6, 3, 8]])
-    sequence_BxM = jnp.array([[5, 6, 7, 8, 9], [5, 6, 7, 8, 0]], jnp.int32)
-    is_answer_BxM = np.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 0]], bool)
-    batch = pack(sequence_BxM, jnp.asarray(is_answer_BxM), {})
-    np.testing.assert_array_equal(at_end(batch.targets_BxL, batch), [9, 8])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hops_train": ()}, r"task\.hops_train=\(\): distinct numbers of steps, 1 or more"),
-        ({"hops_train": (0, 1)}, r"task\.hops_train=\(0, 1\): distinct numbers"),
-        ({"hops_ood": (3, 3)}, r"task\.hops_ood=\(3, 3\): distinct numbers"),
-        ({"hops_ood": (3.5,)}, r"task\.hops_ood=\(3\.5,\): distinct numbers"),
-        ({"hops_ood": (2, 3)}, r"task\.hops_ood=\(2, 3\): all more than those of task\.hops_train=\(1, 2\)"),
-    ],
-)
-def test_impossible_numbers_of_steps_are_refused_by_name_and_value(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TASK, **changes)
-
-
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="split 'valid': one of train, test, ood"):
-        TASK.sample(jax.random.key(0), 2, "valid", {})

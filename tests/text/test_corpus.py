@@ -9,8 +9,8 @@ import types
 import numpy as np
 import pytest
 
-from lab.tasks import corpus, documents, tokenizer
-from lab.tasks.corpus import Recipe, prepare
+from lab.text import corpus, documents, tokenizer
+from lab.text.corpus import Recipe, prepare
 
 LINES = [f"word{i % 7} of line {i}" for i in range(40)]
 

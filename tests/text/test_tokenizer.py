@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from lab.tasks import tokenizer
-from lab.tasks.tokenizer import from_bytes, train, words
+from lab.text import tokenizer
+from lab.text.tokenizer import from_bytes, train, words
 
 DOCUMENTS = ["the cat sat on the mat .", "the dog <unk> on\tthe\n cat", "Zoë said “hi” <eos> the cat"]
 

@@ -225,6 +225,18 @@ def subspace(experiment: Experiment) -> Measure:
     )
 
 
+def top_eigenvalue(experiment: Experiment, matvecs: int) -> Measure:
+    """The largest eigenvalue of the Hessian of the answer's loss, alone: `sharp` takes more of it."""
+
+    def function(row):
+        batches = loss_fn.minibatches(row.batch, MINIBATCH)
+        matvec, like_P = curvature.hessian(loss_fn.answer_loss(experiment.model), row.params, batches)
+        return largest("top", matvec, like_P, row.key, matvecs)
+
+    units = dict.fromkeys(("top", "top_residual"), "nats per weight^2") | {"top_converged": "yes or no"}
+    return Measure("minimum", function, units, snapshots="last", n=SEQUENCES, stream=STREAM)
+
+
 def largest(name: str, matvec, like_P, key, matvecs: int) -> dict[str, jax.Array]:
     """The largest eigenvalue of an operator as `<name>`, its residual as `<name>_residual`, and `<name>_converged`."""
     found = sharpness.top(matvec, like_P, key, 1, matvecs, TOLERANCE)

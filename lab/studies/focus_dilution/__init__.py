@@ -8,7 +8,7 @@ from lab.studies.focus_dilution.page import LEAD, TITLE, sections
 STUDY = Study(
     title=TITLE,
     lead=LEAD,
-    papers=("arXiv 2605.01199", "arXiv 2510.06954"),
+    papers=(claims.PAPER, companion.PAPER),
     measures=measures,
     claims=claims.CLAIMS + companion.CLAIMS,
     target="test.excess",

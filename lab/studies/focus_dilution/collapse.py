@@ -16,18 +16,15 @@ order in W_Q, W_K: dW_Q/dt = F W_K and dW_K/dt = F^T W_Q (the paper's stage 2).
 exact for the given sequences, up to rounding; what it says of the task has their sampling error.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lab import models
 from lab.analysis import condensation, focus, rank
 from lab.analysis.scale import unit_rows
-from lab.analysis.stages import NEVER, Event
 
 MATRICES = ("value", "in", "out", "query", "key")
 OUTER = MATRICES[:3]
@@ -223,36 +220,12 @@ def relative_change(now, start):
     return jnp.sqrt(moved / norm)
 
 
-@dataclasses.dataclass(frozen=True)
-class Thresholds:
-    """The paper prints none ("loss plateau and jump in the heat-map"); these are ours.
-
-    Attributes:
-      share: of its whole way, that a curve has covered when it starts to move; when it ends, 1 - share.
-      cosine: what the mean |cos| of every outer matrix must reach, else nothing condensed.
-      rank: share of its first effective rank that W_Q and W_K must fall below, else nothing collapsed.
-    """
-
-    share: float = 0.05
-    cosine: float = 0.5
-    rank: float = 0.5
-
-
-class Borders(NamedTuple):
-    """Condensation ends with the last of the outer matrices, collapse starts with the first of W_Q, W_K and ends with
-    the last."""
-
-    condensation_end: Event
-    collapse_start: Event
-    collapse_end: Event
-
-
 def signals(row) -> dict:
     """All of the above of a `measure.Row` of `AttentionMLP`. Scalars, but for those of M `MATRICES`.
 
     Returns:
       cosine, effective_rank (M): mean |cos| between neurons (columns; rows of W_2), and `rank.effective_rank`.
-      direction (MxD): leading singular vector, left but for W_2, for `adjacent_cosines`.
+      direction (MxD): leading singular vector, left but for W_2; |cos| of it between snapshots is the paper's curve.
       change_outer, change_inner: |theta - theta_0| / |theta_0|.
       aligned_value, aligned_in, aligned_out: mean |cos| of neurons with u, W_v and w; `_close`: shares above `CLOSE`.
       aligned_query, aligned_key: |cos| of the leading left singular vector of W_Q, W_K with F's left, right one.
@@ -292,48 +265,6 @@ def signals(row) -> dict:
         "attention_ratio": attention.second_ratio,
         "from_uniform": focus.distance_to_uniform(acts["block_0/attn/pattern"])["mean"][0],
     }
-
-
-def adjacent_cosines(vectors_TxMxD) -> np.ndarray:
-    """|cos| (T-1, M) between unit vectors at neighbouring snapshots: those of the paper where they are epochs apart."""
-    vectors_TxMxD = np.asarray(vectors_TxMxD)
-    return np.abs(np.sum(vectors_TxMxD[1:] * vectors_TxMxD[:-1], axis=2))
-
-
-def borders(step_T, cosine_TxM, effective_rank_TxM, thresholds: Thresholds = Thresholds()) -> Borders:
-    """When the outer matrices have condensed and W_Q, W_K collapse, from `signals` over T snapshots; on the host.
-
-    Borders are shares of a curve's way from its first value to its extreme (a maximum of the cosine, a minimum of the
-    rank), so they say when, not how far. NaN where a curve stays short of its threshold; a run that is cut during a
-    fall ends its collapse where it was cut.
-
-    Raises:
-      ValueError: steps that do not increase, shapes that do not agree, values that are not finite.
-    """
-    step_T, cosine_TxM, rank_TxM = (np.asarray(values, float) for values in (step_T, cosine_TxM, effective_rank_TxM))
-    if not {cosine_TxM.shape, rank_TxM.shape} == {(step_T.size, len(MATRICES))}:
-        raise ValueError(
-            f"{step_T.size} steps, cosines {cosine_TxM.shape} and ranks {rank_TxM.shape}: of one length, 5"
-        )
-    if not (np.diff(step_T) > 0).all() or not (np.isfinite(cosine_TxM).all() and np.isfinite(rank_TxM).all()):
-        raise ValueError("steps must increase and values be finite; cut the run where it diverged")
-    outer_TxM, inner_TxM = cosine_TxM[:, : len(OUTER)], -rank_TxM[:, len(OUTER) :]
-    condensed = (outer_TxM.max(axis=0) >= thresholds.cosine).all()
-    collapsed = (inner_TxM.max(axis=0) >= thresholds.rank * inner_TxM[0]).all()
-    ends = [_covered(step_T, value_T, 1 - thresholds.share) for value_T in outer_TxM.T]
-    starts, stops = ([_covered(step_T, value_T, share) for value_T in inner_TxM.T]
-                     for share in (thresholds.share, 1 - thresholds.share))  # fmt: skip
-    return Borders(
-        max(ends, key=lambda event: event.step) if condensed else NEVER,
-        min(starts, key=lambda event: event.step) if collapsed else NEVER,
-        max(stops, key=lambda event: event.step) if collapsed else NEVER,
-    )
-
-
-def _covered(step_T, value_T, share: float) -> Event:
-    """First snapshot at which `share` of the rise from the first value to the maximum is behind."""
-    i = int(np.argmax(value_T - value_T[0] >= share * (value_T.max() - value_T[0])))
-    return Event(float(step_T[i - 1]) if i else -math.inf, float(step_T[i]), float(step_T[i]))
 
 
 def _onehot(context: Context):

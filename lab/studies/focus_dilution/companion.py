@@ -1,117 +1,112 @@
 """The claims on the companion's anchor task (arXiv 2510.06954): condensation of the outer weights, then rank collapse.
 
-Each takes the smallest initial weights of the grid, for which theory is asymptotic. "Condensed" and "collapsed" are the
-borders of `collapse.borders`; other thresholds are the paper's words as numbers.
+Each takes the smallest initial weights of the grid, for which theory is asymptotic. "Condensed" and "collapsed" are
+`borders`; other thresholds are the paper's words as numbers. A seed whose outer weights do not condense counts as
+missing where a claim speaks of the step at which they have.
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
 
-from lab.studies.claims import Claim, Lacking, Measured, variant
-from lab.studies.focus_dilution import collapse
-from lab.studies.focus_dilution.claims import finite, listed, over, rows
+from lab.analysis.statistics import value_at
+from lab.claims import DIRECTION, OURS, claim
+from lab.runs import Run, Runs
+from lab.studies.focus_dilution.borders import Borders, borders
+from lab.studies.focus_dilution.claims import listed, ratio
 
 PAPER = "arXiv 2510.06954"
 
-Datasets = Mapping[str, xr.Dataset]
+
+@claim(
+    "R1", "Outer weights condense before W_Q and W_K collapse", headline=True, quantity="ratio of steps",
+    source=f"{PAPER}, stages", published="in this order", above=1, threshold_from=DIRECTION,
+)  # fmt: skip
+def outer_weights_condense_first(runs: Runs):
+    steps = border_steps(runs["collapse"], gamma=max)
+    condensed, collapsed = (steps.sel(border=name) for name in ("condensation_end", "collapse_end"))
+    return ratio(collapsed, condensed), f"Steps: condensed {listed(condensed)}, collapsed {listed(collapsed)}."
 
 
-def outer_weights_condense_first(datasets: Datasets) -> Measured:
-    borders = [borders_of(row) for row in rows(variant(datasets, "collapse"), -1)]
-    pairs = [(one.condensation_end.step, one.collapse_end.step) for one in borders]
-    note = f"Steps: condensed {listed(a for a, _ in pairs)}, collapsed {listed(b for _, b in pairs)}."
-    return Measured(tuple(over(b, a) for a, b in pairs), 1.0, note, strictly=True)
-
-
-def attention_waits(datasets: Datasets) -> Measured:
-    ratios = []
-    for row in rows(variant(datasets, "collapse"), -1):
-        then = row.sel(snapshot=_reached(borders_of(row).condensation_end.step))
-        ratios.append(float(then["signals.change_outer"] / then["signals.change_inner"]))
+@claim(
+    "R2", "W_Q and W_K stay where they are meanwhile", headline=True,
+    quantity="change of the outer weights over theirs", source=f"{PAPER}, relative norm change", published="static",
+    at_least=10, threshold_from=OURS,
+)  # fmt: skip
+def attention_waits(runs: Runs):
     note = "Relative change of W_V, W_1, W_2 over that of W_Q, W_K when condensation ends."
-    return Measured(tuple(ratios), 10.0, note)
+    return _once_condensed(runs["collapse"], "change_outer") / _once_condensed(runs["collapse"], "change_inner"), note
 
 
-def attention_loses_rank(datasets: Datasets) -> Measured:
-    dataset = variant(datasets, "collapse")
-    by_gamma = {float(dataset.gamma[index]): [_kept(row) for row in rows(dataset, index)] for index in (0, -1)}
-    listing = "; ".join(f"{np.median(kept):.2f} from gamma {gamma:g}" for gamma, kept in by_gamma.items())
+@claim(
+    "R3", "Then the effective rank of W_Q and W_K collapses", headline=True, quantity="share of it that is left",
+    source=f"{PAPER}, effective rank", published="collapses", at_most=0.5, threshold_from=OURS,
+)  # fmt: skip
+def attention_loses_rank(runs: Runs):
+    rank = runs["collapse"].over_time("signals.effective_rank").sel(matrix=["query", "key"])
+    kept = (rank.min("snapshot", skipna=False) / rank.isel(snapshot=0)).max("matrix", skipna=False)
+    ends = kept.isel(gamma=[0, -1]).median("seed")
+    listing = "; ".join(f"{float(end):.2f} from gamma {float(end.gamma):g}" for end in ends)
     note = f"Least effective rank over the first, the larger of W_Q and W_K: {listing}, of which the last counts."
-    return Measured(tuple(by_gamma[float(dataset.gamma[-1])]), at_most=0.5, note=note)
+    return kept.isel(gamma=-1), note
 
 
-def condition_is_met(datasets: Datasets) -> Measured:
-    lowest = []
-    for row in rows(variant(datasets, "collapse"), -1):
-        then = row.sel(snapshot=_reached(borders_of(row).condensation_end.step))
-        rates = [then[f"signals.{name}"] for name in ("a1_hidden", "a1_value", "a2_hidden", "a2_value")]
-        lowest.append(float(min(rates)))
-    return Measured(tuple(lowest), 0.95, "The lowest of |A1|/d and |A2|/d^2 of both sides when condensation ends.")
+@claim(
+    "R4", "The condensation condition comes to hold", quantity="lowest rate", source=f"{PAPER}, condition rates",
+    published="close to 1 in 200 steps", at_least=0.95, threshold_from=OURS,
+)  # fmt: skip
+def condition_is_met(runs: Runs):
+    rates = [
+        _once_condensed(runs["collapse"], f"{kind}_{side}") for kind in ("a1", "a2") for side in ("hidden", "value")
+    ]
+    lowest = xr.concat(rates, "rate").min("rate")
+    return lowest, "The lowest of |A1|/d and |A2|/d^2 of both sides when condensation ends."
 
 
-def direction_is_predicted(datasets: Datasets) -> Measured:
-    of_seeds = [finite(row, "signals.aligned_value") for row in rows(variant(datasets, "collapse"), -1)]
-    highest = [float(aligned_T.max("snapshot")) for aligned_T in of_seeds]
+@claim(
+    "R5", "Neurons point where the leading-order flow says", quantity="mean |cos|",
+    source=f"{PAPER}, condensation theorem", published="cosine goes to 1 or -1", at_least=0.9, threshold_from=OURS,
+)  # fmt: skip
+def direction_is_predicted(runs: Runs):
+    highest = runs["collapse"].best("signals.aligned_value", ("seed",), gamma=max)
     note = "Mean |cos| of the rows of W_V with the leading singular vector of the leading-order flow, at its highest."
-    return Measured(tuple(highest), 0.9, note)
+    return highest, note
 
 
-def balances_are_kept(datasets: Datasets) -> Measured:
-    drifts = []
-    for row in rows(variant(datasets, "descent"), -1):
-        drifts.append(float(row["signals.balance_drift"].sel(snapshot=_reached(borders_of(row).condensation_end.step))))
+@claim(
+    "R6", "Differences of the outer weights' squares are kept while they condense",
+    quantity="drift when condensation ends", source=f"{PAPER}, conservation laws",
+    published="constant in gradient flow", at_most=0.05, threshold_from=OURS,
+)  # fmt: skip
+def balances_are_kept(runs: Runs):
     note = (
         "Change of W_V^T W_V - W_1 W_1^T and W_1^T W_1 - W_2 W_2^T over the norms of the four, by plain descent. It is "
         "the smaller the shorter the steps: at steps of 2 it was 0.06, of 0.5, chosen thereupon, 0.01."
     )
-    return Measured(tuple(drifts), at_most=0.05, note=note)
+    return _once_condensed(runs["descent"], "balance_drift"), note
 
 
-def borders_of(row: xr.Dataset) -> collapse.Borders:
-    """
-    Raises:
-      Lacking: the row diverged.
-    """
-    cosine_TxM, rank_TxM = (finite(row, f"signals.{name}").values for name in ("cosine", "effective_rank"))
-    return collapse.borders(row.snapshot.values, cosine_TxM, rank_TxM)
+def border_steps(run: Run, **at) -> xr.DataArray:
+    """Steps of `borders`, dims (seed, border); NaN where a border is not reached or the row diverged."""
+    cosine, rank = (run.over_time(f"signals.{name}", ("seed",), **at) for name in ("cosine", "effective_rank"))
+
+    def steps(cosine_TxM, rank_TxM):
+        if not (np.isfinite(cosine_TxM).all() and np.isfinite(rank_TxM).all()):
+            return np.full(len(Borders._fields), np.nan)
+        return np.array([event.step for event in borders(cosine.snapshot.values, cosine_TxM, rank_TxM)])
+
+    found = xr.apply_ufunc(
+        steps, cosine, rank, input_core_dims=2 * [["snapshot", "matrix"]], output_core_dims=[["border"]], vectorize=True
+    )
+    return found.assign_coords(border=list(Borders._fields))
+
+
+def _once_condensed(run: Run, name: str) -> xr.DataArray:
+    """A signal of each seed when condensation ends."""
+    condensed = border_steps(run, gamma=max).sel(border="condensation_end", drop=True)
+    return value_at(run.over_time(f"signals.{name}", ("seed",), gamma=max), condensed, "snapshot")
 
 
 CLAIMS = (
-    Claim(
-        "R1", "Outer weights condense before W_Q and W_K collapse", f"{PAPER}, stages", "in this order",
-        "ratio of steps above 1", outer_weights_condense_first,
-    ),
-    Claim(
-        "R2", "W_Q and W_K stay where they are meanwhile", f"{PAPER}, relative norm change", "static",
-        "outer weights change at least 10 times as much", attention_waits,
-    ),
-    Claim(
-        "R3", "Then the effective rank of W_Q and W_K collapses", f"{PAPER}, effective rank", "collapses",
-        "at most half of what it was", attention_loses_rank,
-    ),
-    Claim(
-        "R4", "The condensation condition comes to hold", f"{PAPER}, condition rates", "close to 1 in 200 steps",
-        "all rates at least 0.95", condition_is_met,
-    ),
-    Claim(
-        "R5", "Neurons point where the leading-order flow says", f"{PAPER}, condensation theorem",
-        "cosine goes to 1 or -1", "mean |cos| at least 0.9", direction_is_predicted,
-    ),
-    Claim(
-        "R6", "Differences of the outer weights' squares are kept while they condense", f"{PAPER}, conservation laws",
-        "constant in gradient flow", "drift at most 0.05 when condensation ends", balances_are_kept,
-    ),
+    outer_weights_condense_first, attention_waits, attention_loses_rank, condition_is_met, direction_is_predicted,
+    balances_are_kept,
 )  # fmt: skip
-
-
-def _kept(row: xr.Dataset) -> float:
-    rank_TxM = finite(row, "signals.effective_rank").sel(matrix=["query", "key"])
-    return float((rank_TxM.min("snapshot") / rank_TxM.isel(snapshot=0)).max())
-
-
-def _reached(step: float) -> float:
-    if np.isnan(step):
-        raise Lacking("condensation: the outer weights' cosines stay below one half")
-    return step

@@ -1,6 +1,7 @@
 """What the study measures: rows as they were trained on samples, and the exact limit that starts where they did.
 
-`state` and `limit` have the same outputs (`population.portrait`), so that a training can be laid beside its limit.
+`snapshot_state` and `population_limit` have the same outputs (`population.portrait`): a training can be laid beside its
+limit.
 """
 
 import math
@@ -16,8 +17,8 @@ from lab.optim import Optim
 from lab.studies.focus_dilution import collapse, population
 from lab.tasks import Markov
 
-TIMES = 400  # states of the limit that are kept: half of them, evenly spaced, in the first tenth of its training
-SPECTRA = 20  # of these states whose Hessian is taken
+N_TIMES = 400  # states of the limit that are kept: half of them, evenly spaced, in the first tenth of its training
+N_SPECTRA = 20  # of these states whose Hessian is taken
 FINER = 20  # times smaller than the learning rate are the steps that stand for gradient flow
 SEQUENCES = 512
 
@@ -40,7 +41,7 @@ def measures(experiment: Experiment) -> list[Measure]:
       ValueError: a model or a task that is not the study's.
     """
     if isinstance(experiment.model, AttentionMLP):
-        return [signals(experiment)]
+        return [theory_signals(experiment)]
     if isinstance(experiment.model, OneLayerAttention) and isinstance(experiment.task, Markov):
         law_V = np.asarray(experiment.task.law({})[0])
         if law_V.argmax() != 0:
@@ -48,14 +49,16 @@ def measures(experiment: Experiment) -> list[Measure]:
                 f"focus_dilution follows token 0 as the most frequent: it must come first in {law_V.round(3)}"
             )
         if not _is_descent(experiment.optim):  # the limit is that of plain gradient descent
-            return [state(experiment)]
-        alone = [] if experiment.task.asymmetry else [fine(experiment), spectra(experiment)]  # of the cycle itself
-        return [state(experiment), limit(experiment), *alone]
+            return [snapshot_state(experiment)]
+        alone = (
+            [] if experiment.task.asymmetry else [gradient_flow(experiment), spectra(experiment)]
+        )  # of the cycle itself
+        return [snapshot_state(experiment), population_limit(experiment), *alone]
     model, task = type(experiment.model).__name__, type(experiment.task).__name__
     raise ValueError(f"focus_dilution measures OneLayerAttention on Markov, and AttentionMLP; not {model} on {task}")
 
 
-def state(experiment: Experiment) -> Measure:
+def snapshot_state(experiment: Experiment) -> Measure:
     """Every snapshot as the limit sees it: the only sampling noise in these numbers is that of training."""
 
     def function(row):
@@ -67,7 +70,7 @@ def state(experiment: Experiment) -> Measure:
     return Measure("state", function, units, _dims(units), precision="float64")
 
 
-def limit(experiment: Experiment) -> Measure:
+def population_limit(experiment: Experiment) -> Measure:
     """The row's start trained exactly, at its learning rate and for as many steps (`population.descend`).
 
     `predicted` is `population.growth_constant` of the state, NaN for a chain given by its matrix. All is NaN for rows
@@ -98,8 +101,8 @@ def limit(experiment: Experiment) -> Measure:
     return Measure("limit", function, units, dims, {"time": step_T}, snapshots="last", precision="float64")
 
 
-def fine(experiment: Experiment) -> Measure:
-    """`limit` by steps `FINER` times smaller, at the same times: how much of it is gradient flow?
+def gradient_flow(experiment: Experiment) -> Measure:
+    """`population_limit` by steps `FINER` times smaller, at the same times: how much of it is gradient flow?
 
     Sharpness grows along the flow; where it exceeds 2 / learning rate, steps of that size go another way.
     """
@@ -125,7 +128,7 @@ def fine(experiment: Experiment) -> Measure:
 
 def spectra(experiment: Experiment) -> Measure:
     """Least and largest eigenvalues of the limit's Hessian and of its two diagonal blocks, over its training."""
-    step_T = limit_steps(experiment)[:: TIMES // SPECTRA]
+    step_T = limit_steps(experiment)[:: N_TIMES // N_SPECTRA]
 
     def function(row):
         chain = _chain(experiment, row)
@@ -139,7 +142,7 @@ def spectra(experiment: Experiment) -> Measure:
     return Measure("spectra", function, units, dims, {"spectrum_time": step_T}, snapshots="last", precision="float64")
 
 
-def signals(experiment: Experiment) -> Measure:
+def theory_signals(experiment: Experiment) -> Measure:
     """What the companion's theory says of a row, see `collapse.signals`."""
     scalars = (
         "change_outer", "change_inner", "aligned_query", "aligned_key", "energy", "balance_drift",
@@ -154,8 +157,8 @@ def signals(experiment: Experiment) -> Measure:
 
 def limit_steps(experiment: Experiment) -> tuple[int, ...]:
     """The steps at which the limit is looked at."""
-    early = np.linspace(0, experiment.steps / 10, TIMES // 2 + 1)
-    late = np.linspace(experiment.steps / 10, experiment.steps, TIMES // 2 + 1)
+    early = np.linspace(0, experiment.steps / 10, N_TIMES // 2 + 1)
+    late = np.linspace(experiment.steps / 10, experiment.steps, N_TIMES // 2 + 1)
     return tuple(int(step) for step in np.unique(np.concatenate([early, late]).round()))
 
 

@@ -1,16 +1,14 @@
 """The report of the focus-dilution study: the exact cycle, the same on samples, laws of its stages, the companion."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import xarray as xr
 
-from lab.analysis import stages
-from lab.report import cycles
-from lab.report.page import Picture, Section
-from lab.studies.claims import Lacking
-from lab.studies.focus_dilution import claims, companion
-from lab.studies.focus_dilution.claims import rows
+from lab.analysis import attention_stages
+from lab.report import cycles, maps
+from lab.report.page import Picture, Section, draw_section
+from lab.runs import Place, Run, Runs
+from lab.studies.focus_dilution import claims
+from lab.studies.focus_dilution.companion import border_steps
 
 TITLE = "Focus and dilution: the learning cycle of attention"
 LEAD = (
@@ -21,7 +19,7 @@ LEAD = (
     "training is a problem of V x V numbers, computed here exactly beside the rows trained on samples."
 )
 LIMIT = (
-    "The exact limit of rows, started from the same draw as they. Shaded: the stages that `analysis.stages` "
+    "The exact limit of rows, started from the same draw as they. Shaded: the stages that `analysis.attention_stages` "
     "detects. Theory says when they come: each plateau is a critical point, left at a rate that its Hessian "
     "tells."
 )
@@ -41,28 +39,41 @@ COMPANION = (
     "its theory."
 )
 FILM_FRAMES = 40
-THRESHOLDS = stages.Thresholds(loss_gap=0.01, rank=1.4)  # from the larger weights W_0 condenses to a rank of 1.3
+# from the larger weights W_0 condenses to a rank of 1.3
+THRESHOLDS = attention_stages.Thresholds(loss_gap=0.01, rank=1.4)
 STAGES = ("condensation", "focus", "dilution", "new direction")
+MATRICES = {"value": "W_V", "in": "W_1", "out": "W_2", "query": "W_Q", "key": "W_K"}
+SMALL_WEIGHTS, LARGE_WEIGHTS = max, min  # as a place on the axis gamma
 
 
-def sections(datasets: Mapping[str, xr.Dataset]) -> list[Section]:
+def sections(runs: Runs) -> list[Section]:
     made = []
-    if "cycle" in datasets:
-        cycle = datasets["cycle"]
-        if claims.has_limit(cycle):
-            made.append(Section("The cycle in the exact limit", LIMIT, _limit(cycle)))
-        made.append(Section("The cycle trained on samples", SAMPLED, _sampled(cycle)))
-        if claims.has_limit(cycle):
-            made.append(Section("How long stages last", LAWS, _laws(datasets)))
-    if "collapse" in datasets:
-        made.append(Section("Condensation, then rank collapse", COMPANION, _companion(datasets)))
+    if "cycle" in runs:
+        run = runs["cycle"]
+        limited = claims.has_limit(run)
+        if limited:
+            drawings = (limit_small, limit_large, limit_paths, limit_film)
+            drawings += (step_size, hessians) if "fine.focus" in run else ()
+            made.append(draw_section("The cycle in the exact limit", LIMIT, run, drawings))
+        drawings = (sampled_small, sampled_large, focus_of_all_seeds)
+        made.append(draw_section("The cycle trained on samples", SAMPLED, run, drawings))
+        if limited:
+            made.append(draw_section("How long stages last", LAWS, runs, (stage_lengths,)))
+    if "collapse" in runs:
+        title = "Condensation, then rank collapse"
+        made.append(draw_section(title, COMPANION, runs, (collapse_small, collapse_large, balances)))
     return made
+
+
+def first_seed(run: Run, gamma: Place) -> xr.Dataset:
+    """The row that pictures of a single row show."""
+    return run.rows(keep=(), seed=min, gamma=gamma)
 
 
 def spans(row: xr.Dataset, measure: str, time: str) -> list[tuple]:
     """The stages of a row, `[(name, first step, last step), ...]`, one cycle after the other; none if it diverged."""
     step_T = row[time].values
-    curves = stages.Curves(
+    curves = attention_stages.Curves(
         step_T,
         row[f"{measure}.loss"].values,
         row[f"{measure}.rank_embedding"].values,
@@ -74,56 +85,40 @@ def spans(row: xr.Dataset, measure: str, time: str) -> list[tuple]:
     if not all(np.isfinite(values).all() for values in curves):
         return []
     unigram = float((row[f"{measure}.loss"] - row[f"{measure}.gap"])[0])
-    starts = []
-    for cycle in stages.detect(curves, unigram, THRESHOLDS):
-        begun = cycle.condensation_end.step
-        starts += [(0.0, "condensation")] if not starts else []
-        starts += [(step, name) for step, name in zip((begun, *cycle[1:]), ("", *STAGES[1:]), strict=True) if name]
-    starts = sorted((event.step if isinstance(event, stages.Event) else event, name) for event, name in starts)
-    starts = [(step, name) for step, name in starts if np.isfinite(step)]
+    starts = [(0.0, STAGES[0])]
+    for cycle in attention_stages.detect(curves, unigram, THRESHOLDS):
+        starts += [(event.step, name) for event, name in zip(cycle[1:], STAGES[1:], strict=True)]
+    starts = sorted((step, name) for step, name in starts if np.isfinite(step))
     ends = [step for step, _ in starts[1:]] + [float(step_T[-1])]
     return [(name, step, end) for (step, name), end in zip(starts, ends, strict=True)]
 
 
-def _limit(dataset: xr.Dataset) -> list[Picture]:
-    pictures = []
-    for index, size in ((-1, "small"), (0, "large")):
-        row = rows(dataset, index)[0]
-        pictures.append(_portrait(row, "limit", "time", f"limit-{size}", f"γ = {float(row.gamma):g}, first seed"))
-    row = rows(dataset, 0)[0]
-    shown = {f"γ = {float(one.gamma):g}": one for one in (rows(dataset, -1)[0], row)}
-    paths = {
-        label: one["limit.coordinates"].transpose("time", "query_token", "axis").values for label, one in shown.items()
-    }
-    starts = {
-        label: np.searchsorted(one.time.values, [first for _, first, _ in spans(one, "limit", "time")])
-        for label, one in shown.items()
-    }
-    names = [f"token {token}" for token in range(row.sizes["query_token"])]
-    pictures.append(
-        Picture(
-            "limit-paths",
-            "Paths of the token embeddings",
-            "In the plane that holds most of the final embedding; they start at the origin. One direction grows, "
-            "shrinks for rare tokens, and another opens. Crosses are the beginnings of stages.",
-            cycles.trajectories(paths, names, "Embeddings on their way", starts),
-        )
-    )
-    pictures.append(_film(row))
-    if "fine.focus" in dataset:
-        pictures.append(_fine(dataset))
-        pictures.append(_spectra(rows(dataset, -1)[0]))
-    return pictures
+def limit_small(run: Run) -> Picture:
+    return _portrait(run, SMALL_WEIGHTS, "limit", "time", "limit-small")
 
 
-def _portrait(row: xr.Dataset, measure: str, time: str, name: str, title: str) -> Picture:
+def limit_large(run: Run) -> Picture:
+    return _portrait(run, LARGE_WEIGHTS, "limit", "time", "limit-large")
+
+
+def sampled_small(run: Run) -> Picture:
+    return _portrait(run, SMALL_WEIGHTS, "state", "snapshot", "state-small")
+
+
+def sampled_large(run: Run) -> Picture:
+    return _portrait(run, LARGE_WEIGHTS, "state", "snapshot", "state-large")
+
+
+def _portrait(run: Run, gamma: Place, measure: str, time: str, name: str) -> Picture:
+    run.over_time(f"{measure}.attention")  # not measured of this run
+    row = first_seed(run, gamma)
+    title = f"γ = {float(row.gamma):g}, first seed"
+
     def of(variable):
         return row[f"{measure}.{variable}"].transpose(time, ...)
 
-    tokens = [f"token {token}" for token in range(row.sizes["query_token"])]
-
     def by_token(values):
-        return {token: values[:, v].values for v, token in enumerate(tokens)}
+        return {f"token {token}": values[:, token].values for token in range(row.sizes["query_token"])}
 
     unigram, rate = (float((of("loss") - of(gap))[0]) for gap in ("gap", "excess"))
     panels = {
@@ -143,101 +138,98 @@ def _portrait(row: xr.Dataset, measure: str, time: str, name: str, title: str) -
         row[time].values, panels, spans(row, measure, time), title, levels, ("Mass redistribution |ρ|",)
     )
     caption = "Loss with its plateaus, ranks, and what attention and embeddings do meanwhile."
-    return Picture(name, f"All stages, {title}", caption, figure)
+    return Picture(name, caption, figure, f"All stages, {title}")
 
 
-def _film(row: xr.Dataset) -> Picture:
+def limit_paths(run: Run) -> Picture:
+    shown = {
+        f"γ = {float(row.gamma):g}": row for row in (first_seed(run, SMALL_WEIGHTS), first_seed(run, LARGE_WEIGHTS))
+    }
+    paths = {
+        label: row["limit.coordinates"].transpose("time", "query_token", "axis").values for label, row in shown.items()
+    }
+    starts = {
+        label: np.searchsorted(row.time.values, [first for _, first, _ in spans(row, "limit", "time")])
+        for label, row in shown.items()
+    }
+    names = [f"token {token}" for token in range(run.dataset.sizes["query_token"])]
+    caption = (
+        "In the plane that holds most of the final embedding; they start at the origin. One direction grows, shrinks "
+        "for rare tokens, and another opens. Crosses are the beginnings of stages."
+    )
+    figure = cycles.trajectories(paths, names, "Embeddings on their way", starts)
+    return Picture("limit-paths", caption, figure, "Paths of the token embeddings")
+
+
+def limit_film(run: Run) -> Picture:
+    row = first_seed(run, LARGE_WEIGHTS)
     times = np.unique(np.linspace(0, row.sizes["time"] - 1, FILM_FRAMES).round().astype(int))
-    some = row.isel(time=times)
-    attention_TxIxJ = some["limit.attention"].transpose("time", "query_token", "key_token").values
+    attention = row["limit.attention"].transpose("time", "query_token", "key_token")
     names = [str(token) for token in range(row.sizes["query_token"])]
-    gif = cycles.film(attention_TxIxJ, names, some.time.values, spans(row, "limit", "time"))
+    gif = cycles.film(attention.values[times], names, row.time.values[times], spans(row, "limit", "time"))
     peak = int(row["limit.focus"].argmax("time"))
-    shown = {f"step {int(some_step)}": row["limit.attention"].sel(time=some_step).transpose("query_token", ...).values
-             for some_step in row.time.values[[0, peak, -1]]}  # fmt: skip
-    still = cycles.maps.token_attention(shown, names, names, "Before training, at the highest focus, at the end")
-    return Picture("limit-film", "Token attention over training", "Queries are rows, keys columns.", still, gif)
+    shown = {f"step {int(row.time[t])}": attention.values[t] for t in (0, peak, -1)}
+    still = maps.token_attention(shown, names, names, "Before training, at the highest focus, at the end")
+    return Picture("limit-film", "Queries are rows, keys columns.", still, "Token attention over training", gif)
 
 
-def _fine(dataset: xr.Dataset) -> Picture:
+def step_size(run: Run) -> Picture:
     panels = {}
-    for index in (-1, 0):
-        row = rows(dataset, index)[0]
+    for row in (first_seed(run, SMALL_WEIGHTS), first_seed(run, LARGE_WEIGHTS)):
         focus = {"steps of training": row["limit.focus"].values, "20 times smaller": row["fine.focus"].values}
         panels[f"Focus F, γ = {float(row.gamma):g}"] = focus
-    figure = cycles.stages(dataset.time.values, panels, (), "Gradient descent and gradient flow, first seed")
+    figure = cycles.stages(run.dataset.time.values, panels, (), "Gradient descent and gradient flow, first seed")
     caption = (
         "The same start at the same times. Sharpness grows along the flow until steps of the training's size are too "
         "long for it: from there on gradient descent turns back and forth where the flow goes on."
     )
-    return Picture("limit-fine", "What the size of a step does", caption, figure)
+    return Picture("limit-fine", caption, figure, "What the size of a step does")
 
 
-def _spectra(row: xr.Dataset) -> Picture:
+def hessians(run: Run) -> Picture:
+    run.over_time("spectra.whole_least")  # not measured of this run
+    row = first_seed(run, SMALL_WEIGHTS)
     blocks = {"whole": "all weights", "outer": "W_0 and W_1 alone", "inner": "W_Q and W_K alone"}
     curves = {label: row[f"spectra.{block}_least"].values for block, label in blocks.items()}
-    panels = {"Least eigenvalue of the loss's Hessian": curves}
+    panel = "Least eigenvalue of the loss's Hessian"
+    stages = spans(row, "limit", "time")
     figure = cycles.stages(
-        row.spectrum_time.values, panels, spans(row, "limit", "time"), "Which block is unstable", levels={
-            next(iter(panels)): {"": 0.0}}
-    )  # fmt: skip
+        row.spectrum_time.values, {panel: curves}, stages, "Which block is unstable", levels={panel: {"": 0.0}}
+    )
     caption = (
         "At a plateau a negative eigenvalue is a way out. At the first one theory says that it belongs to W_Q and W_K "
         "alone: the outer block is not unstable there."
     )
-    return Picture("limit-spectra", "Hessian at the plateaus", caption, figure)
+    return Picture("limit-spectra", caption, figure, "Hessian at the plateaus")
 
 
-def _sampled(dataset: xr.Dataset) -> list[Picture]:
-    pictures = []
-    for index, size in ((-1, "small"), (0, "large")):
-        row = rows(dataset, index)[0]
-        pictures.append(_portrait(row, "state", "snapshot", f"state-{size}", f"γ = {float(row.gamma):g}, first seed"))
+def focus_of_all_seeds(run: Run) -> Picture:
     panels = {}
-    for index in (-1, 0):
-        for seed, row in enumerate(rows(dataset, index)):
-            panels.setdefault(f"Focus F, γ = {float(row.gamma):g}", {})[f"seed {seed}"] = row["state.focus"].values
-    figure = cycles.stages(dataset.snapshot.values, panels, (), "Focus on the most frequent token, all seeds")
-    pictures.append(Picture("state-focus", "Focus in all seeds", "F = Σ π_i A[i, 0]; 0.75 is its base rate.", figure))
-    return pictures
+    for gamma in (SMALL_WEIGHTS, LARGE_WEIGHTS):
+        focus = run.over_time("state.focus", ("seed",), gamma=gamma)
+        panels[f"Focus F, γ = {float(focus.gamma):g}"] = _by_seed(focus)
+    figure = cycles.stages(run.dataset.snapshot.values, panels, (), "Focus on the most frequent token, all seeds")
+    return Picture("state-focus", "F = Σ π_i A[i, 0]; 0.75 is its base rate.", figure, "Focus in all seeds")
 
 
-def _laws(datasets: Mapping[str, xr.Dataset]) -> list[Picture]:
-    panels, cycle = {}, datasets["cycle"]
-    points = {}
-    for index in range(cycle.sizes["gamma"]):
-        for seed, row in enumerate(rows(cycle, index)):
-            log_scale = float(row.gamma) * np.log(row.attrs["config"]["model"]["d_model"])
-            moved_T = abs(row["limit.focus"] - row["limit.focus"][0]) > claims.HYSTERESIS
-            length = claims.first(row.time, moved_T)
-            x, y = points.setdefault(f"seed {seed}", ([], []))
-            x.append(log_scale)
-            y.append(length)
-    panels["First plateau"] = {"x": "log(1/ε)", "y": "step at which attention moves", "points": points, "log": "",
-                               "line": _line(points)}  # fmt: skip
-    if "escape" in datasets and "delta" in datasets["escape"].dims and (datasets["escape"].delta > 0).any():
-        escape = datasets["escape"]
-        points = {}
-        for delta in escape.delta.values[escape.delta.values > 0]:
-            for seed, row in enumerate(rows(escape.sel(delta=[delta]), -1)):
-                x, y = points.setdefault(f"seed {seed}", ([], []))
-                x.append(float(delta))
-                y.append(claims.escaped_at(row))
+def stage_lengths(runs: Runs) -> Picture:
+    run = runs["cycle"]
+    lengths = claims.moved_at(run.over_time)
+    log_scale_G = lengths.gamma.values * np.log(run.config["model"]["d_model"])
+    points = {seed: (log_scale_G, length_G) for seed, length_G in _by_seed(lengths).items()}
+    panels = {"First plateau": {"x": "log(1/ε)", "y": "step at which attention moves", "points": points, "log": "",
+                                "line": _line(points)}}  # fmt: skip
+    if "escape" in runs and "delta" in runs["escape"].axes and (runs["escape"].values_of("delta") > 0).any():
+        steps = claims.steps_to_escape(runs["escape"])
+        points = {seed: (steps.delta.values, step_E) for seed, step_E in _by_seed(steps).items()}
         panels["Escape from symmetry"] = {"x": "δ", "y": "step of a second direction", "points": points, "log": "xy",
                                           "line": None}  # fmt: skip
-    return [
-        Picture(
-            "laws",
-            "Lengths of stages",
-            "Every dot is a row of the exact limit.",
-            cycles.laws(panels, "Lengths of stages"),
-        )
-    ]
+    return Picture("laws", "Every dot is a row of the exact limit.", cycles.laws(panels, "Lengths of stages"))
 
 
 def _line(points):
     """Least squares through all points."""
-    x, y = (np.concatenate([np.asarray(pair[i], float) for pair in points.values()]) for i in (0, 1))
+    x, y = (np.concatenate([pair[i] for pair in points.values()]) for i in (0, 1))
     fine = np.isfinite(x) & np.isfinite(y)
     if np.unique(x[fine]).size < 2:
         return None
@@ -245,64 +237,57 @@ def _line(points):
     return ends, np.polyval(np.polyfit(x[fine], y[fine], 1), ends)
 
 
-def _companion(datasets: Mapping[str, xr.Dataset]) -> list[Picture]:
-    pictures = []
-    for index, size in ((-1, "small"), (0, "large")):
-        row = rows(datasets["collapse"], index)[0]
-        pictures.append(_collapse(row, f"collapse-{size}", f"γ = {float(row.gamma):g}, first seed"))
-    return [*pictures, _balances(datasets)]
+def collapse_small(runs: Runs) -> Picture:
+    return _collapse(runs["collapse"], SMALL_WEIGHTS, "collapse-small")
 
 
-def _balances(datasets: Mapping[str, xr.Dataset]) -> Picture:
+def collapse_large(runs: Runs) -> Picture:
+    return _collapse(runs["collapse"], LARGE_WEIGHTS, "collapse-large")
+
+
+def balances(runs: Runs) -> Picture:
     """What gradient flow conserves and what it grows, by how rows were trained."""
-    trained = {how: rows(datasets[name], -1) for name, how in (("collapse", "as trained"), ("descent", "plain descent"))
-               if name in datasets}  # fmt: skip
+    trained = {"collapse": "as trained", "descent": "plain descent"}
     panels, times = {}, {}
     for variable, label in (("balance_drift", "Drift of the balances"), ("energy", "Energy")):
-        for how, seeds in trained.items():
-            panels[f"{label}, {how}"] = {f"seed {i}": row[f"signals.{variable}"].values for i, row in enumerate(seeds)}
-            times[f"{label}, {how}"] = seeds[0].snapshot.values
+        for variant, how in trained.items():
+            if variant in runs:
+                signal = runs[variant].over_time(f"signals.{variable}", ("seed",), gamma=SMALL_WEIGHTS)
+                panels[f"{label}, {how}"], times[f"{label}, {how}"] = _by_seed(signal), signal.snapshot.values
     caption = (
         "W_VᵀW_V − W_1W_1ᵀ and W_1ᵀW_1 − W_2W_2ᵀ do not change in gradient flow while tanh is linear; drift is their "
         "change over the norms of the four. AdamW scales every weight's step on its own and does not keep them. Energy "
         "is u W_V W_1 W_2 w."
     )
-    return Picture("balances", "What is conserved", caption, cycles.stages(times, panels, (), "Conservation laws"))
+    return Picture("balances", caption, cycles.stages(times, panels, (), "Conservation laws"), "What is conserved")
 
 
-def _collapse(row: xr.Dataset, name: str, title: str) -> Picture:
-    labels = {"value": "W_V", "in": "W_1", "out": "W_2", "query": "W_Q", "key": "W_K"}
+def _collapse(run: Run, gamma: Place, name: str) -> Picture:
+    condensed, starts, collapsed = border_steps(run, gamma=gamma).isel(seed=0).values
+    row = first_seed(run, gamma)
+    title = f"γ = {float(row.gamma):g}, first seed"
 
     def by_matrix(variable):
-        return {label: row[variable].sel(matrix=matrix).values for matrix, label in labels.items()}
+        return {label: row[variable].sel(matrix=matrix).values for matrix, label in MATRICES.items()}
 
-    change = {"W_V, W_1, W_2": row["signals.change_outer"].values, "W_Q, W_K": row["signals.change_inner"].values}
-    condition = {
-        rate: row[f"signals.{rate.lower()}"].values for rate in ("A1_hidden", "A1_value", "A2_hidden", "A2_value")
-    }
-    loss = row["test.loss"].interp(step=row.snapshot.values).values
     panels = {
-        "Loss on fresh sequences (nats)": {"loss": loss},
+        "Loss on fresh sequences (nats)": {"loss": row["test.loss"].interp(step=row.snapshot.values).values},
         "Mean |cos| between neurons": by_matrix("signals.cosine"),
         "Effective rank": by_matrix("signals.effective_rank"),
-        "Relative change": change,
-        "Condensation condition rates": condition,
-        "|cos| with the predicted direction": {
-            labels[matrix]: row[f"signals.aligned_{matrix}"].values for matrix in labels
-        },
-    }
-    try:
-        found = companion.borders_of(row)
-        border = [found.condensation_end.step, found.collapse_start.step, found.collapse_end.step]
-    except (Lacking, ValueError):
-        border = [np.nan] * 3
+        "Relative change": {"W_V, W_1, W_2": row["signals.change_outer"].values,
+                            "W_Q, W_K": row["signals.change_inner"].values},
+        "Condensation condition rates": {rate: row[f"signals.{rate.lower()}"].values for rate in
+                                         ("A1_hidden", "A1_value", "A2_hidden", "A2_value")},
+        "|cos| with the predicted direction": {label: row[f"signals.aligned_{matrix}"].values
+                                               for matrix, label in MATRICES.items()},
+    }  # fmt: skip
     last = float(row.snapshot[-1])
-    ends = [border[0], border[2] if np.isfinite(border[2]) else last]
-    shaded = [
-        ("condensation", 0.0, ends[0]),
-        ("rank collapse", border[1], ends[1]),
-        ("further training", ends[1], last),
-    ]
+    end = collapsed if np.isfinite(collapsed) else last
+    shaded = [("condensation", 0.0, condensed), ("rank collapse", starts, end), ("further training", end, last)]
     figure = cycles.stages(row.snapshot.values, panels, shaded, title, logarithmic=("Relative change",))
-    caption = "Stage borders by `collapse.borders`; where a border is not reached nothing is shaded."
-    return Picture(name, f"Condensation and collapse, {title}", caption, figure)
+    caption = "Stage borders by `borders`; where a border is not reached nothing is shaded."
+    return Picture(name, caption, figure, f"Condensation and collapse, {title}")
+
+
+def _by_seed(values: xr.DataArray) -> dict[str, np.ndarray]:
+    return {f"seed {i}": one.values for i, one in enumerate(values.transpose("seed", ...))}

@@ -9,6 +9,7 @@ import xarray as xr
 from PIL import Image
 
 from lab.report import page
+from lab.runs import Runs
 from lab.studies.focus_dilution import collapse
 from lab.studies.focus_dilution import page as module
 from lab.studies.focus_dilution.page import LEAD, TITLE, sections, spans
@@ -97,7 +98,7 @@ def companion(cosine=0.8):
 
 
 def pictures_of(datasets):
-    return {picture.name: picture for section in sections(datasets) for picture in section.pictures}
+    return {picture.name: picture for section in sections(Runs(datasets)) for picture in section.pictures}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,7 +112,7 @@ def few_frames():
 @pytest.fixture(scope="module")
 def complete(few_frames):
     """The sections of a report on all variants."""
-    return sections({"cycle": cycle(), "escape": escape(), "collapse": companion()})
+    return sections(Runs({"cycle": cycle(), "escape": escape(), "collapse": companion()}))
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +173,15 @@ def test_run_that_never_condensed_is_one_stage():
     assert spans(stuck, "limit", "time") == [("condensation", 0.0, 2000.0)]
 
 
-def test_row_that_diverged_has_no_stages_but_stays_in_the_pictures():
-    datasets = {"cycle": cycle(), "escape": escape(), "collapse": companion()}
+def test_row_that_diverged_has_no_stages_but_stays_in_the_pictures_and_keeps_its_limit(found):
+    datasets = {"cycle": cycle(), "collapse": companion()}
     for made in datasets.values():
-        for name, values in made.items():
-            time = next((dim for dim in ("time", "snapshot") if dim in values.dims), None)
-            if time and values.dtype.kind == "f":
-                made[name] = values.where((made[time] < 1000) | (made.seed != 0))
-    assert spans(datasets["cycle"].isel(gamma=0, learning_rate=0, seed=0, weight_decay=0), "limit", "time") == []
-    found = pictures_of(datasets)
-    assert set(found) == WITHOUT_ESCAPE | OF_COLLAPSE
-    assert shaded(found["limit-large"]) == [] and np.isfinite(heights(found["limit-large"], "Loss")["loss"]).sum() == 50
+        made["diverged_at"].loc[{"seed": 0}] = 1000
+    diverged = pictures_of(datasets)
+    assert set(diverged) == set(found)
+    for name, panel, curve in (("state-large", "Loss", "loss"), ("collapse-large", "Mean |cos|", "W_V")):
+        assert shaded(diverged[name]) == [] and np.isfinite(heights(diverged[name], panel)[curve]).sum() == 10, name
+    assert shaded(diverged["limit-large"]) == shaded(found["limit-large"]) != []
 
 
 # --- what is there ---
@@ -205,14 +204,13 @@ def test_complete_report_has_all_sections_and_in_every_picture_something(complet
 @pytest.mark.parametrize(
     ("made", "titles", "names"),
     [
-        ({}, [], set()),
         ({"escape": escape}, [], set()),  # without the cycle it has nothing to be compared with
         ({"collapse": companion}, ["Condensation, then rank collapse"], OF_COLLAPSE),
         ({"cycle": cycle}, THREE, WITHOUT_ESCAPE),
     ],
 )
 def test_report_has_the_sections_of_the_variants_that_were_trained(made, titles, names):
-    there = sections({name: make() for name, make in made.items()})
+    there = sections(Runs({name: make() for name, make in made.items()}))
     assert [section.title for section in there] == titles
     assert {picture.name for section in there for picture in section.pictures} == names
     for picture in (picture for section in there for picture in section.pictures if picture.name == "laws"):

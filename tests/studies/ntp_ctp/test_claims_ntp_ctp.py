@@ -228,7 +228,7 @@ def test_every_variant_can_be_built_and_measured(preset):
         assert len({one.name for one in measures(experiment)}) == 4, name
         shuffled, controlled = name.endswith("shuffled"), name.endswith(tuple(controls.REGULARIZERS))
         wanted = (NTP,) if shuffled else (CTP,) if controlled else (CTP, NTP)
-        assert set(wanted) <= set(grid.axes["ntp_weight"]) and experiment.task.shuffle_context == shuffled
+        assert set(wanted) <= set(grid.axes["ntp_weight"]) and experiment.objective.shuffle_context == shuffled
 
 
 def test_models_and_tasks_that_cannot_be_measured_are_refused():

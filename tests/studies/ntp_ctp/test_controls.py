@@ -12,7 +12,7 @@ from lab.studies.ntp_ctp import claims as module
 from lab.studies.ntp_ctp import controls
 from lab.studies.ntp_ctp.claims import CTP, NTP
 from lab.studies.ntp_ctp.controls import CLAIMS, MARKERS, Trained, matched, regularized, sections, table
-from lab.tasks.sequel import FIRST
+from lab.tasks.finetune import FIRST
 
 SEEDS, STEPS = (0, 1, 2), (0, 100)
 AXES = {

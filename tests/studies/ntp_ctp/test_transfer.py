@@ -14,7 +14,7 @@ from lab.engine import init_from
 from lab.studies import claims
 from lab.studies.ntp_ctp import transfer
 from lab.studies.ntp_ctp.claims import CTP, NTP, anew
-from lab.tasks import Sequel
+from lab.tasks import Finetune
 
 SEEDS, STEPS = (0, 1, 2), (0, 25, 50, 100)
 GARBAGE = -77.0  # in every place that no claim may read
@@ -113,4 +113,4 @@ def starts_from_ntp(variant, source):
         assert (at["gamma"], at["seed"]) == (asked["gamma"], asked["seed"])
     assert {CTP, NTP} <= set(grid.columns["ntp_weight"])
     task = configs.experiment(variant).task
-    assert isinstance(task, Sequel) and task.first == configs.experiment(source).task
+    assert isinstance(task, Finetune) and task.first == configs.experiment(source).task

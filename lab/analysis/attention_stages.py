@@ -17,6 +17,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 from scipy.ndimage import median_filter
 
 
@@ -156,6 +157,16 @@ def swings(step_T, focus_T, hysteresis: float) -> list[Event]:
             turns.append(turn)
         sign = -sign
     return turns
+
+
+def count_turns(curves: xr.DataArray, hysteresis: float, time: str = "snapshot") -> xr.DataArray:
+    """Number of `swings` of each curve along `time`; NaN for a curve that is not finite."""
+    step_T = curves[time].values
+
+    def count(curve_T):
+        return float(len(swings(step_T, curve_T, hysteresis))) if np.isfinite(curve_T).all() else math.nan
+
+    return xr.apply_ufunc(count, curves, input_core_dims=[[time]], vectorize=True)
 
 
 def _condensation_end(curves: Curves, unigram_entropy: float, thresholds: Thresholds):

@@ -12,9 +12,8 @@ from lab import config as configs
 from lab import models, rng
 from lab.analysis import flow
 from lab.configs import complexity_control as config
+from lab.measuring.catalogue import anchor_circuits as circuits
 from lab.measuring.declare import Row
-from lab.studies.complexity_control import circuits
-from lab.studies.complexity_control.measures import measures
 
 LENGTH = 9
 POSITIONS = np.array([0, 3, 5], np.int32)  # of the key; the last token is at 8
@@ -97,7 +96,7 @@ def test_random_edges_are_as_many_of_neither_circuit_and_differ_between_sequence
 
 def test_masked_accuracy_is_that_with_a_mask_filled_by_hand(experiment, row):
     """Targets are what the model says with the symmetric circuit cut, for every second sequence that ends in noise."""
-    (measure,) = [one for one in measures(experiment) if one.name == "masked_seen"]
+    (measure,) = [one for one in circuits.measures(experiment) if one.name == "masked_seen"]
     batch = experiment.task.sample(rng.key(1, "batch"), 24, "test_seen", {})
     position_B = np.asarray(batch.info["key_position_B"])
     mask_NxBxLxL = np.zeros((2, 24, LENGTH, LENGTH), bool)

@@ -2,9 +2,10 @@ import functools
 
 import numpy as np
 import pytest
+import xarray as xr
 
+from lab.analysis.attention_stages import Curves, Event, count_turns, detect, sensitivity, swings
 from lab.analysis.focus import log_slope
-from lab.analysis.stages import Curves, Event, detect, sensitivity, swings
 
 PI = (0.75, 0.19, 0.05, 0.01)
 SYMMETRIC = (0.7, 0.1, 0.1, 0.1)
@@ -288,3 +289,11 @@ def test_even_windows_and_shares_beyond_one_are_refused():
         detect(two_cycles(), 1.0, window=2)
     with pytest.raises(ValueError, match=r"share=1\.5"):
         sensitivity(two_cycles(), 1.0, 1.5)
+
+
+def test_turns_are_counted_by_curve_and_not_at_all_where_one_is_not_finite():
+    step_T, wave_T = np.arange(5), np.array([0.0, 1.0, 0.0, 1.0, 0.0])
+    curves_SxT = [wave_T, -wave_T, 0 * wave_T, np.where(step_T == 3, np.nan, wave_T)]
+    counts = count_turns(xr.DataArray(curves_SxT, {"snapshot": step_T}, ("seed", "snapshot")), 0.5)
+    assert counts.dims == ("seed",)
+    np.testing.assert_array_equal(counts, [3, 2, 0, np.nan])  # the second falls first: its start is no turn

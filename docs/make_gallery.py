@@ -1,0 +1,72 @@
+"""Writes docs/claims.md and docs/gallery.md from the results that are kept in docs/results.
+
+python docs/make_gallery.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+from lab.report import claims_table
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+
+
+def pages() -> dict[str, str]:
+    """File name in docs -> its text."""
+    folders = sorted(path.parent for path in RESULTS.glob("*/README.md") if [*path.parent.glob("*.png")])
+    return {"claims.md": _claims(folders), "gallery.md": _gallery(folders)}
+
+
+def _claims(folders: list[Path]) -> str:
+    parts = [
+        "# Claims as measured\n\nWritten by `python docs/make_gallery.py` from the results that are kept; headline "
+        "claims first. *Holds* and *does not hold*: the exact interval of the median over at least five seeds lies on "
+        "one side of the threshold; *open*: it straddles, there are fewer seeds, or data are missing."
+    ]
+    for folder in folders:
+        for file in sorted(folder.glob("*claims.json")):
+            rows = json.loads(file.read_text())["claims"]
+            about = f"`{_fact(folder, 'command')}`, commit {_fact(folder, 'commit')}, {_fact(folder, 'hardware')}"
+            title = f"{_title(folder)}{_part(file)}"
+            parts.append(f"## {title}\n\n{about}; [kept here](results/{folder.name}).\n\n{claims_table.markdown(rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _gallery(folders: list[Path]) -> str:
+    parts = [
+        "# Gallery\n\nThe pictures that are kept, the command that draws each, and the claims of its run. Written by "
+        "`python docs/make_gallery.py`."
+    ]
+    for folder in folders:
+        rows = [row for file in sorted(folder.glob("*claims.json")) for row in json.loads(file.read_text())["claims"]]
+        lines = [f"{row['id']} ({row['verdict']}) {row['statement']}" for row in rows if row["headline"]]
+        pictures = [
+            f"![{path.stem}](results/{folder.name}/{path.name})\n\n*{path.stem.replace('-', ' ')}*"
+            for path in sorted(folder.glob("*.png"))
+        ]
+        claims = "\n".join(f"- {line}" for line in lines)
+        head = f"## {_title(folder)}\n\n`{_fact(folder, 'command')}`"
+        parts.append("\n\n".join([head, *([claims] if claims else []), *pictures]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(folder: Path) -> str:
+    return (folder / "README.md").read_text().splitlines()[0].removeprefix("# ")
+
+
+def _part(file: Path) -> str:
+    part = file.stem.removesuffix("claims").strip("-")
+    return f": {part}" if part else ""
+
+
+def _fact(folder: Path, name: str) -> str:
+    """A line of the table that a result's README opens with."""
+    found = re.search(rf"^\| {name} \| (.*) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    return re.sub(r"`", "", found[1]) if found else "see there"
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)

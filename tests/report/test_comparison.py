@@ -1,0 +1,27 @@
+import numpy as np
+import xarray as xr
+
+from lab.analysis import phase
+from lab.report import comparison
+
+
+def test_cells_say_their_phase_and_how_many_seeds_have_it():
+    grid = xr.DataArray([[0, 0, 0, 2], [2, 2, phase.NO_PHASE, 3]], {"gamma": [0.4, 0.5], "weight_decay": [0, 1, 2, 3]})
+    agreement = xr.ones_like(grid, float)
+    agreement[0, 3] = 0.67
+    figure = comparison.phase_grids({"ours": grid, "theirs": grid[:1]}, {"ours": agreement}, "title")
+    words = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert words[0] == ["1", "2 w", "1", "2 w", "1", "?", "2 w\n0.67", "3"]  # decays from below
+    assert words[1] == ["1", "1", "1", "2 w"]
+
+
+def test_curves_are_medians_over_seeds_in_a_band_and_published_ones_are_black():
+    ours = xr.DataArray([[0.1, 0.5], [0.3, 0.6], [0.2, 0.9]], {"gamma": [0.4, 0.8]}, ["seed", "gamma"])
+    theirs = xr.DataArray([0.2, 0.7], {"gamma": [0.5, 0.6]})
+    (ax,) = comparison.curves({"accuracy": {"ours": ours, "published": theirs}}, "title").axes
+    lines = {line.get_gid(): line for line in ax.lines}
+    np.testing.assert_array_equal(lines["ours"].get_xydata(), [[0.4, 0.2], [0.8, 0.6]])
+    np.testing.assert_array_equal(lines["published"].get_xydata(), [[0.5, 0.2], [0.6, 0.7]])
+    assert lines["published"].get_color() == "black" != lines["ours"].get_color()
+    band = ax.collections[0].get_datalim(ax.transData)
+    np.testing.assert_allclose([band.x0, band.x1, band.y0, band.y1], [0.4, 0.8, 0.1, 0.9])
