@@ -49,9 +49,7 @@ def side_by_side(run: Run, metrics: Mapping[str, str]) -> Run:
     Args:
       metrics: variable -> label.
     """
-    diverged_at = np.maximum(*by_objective(run.over_time, "diverged_at", run.axes)).drop_vars(
-        "ntp_weight", errors="ignore"
-    )
+    diverged_at = np.maximum(*by_objective(run.over_time, "diverged_at", run.axes))
     curves = {}
     for name, label in metrics.items():
         for objective, values in zip(OBJECTIVES, by_objective(run.over_time, name, run.axes), strict=True):

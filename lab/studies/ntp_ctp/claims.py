@@ -27,7 +27,10 @@ LABEL_NOISE, CONTEXT_NOISE = 0.2, 0.1
 NOISES = ("label_noise", "context_noise", "sam_radius", "weight_noise")  # of training
 USUAL = {"gamma": min, "weight_decay": min} | dict.fromkeys(NOISES, 0.0)
 SHUFFLED = "shuffled"
-CONTROLS = (SHUFFLED, "weight_decay", "label_noise", "sam_radius", "weight_noise")  # `<task>_<control>`: variants
+REGULARIZERS = {
+    "weight_decay": "decay", "label_noise": "label noise", "sam_radius": "SAM", "weight_noise": "weight noise",
+}  # fmt: skip
+CONTROLS = (SHUFFLED, *REGULARIZERS)  # of a task: variants `<task>_<control>`
 EDGE = 0.5  # step along a random direction as long as the weights
 OOD = "ood_accuracy"
 SCORES = {"reasoning circuit": "flow.reasoning_score", "symmetric circuit": "flow.symmetric_score"}

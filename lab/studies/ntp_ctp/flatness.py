@@ -24,11 +24,8 @@ from lab.report.objectives import OBJECTIVES
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Run, Runs
 from lab.studies.ntp_ctp import claims
-from lab.studies.ntp_ctp.claims import OOD, Controlled, controlled, over_tasks, with_ood_accuracy
+from lab.studies.ntp_ctp.claims import OOD, REGULARIZERS, Controlled, controlled, over_tasks, with_ood_accuracy
 
-REGULARIZERS = {
-    "weight_decay": "decay", "label_noise": "label noise", "sam_radius": "SAM", "weight_noise": "weight noise",
-}  # fmt: skip
 LARGE_DECAY = 1.0
 MATCHED = 2.0  # times NTP's sharpness, up to which a CTP counts as flat as NTP
 SHARPNESS, NORM = "minimum.top", "norm.log_frobenius_whole"

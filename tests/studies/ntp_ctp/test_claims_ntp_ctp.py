@@ -14,7 +14,7 @@ from lab.configs import base
 from lab.engine import init_from
 from lab.objective import CTP, NTP
 from lab.runs import MissingData, Runs
-from lab.studies.ntp_ctp import STUDY, claims, flatness, transfer
+from lab.studies.ntp_ctp import STUDY, claims, transfer
 from lab.studies.ntp_ctp.claims import KNOWN, SCORES
 from lab.studies.ntp_ctp.measures import measures
 from lab.tasks import Finetune
@@ -219,7 +219,7 @@ def test_every_variant_can_be_built_and_measured(preset):
         has_circuits = name.startswith("composition")
         found = {one.name for one in measures(experiment)}
         assert found == {"minimum", "fisher", "expansion", "norm"} | ({"flow"} if has_circuits else set()), name
-        shuffled, is_control = name.endswith("shuffled"), name.endswith(tuple(flatness.REGULARIZERS))
+        shuffled, is_control = name.endswith("shuffled"), name.endswith(tuple(claims.REGULARIZERS))
         wanted = (NTP,) if shuffled else (CTP,) if is_control else (CTP, NTP)
         assert set(wanted) <= set(grid.axes["ntp_weight"]) and experiment.objective.shuffle_context == shuffled
 
