@@ -10,8 +10,8 @@ import pytest
 
 from lab import config as configs
 from lab.cli import main
-from lab.configs import complexity_control_language as config
 from lab.configs import base, composition
+from lab.configs import complexity_control_language as config
 from lab.measuring.declare import Row
 from lab.runs import Runs
 from lab.studies import complexity_control_language as study
