@@ -63,7 +63,7 @@ def _part(file: Path) -> str:
 
 def _fact(folder: Path, name: str) -> str:
     """A line of the table that a result's README opens with."""
-    found = re.search(rf"^\| {name} \| (.*) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    found = re.search(rf"^\| {name}[^|]*\| (.*) \|$", (folder / "README.md").read_text(), re.MULTILINE)
     return re.sub(r"`", "", found[1]) if found else "see there"
 
 

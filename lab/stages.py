@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from lab import claims, studies
 from lab import config as configs
 from lab.configs import base
-from lab.disk.files import WorkdirError, write_json
+from lab.disk.files import DamagedError, WorkdirError, read_json, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
 from lab.measuring import catalogue, run
@@ -116,10 +115,10 @@ def read_claims(root: Path) -> list[dict]:
     """
     again = f"`python -m lab report --workdir={root}` makes it"
     try:
-        table = json.loads((root / CLAIMS).read_text())
-    except (OSError, ValueError) as error:
+        table = read_json(root / CLAIMS)
+    except DamagedError as error:
         raise WorkdirError(f"{root}: no claims table ({error}); {again}") from error
-    if not isinstance(table, dict) or table.get("version") != claims.VERSION:
+    if table.get("version") != claims.VERSION:
         raise WorkdirError(f"{root / CLAIMS}: not of version {claims.VERSION}, which this package reads; {again}")
     return table["claims"]
 

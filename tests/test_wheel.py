@@ -1,0 +1,58 @@
+"""An installed wheel works without the checkout: nothing that is needed stays behind."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--variants=unseen", "--config.model.n_layers=1", "--config.steps=4", "--config.eval_every=2",
+    "--config.checkpoint_every=2", "--config.optim.warmup_steps=1", "--config.grid.gamma=(0.5,)",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(ROOT)]
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True, cwd=folder)
+    (path,) = folder.glob("gammalab-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The Python of an environment with the wheel and this one's dependencies, which does not see the checkout."""
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    install = ["--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    return python
+
+
+def test_wheel_holds_every_module_and_nothing_else(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "lab").rglob("*") if path.suffix in {".py", ".j2"}}
+    tracked |= {f"lab/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    assert names == tracked
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["reproduce", "composition", "--preset=smoke", *SMALL]], ids=lambda w: w[0]
+)
+def test_commands_run_elsewhere(installed, tmp_path, words):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [installed, "-m", "lab", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "composition" in done.stdout
+    where = [installed, "-c", "import lab; print(lab.__file__)"]
+    assert str(ROOT) not in subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
