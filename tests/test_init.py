@@ -141,7 +141,7 @@ SMALL_MODELS = {
 def test_matrices_of_the_small_models_have_their_own_fan_in_and_no_attention_group(model):
     module, example, matrices = SMALL_MODELS[model]
     unit = models.init(module, jax.random.key(0), example)
-    assert {name: leaf.group for name, leaf in init.table(unit).items()} == {n: g for n, (g, _) in matrices.items()}
+    assert {name: leaf.group for name, leaf in init.by_name(unit).items()} == {n: g for n, (g, _) in matrices.items()}
     for gamma in GAMMAS:
         rescaled = named_leaves(init.rescale(unit, same_rates(gamma)))
         assert rescaled.keys() == matrices.keys()
@@ -262,7 +262,7 @@ def test_every_kernel_of_a_foreign_module_has_its_fan_in_to_the_minus_gamma(gamm
 
 
 def test_foreign_names_fall_in_the_group_of_their_role_or_in_mlp():
-    groups = {name: leaf.group for name, leaf in init.table(foreign_row()).items()}
+    groups = {name: leaf.group for name, leaf in init.by_name(foreign_row()).items()}
     expected = dict.fromkeys(FOREIGN_INPUTS, "mlp") | {"Embed_0/embedding": "embed"}
     attention = {"query": "qk", "key": "qk", "value": "vo", "out": "vo"}
     expected |= {f"MultiHeadDotProductAttention_0/{name}/kernel": group for name, group in attention.items()}
