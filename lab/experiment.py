@@ -1,10 +1,12 @@
 """An experiment: the static half of a training, as one hashable value."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 
-from lab import init, optim
+from lab import init, models, module, optim, rng
 from lab.objective import DEFAULT, Objective
 from lab.tasks import Task
 
@@ -49,4 +51,30 @@ class Experiment:
             raise ValueError(f"train_size={self.train_size} is smaller than batch_size={self.batch_size}")
         if self.init_convention not in init.CONVENTIONS:
             raise ValueError(f"init={self.init_convention!r}: one of {', '.join(init.CONVENTIONS)}")
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(module.NOT_A_MODEL.format(self.model))
         optim.schedule(self.optim, self.steps)  # refuses an impossible warm-up before anything is compiled
+
+    @property
+    def leaves(self) -> dict[str, init.Leaf]:
+        """How the model's weight matrices are initialized, by leaf name; raises ValueError as `init.leaves_of`."""
+        return init.leaves_of(self.model, self.task.example(), self.init_convention)
+
+    def init_table(self, columns: Mapping, measure: bool) -> list[str]:
+        """The init table at the ends of a grid's columns, in lines for people; the first is a sentence."""
+        ends = init.ends(columns)
+        rows = init.table(self.model, self.task.example(), ends, self.init_convention, measure)
+        return init.lines(rows, ends)
+
+    def check_model(self) -> None:
+        """Goes through an initialization and a forward pass without computing.
+
+        Raises:
+          ValueError: a model that takes, keeps or returns what `lab.module` does not allow, or leaves that
+            `init.leaves_of` refuses.
+        """
+        example, _ = self.task.example(), self.leaves
+        params = jax.eval_shape(lambda: models.init(self.model, rng.key(0, "init"), example))
+        outputs, _ = jax.eval_shape(lambda params: models.forward(self.model, params, example), params)
+        if self.task.inputs == "tokens":
+            module.check_outputs(self.model, outputs, example, self.task.vocab_size)

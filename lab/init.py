@@ -1,8 +1,13 @@
 """Init rate gamma: every weight matrix W with d_in inputs has entries of standard deviation d_in^-gamma.
 
-A Flax module draws each matrix at unit rate (std = d_in^-1/2); `rescale` multiplies it by d_in^(1/2 - gamma) with
+`lab.models.init` draws each matrix at unit rate (std = d_in^-1/2); `rescale` multiplies it by d_in^(1/2 - gamma) with
 gamma traced, so one compiled program initializes any number of rates. Larger gamma = smaller weights.
-Biases and norm parameters are never rescaled ("Initialization is Critical", arXiv 2405.05409, section 3).
+Biases and norm parameters are never rescaled ("Initialization is Critical", arXiv 2405.05409, section 3), nor is what
+does not depend on the key: zeros, ones, tables of sinusoids.
+
+Which leaves are matrices, and of how many inputs, the layers that own them say, see `lab.matrices`. A matrix whose own
+initializer is not known to have std d_in^-1/2 (`nn.initializers.normal(0.02)`, orthogonal ones) is drawn anew at unit
+rate, from a normal distribution: gamma is the exponent of the std, not a factor on what a model likes.
 
 Two conventions of the papers' released models:
 
@@ -19,11 +24,13 @@ Two conventions of the papers' released models:
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from lab import tree
+from lab import matrices, rng, tree
 
 GROUPS = ("embed", "qk", "vo", "mlp", "head")
 CONVENTIONS = ("paper", "authors")
@@ -43,12 +50,36 @@ LEAVES = (
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """How one weight matrix is initialized: std = `fan`^-gamma * `factor`, starting from a draw of std d_in^-1/2."""
+    """How one weight matrix is initialized: std = `fan`^-gamma * `factor`, starting from a draw of std d_in^-1/2.
+
+    One with `factor` 0 does not follow gamma: it stays as it is drawn, a constant.
+    """
 
     group: str
     d_in: int
     fan: int
     factor: float = 1.0
+
+
+class Row(NamedTuple):
+    """What the init table says of one leaf.
+
+    Attributes:
+      leaf, shape: its name and shape.
+      d_in, group: of a matrix; 0 and empty for other leaves.
+      drawn: `unit`, `anew` or `constant`, see `lab.matrices.Matrix`; empty for other leaves that no key-free
+        initializer is known of.
+      promised, measured: std of its entries for each of the rates asked for; empty where none is promised. The measured
+        one, of one draw, has a standard error of promised / sqrt(2 size), and is empty where it was not asked for.
+    """
+
+    leaf: str
+    shape: tuple[int, ...]
+    d_in: int
+    group: str
+    drawn: str
+    promised: tuple[float, ...]
+    measured: tuple[float, ...]
 
 
 def describe(name: str, shape: tuple[int, ...]) -> tuple[str, int, bool] | None:
@@ -62,23 +93,48 @@ def describe(name: str, shape: tuple[int, ...]) -> tuple[str, int, bool] | None:
     return None
 
 
-def table(params, convention: str = "paper") -> dict[str, Leaf]:
-    """The init table of any Flax parameter tree: leaf name -> `Leaf`, for every weight matrix.
+def leaves_of(model, example, convention: str = "paper") -> dict[str, Leaf]:
+    """Leaf name -> `Leaf` for every weight matrix of a Flax module.
 
-    Matrices are those named `kernel` or `embedding`; names the table does not know fall in group `mlp`.
+    Args:
+      example: what it reads, a batch of one; values do not matter.
+
+    Raises:
+      ValueError: as `lab.matrices.find` and `by_name`; a group that is none of `GROUPS`.
+    """
+    found = matrices.find(model, example)
+    named = _conventional(found.shapes, convention, {name: matrix.d_in for name, matrix in found.matrices.items()})
+    for name, matrix in found.matrices.items():
+        group = matrix.group or named[name].group
+        if group not in GROUPS:
+            raise ValueError(f"groups of {type(model).__name__}: {name!r} in {group!r}, one of {', '.join(GROUPS)}")
+        factor = 0.0 if matrix.drawn == "constant" else named[name].factor
+        named[name] = dataclasses.replace(named[name], group=group, factor=factor)
+    return named
+
+
+def by_name(params, convention: str = "paper") -> dict[str, Leaf]:
+    """Leaf name -> `Leaf` for every weight matrix of a tree that names them as the lab's own models do.
+
+    Matrices are those named `kernel` or `embedding`; names that `LEAVES` does not know fall in group `mlp`.
     The `authors` convention needs our transformer's names: it reads d_model from `embed/token/embedding` and counts
     the `block_<i>`.
 
     Raises:
       ValueError: unknown convention, or `authors` for a tree without those names.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown init convention {convention!r}; one of {', '.join(CONVENTIONS)}")
     shapes = {name: leaf.shape for name, leaf in tree.named_leaves(params).items()}
     described = {name: describe(name, shape) for name, shape in shapes.items()}
-    described = {name: entry for name, entry in described.items() if entry is not None}
+    return _conventional(shapes, convention, {name: entry[1] for name, entry in described.items() if entry is not None})
+
+
+def _conventional(shapes: Mapping, convention: str, d_in: Mapping[str, int]) -> dict[str, Leaf]:
+    """The matrices with the std that a convention gives them."""
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown init convention {convention!r}; one of {', '.join(CONVENTIONS)}")
+    described = {name: describe(name, shapes[name]) or _described_by_path(name, shapes[name]) for name in d_in}
     if convention == "paper":
-        return {name: Leaf(group, d_in, d_in) for name, (group, d_in, _) in described.items()}
+        return {name: Leaf(group, d_in[name], d_in[name]) for name, (group, _, _) in described.items()}
 
     n_layers = len({match[0] for name in shapes if (match := re.match(r"block_\d+", name))})
     if "embed/token/embedding" not in shapes or not n_layers:
@@ -89,9 +145,16 @@ def table(params, convention: str = "paper") -> dict[str, Leaf]:
     d_model = shapes["embed/token/embedding"][-1]
     shrink = 1 / math.sqrt(2 * n_layers)
     return {
-        name: Leaf(group, d_in, d_model, shrink if residual else 1.0)
-        for name, (group, d_in, residual) in described.items()
+        name: Leaf(group, d_in[name], d_model, shrink if residual else 1.0)
+        for name, (group, _, residual) in described.items()
     }
+
+
+def _described_by_path(name: str, shape: tuple[int, ...]) -> tuple[str, int, bool]:
+    """As `describe` a leaf with a name of its own: as a kernel so called, or as one in its place."""
+    places = (f"{name}/kernel", f"{name.rpartition('/')[0]}/kernel")
+    groups = [describe(place, shape)[0] for place in places]
+    return next((group for group in groups if group != "mlp"), "mlp"), 0, False
 
 
 def rates(hparams: Mapping) -> dict:
@@ -99,21 +162,92 @@ def rates(hparams: Mapping) -> dict:
     return {group: hparams[f"gamma_{group}" if f"gamma_{group}" in hparams else "gamma"] for group in GROUPS}
 
 
-def rescale(params, rates: Mapping, convention: str = "paper"):
+def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[str, Leaf] | None = None):
     """Parameters drawn at unit rate, brought to the given rates.
 
     Args:
-      params: a Flax parameter tree whose matrices have std d_in^-1/2 (Flax's default initializers).
+      params: a Flax parameter tree whose matrices have std d_in^-1/2 (`lab.models.init`).
       rates: group -> gamma, traced or not; see `GROUPS`.
       convention: `"paper"` or `"authors"`, see the module's table.
+      leaves: its matrices, `leaves_of` its model; None: `by_name`.
     """
-    leaves = table(params, convention)
+    leaves = by_name(params, convention) if leaves is None else leaves
 
     def scaled(name, value):
-        if name not in leaves:
+        if name not in leaves or not leaves[name].factor:
             return value
         leaf = leaves[name]
         factor = leaf.factor * math.sqrt(leaf.d_in) * jnp.power(float(leaf.fan), -rates[leaf.group])
         return value * factor.astype(value.dtype)
 
     return tree.map_named(scaled, params)
+
+
+def table(model, example, rates: Sequence[Mapping], convention: str = "paper", measure: bool = True) -> list[Row]:
+    """The init table of any Flax module, a row a leaf, in the tree's order.
+
+    Args:
+      example: as `leaves_of`.
+      rates: at which std is said, each group -> gamma.
+      measure: draw the model once at each of them, with seed 0.
+
+    Raises:
+      ValueError: as `leaves_of`.
+    """
+    leaves, found = leaves_of(model, example, convention), matrices.find(model, example)
+
+    @jax.jit
+    def stds(key, rates):
+        drawn = tree.named_leaves(rescale(matrices.unit(model, key, example), rates, convention, leaves))
+        return {name: jnp.sqrt(jnp.mean(jnp.square(drawn[name]))) for name in leaves}
+
+    measured = [stds(rng.key(0, "init"), dict(each)) for each in rates] if measure else []
+    rows = []
+    for name, shape in found.shapes.items():
+        leaf = leaves.get(name, Leaf("", 0, 0, 0.0))
+        promised = [leaf.factor * leaf.fan ** -float(each[leaf.group]) for each in rates] if leaf.factor else []
+        seen = [float(each[name]) for each in measured] if leaf.factor else []
+        drawn = "constant" if name in found.constants else found.matrices[name].drawn if leaf.d_in else ""
+        rows.append(Row(name, shape, leaf.d_in, leaf.group, drawn, tuple(promised), tuple(seen)))
+    return rows
+
+
+def ends(columns: Mapping[str, Sequence]) -> tuple[dict, dict]:
+    """The least and the greatest rates of a grid's columns, for `table`."""
+    return tuple(
+        {g: float(v) for g, v in rates({n: end(column) for n, column in columns.items() if "gamma" in n}).items()}
+        for end in (min, max)
+    )
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """How many leaves follow gamma, for people."""
+    following = [row for row in rows if row.promised]
+    anew = sum(row.drawn == "anew" for row in following)
+    constant = [row.leaf for row in rows if row.drawn == "constant"]
+    others = "biases and norms" if not constant else f"biases and norms, constants: {', '.join(constant)}"
+    return (
+        f"init: {len(following)} matrices follow gamma (std d_in^-gamma)"
+        + f", {anew} of them drawn normal in place of their own initializer" * bool(anew)
+        + f"; {len(rows) - len(following)} leaves stay as drawn ({others})"
+    )
+
+
+def lines(rows: Sequence[Row], rates: Sequence[Mapping]) -> list[str]:
+    """The init table, for people: `sentence`, and a line for every leaf that is a matrix or of a matrix's shape."""
+
+    def std(row: Row, i: int) -> str:
+        seen = f" (measured {row.measured[i]:.3g})" if row.measured else ""
+        return f"{row.promised[i]:.3g}{seen} at gamma {rates[i][row.group]:g}"
+
+    said = [sentence(rows)]
+    width = max((len(row.leaf) for row in rows), default=0)
+    for row in rows:
+        name = f"{row.leaf:<{width}} {'x'.join(map(str, row.shape)):<12}"
+        if row.promised:
+            shown = range(len(rates)) if row.promised[0] != row.promised[-1] else range(1)
+            own = ", drawn normal in place of its own initializer" * (row.drawn == "anew")
+            said.append(f"{name} d_in {row.d_in:<6} {row.group:<5} std {', '.join(std(row, i) for i in shown)}{own}")
+        elif len(row.shape) > 1:
+            said.append(f"{name} stays as drawn" + ", a constant" * (row.drawn == "constant"))
+    return said

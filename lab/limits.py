@@ -1,5 +1,6 @@
 """Refusal of option values that cannot be: by name and value, with what would do."""
 
+import numbers
 from collections.abc import Collection, Mapping
 
 NONE: Mapping = {}
@@ -25,3 +26,15 @@ def check(section: str, options, choices: Mapping[str, Collection] = NONE, bound
         if not (least <= value and (greatest is None or value <= greatest)):
             allowed = f"must be at least {least}" if greatest is None else f"a number from {least} to {greatest}"
             raise ValueError(f"{section}.{name}={value}: {allowed}")
+
+
+def check_sizes(section: str, options, least: Mapping[str, int]) -> None:
+    """Checks attributes of `options` that are sizes: integers of at least so much.
+
+    Raises:
+      ValueError: no integer, or too small a one.
+    """
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < smallest:
+            raise ValueError(f"{section}.{name}={value!r}: expected an integer of at least {smallest}")

@@ -7,6 +7,7 @@ optax's own transforms are used with traced scalars; `inject_hyperparams` is not
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import optax
@@ -81,30 +82,34 @@ def schedule(optim: Optim, n_steps: int):
     return optax.join_schedules([warmup, after], [optim.warmup_steps]) if optim.warmup_steps else after
 
 
-def is_matrix(params):
+def is_matrix(params, leaves: Mapping[str, init.Leaf] = {}):
     """True for weight matrices and embeddings, False for biases and norm parameters."""
-    return tree.map_named(lambda name, _: name.endswith(("kernel", "embedding")), params)
+    return tree.map_named(lambda name, _: name.endswith(("kernel", "embedding")) or name in leaves, params)
 
 
-def is_frozen(optim: Optim, params):
+def is_frozen(optim: Optim, params, leaves: Mapping[str, init.Leaf] | None = None):
     """True for the matrices of frozen groups."""
-    leaves = init.table(params)
+    leaves = init.by_name(params) if leaves is None else leaves
     return tree.map_named(lambda name, _: name in leaves and leaves[name].group in optim.frozen, params)
 
 
-def build(optim: Optim, n_steps: int, learning_rate, weight_decay) -> optax.GradientTransformation:
+def build(
+    optim: Optim, n_steps: int, learning_rate, weight_decay, leaves: Mapping[str, init.Leaf] | None = None
+) -> optax.GradientTransformation:
     """The optax transform of one row.
 
     Args:
       learning_rate: peak learning rate, traced or not.
       weight_decay: decay coefficient, traced or not; see `Optim.decay` for what it multiplies.
+      leaves: the model's matrices, `init.leaves_of`; None: by their names.
     """
     factor = schedule(optim, n_steps)
+    matrices = functools.partial(is_matrix, leaves=leaves or {})
     if optim.family == "adamw":
         precondition = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     else:
         precondition = optax.trace(decay=optim.momentum)
-    decay = optax.add_decayed_weights(weight_decay, mask=is_matrix if optim.decay_mask == "matrices" else None)
+    decay = optax.add_decayed_weights(weight_decay, mask=matrices if optim.decay_mask == "matrices" else None)
     # decay is added to the preconditioned gradient and multiplied by -lr_t with it; if only the schedule's factor
     # shall multiply it, the peak has to be in the gradient already
     if optim.decay == "scaled":
@@ -115,5 +120,5 @@ def build(optim: Optim, n_steps: int, learning_rate, weight_decay) -> optax.Grad
     descend = optax.scale_by_schedule(lambda step: -peak * jnp.asarray(factor(step), jnp.float32))
     if not optim.frozen:
         return optax.chain(*clip, *rated, descend)
-    still = optax.masked(optax.set_to_zero(), functools.partial(is_frozen, optim))
+    still = optax.masked(optax.set_to_zero(), functools.partial(is_frozen, optim, leaves=leaves))
     return optax.chain(still, *clip, *rated, descend, still)  # before: no share in the norm; after: no decay

@@ -3,6 +3,8 @@
 theta: parameters; g: the gradient of the loss there. Both functions keep shapes and dtypes.
 """
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +26,7 @@ def sam_ascent(params, grads, radius):
     return jax.tree.map(lambda leaf, slope: leaf + scale * slope, params, grads)
 
 
-def weight_noise(params, key, sigma):
+def weight_noise(params, key, sigma, matrices: Collection[str] | None = None):
     """theta_i + sigma RMS(theta_i) N(0, I) for every weight matrix i; biases and norm parameters stay.
 
     The definition is ours, in the manner of Gaussian weight noise: relative to each matrix as in
@@ -32,8 +34,9 @@ def weight_noise(params, key, sigma):
 
     Args:
       sigma: relative size of the noise, traced or not.
+      matrices: the names of the weight matrices; None: as `init.by_name`.
     """
-    matrices = init.table(params)
+    matrices = init.by_name(params) if matrices is None else matrices
 
     def moved(name, leaf):
         if name not in matrices:

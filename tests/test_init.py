@@ -1,12 +1,14 @@
 import functools
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import foreign
 
-from lab import init, models
+from lab import init, matrices, models, rng
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
@@ -141,7 +143,7 @@ SMALL_MODELS = {
 def test_matrices_of_the_small_models_have_their_own_fan_in_and_no_attention_group(model):
     module, example, matrices = SMALL_MODELS[model]
     unit = models.init(module, jax.random.key(0), example)
-    assert {name: leaf.group for name, leaf in init.table(unit).items()} == {n: g for n, (g, _) in matrices.items()}
+    assert {name: leaf.group for name, leaf in init.by_name(unit).items()} == {n: g for n, (g, _) in matrices.items()}
     for gamma in GAMMAS:
         rescaled = named_leaves(init.rescale(unit, same_rates(gamma)))
         assert rescaled.keys() == matrices.keys()
@@ -220,53 +222,132 @@ def test_no_two_matrices_share_their_draw():
                 assert abs(correlation) < 5 / np.sqrt(n), (one, other)
 
 
-class Foreign(nn.Module):
-    """Somebody's model, with Flax's own layers and initializers."""
-
-    @nn.compact
-    def __call__(self, tokens_BxL):
-        h = nn.Embed(80, 36)(tokens_BxL)
-        h = h + nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=64)(h)
-        h = nn.Conv(features=36, kernel_size=(3,))(nn.LayerNorm()(h))
-        return nn.Dense(36, name="out")(nn.Dense(64, name="monkey")(h))
+# --- other people's modules ---
 
 
 @functools.cache
-def foreign_row():
-    return Foreign().init(jax.random.key(1), TOKENS)["params"]
+def drawn(kind):
+    """What the lab says of a foreign model's matrices, and all its leaves at two gammas."""
+    model, _ = foreign.KINDS[kind]
+    leaves = init.leaves_of(model, foreign.TOKENS)
+
+    def start(gamma):
+        return init.rescale(models.init(model, jax.random.key(1), foreign.TOKENS), same_rates(gamma), leaves=leaves)
+
+    return leaves, named_leaves(jax.jit(jax.vmap(start))(jnp.array([0.3, 0.8], jnp.float32)))
 
 
-FOREIGN_INPUTS = {
-    "Embed_0/embedding": 36,
-    "MultiHeadDotProductAttention_0/query/kernel": 36,
-    "MultiHeadDotProductAttention_0/key/kernel": 36,
-    "MultiHeadDotProductAttention_0/value/kernel": 36,
-    "MultiHeadDotProductAttention_0/out/kernel": 64,
-    "Conv_0/kernel": 3 * 36,
-    "monkey/kernel": 36,
-    "out/kernel": 64,
-}
-
-
-@pytest.mark.parametrize("gamma", GAMMAS)
-def test_every_kernel_of_a_foreign_module_has_its_fan_in_to_the_minus_gamma(gamma):
-    unit = named_leaves(foreign_row())
-    rescaled = named_leaves(init.rescale(foreign_row(), same_rates(gamma)))
-    assert {name for name in rescaled if name.endswith(("kernel", "embedding"))} == FOREIGN_INPUTS.keys()
-    for name, leaf in rescaled.items():
-        if name in FOREIGN_INPUTS:
-            # Flax truncates its normal draw, which makes the sample's standard deviation vary less, not more.
-            assert_draws(np.asarray(leaf, np.float64), FOREIGN_INPUTS[name] ** -gamma, name)
+@pytest.mark.parametrize("kind", foreign.KINDS)
+def test_every_matrix_of_a_foreign_module_has_its_fan_in_to_the_minus_gamma(kind):
+    model, expected = foreign.KINDS[kind]
+    leaves, values = drawn(kind)
+    ways = {name: matrix.drawn for name, matrix in matrices.find(model, foreign.TOKENS).matrices.items()}
+    assert {name: (leaf.group, leaf.d_in, ways[name]) for name, leaf in leaves.items()} == expected
+    for name, leaf in values.items():
+        if name in expected and expected[name][2] != "constant":
+            for row, gamma in enumerate((0.3, 0.8)):
+                # Flax truncates its normal draw, which makes the sample's standard deviation vary less, not more.
+                assert_draws(np.asarray(leaf[row], np.float64), expected[name][1] ** -gamma, name)
         else:
-            np.testing.assert_array_equal(leaf, unit[name])
+            np.testing.assert_array_equal(leaf[0], leaf[1], err_msg=name)
 
 
-def test_foreign_names_fall_in_the_group_of_their_role_or_in_mlp():
-    groups = {name: leaf.group for name, leaf in init.table(foreign_row()).items()}
-    expected = dict.fromkeys(FOREIGN_INPUTS, "mlp") | {"Embed_0/embedding": "embed"}
-    attention = {"query": "qk", "key": "qk", "value": "vo", "out": "vo"}
-    expected |= {f"MultiHeadDotProductAttention_0/{name}/kernel": group for name, group in attention.items()}
-    assert groups == expected
+def test_only_matrices_of_another_std_are_drawn_anew():
+    model, expected = foreign.KINDS["low rank"]
+    own = named_leaves(jax.jit(model.init)(jax.random.key(1), foreign.TOKENS)["params"])
+    unit = named_leaves(jax.jit(functools.partial(models.init, model))(jax.random.key(1), foreign.TOKENS))
+    same = {name for name in own if np.array_equal(own[name], unit[name])}
+    assert own.keys() - same == {name for name, (_, _, way) in expected.items() if way == "anew"}
+
+
+def test_foreign_matrices_are_known_inside_a_traced_function_too():
+    matrices._find.cache_clear()
+    model, _ = foreign.KINDS["own initializer"]
+    inside = jax.jit(lambda key: models.init(model, key, foreign.TOKENS))(jax.random.key(1))
+    matrices._find.cache_clear()
+    outside = jax.jit(functools.partial(models.init, model))(jax.random.key(1), foreign.TOKENS)
+    jax.tree.map(np.testing.assert_array_equal, inside, outside)
+
+
+class SaysOfWhatIsNot(foreign.Param):
+    fan_in = {"v": 3}
+
+
+class SaysNothing(foreign.Param):
+    fan_in = {"w": 0}
+
+
+class SaysNoAxis(foreign.Param):
+    fan_in = {"w": (2,)}
+
+
+class NoSuchGroup(foreign.SaidInputs):
+    groups = {"w": "middle"}
+
+
+class OfLists(nn.Module):
+    sizes: list
+
+    @nn.compact
+    def __call__(self, tokens_BxL):
+        return nn.Embed(3, 4)(tokens_BxL)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            foreign.layers(foreign.Param()),
+            r"'parts_0/w' \(48, 48\) is drawn at random by Param, .* e.g. fan_in = {",
+        ),
+        (foreign.layers(SaysOfWhatIsNot()), "SaysOfWhatIsNot.fan_in: no leaf 'v'; there are w"),
+        (foreign.layers(SaysNothing()), r"fan_in of 'parts_0/w' \(48, 48\): 0; accepted: a number from 1"),
+        (
+            foreign.layers(SaysNoAxis()),
+            r"fan_in of 'parts_0/w' \(48, 48\): \(2,\); accepted: .* its axes",
+        ),
+        (foreign.layers(NoSuchGroup()), "'parts_0/w' in 'middle', one of embed, qk, vo, mlp, head"),
+        (foreign.layers(foreign.Normed()), "WeightNorm divides its kernel by its norm"),
+        (OfLists([3]), "OfLists: its fields must be static, tuples and no lists"),
+        (foreign.nnx.bridge.ToLinen(foreign.BridgedDropout), "dropout: dropout of NNX"),
+    ],
+)
+def test_what_no_rate_can_follow_is_refused_in_one_line(model, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        init.leaves_of(model, foreign.TOKENS)
+    assert "\n" not in str(caught.value)
+
+
+def test_table_says_what_is_promised_beside_what_is_drawn():
+    model, _ = foreign.KINDS["low rank"]
+    ends = init.ends({"gamma": (0.8, 0.3, 0.5), "gamma_embed": (0.5,), "seed": (0, 1)})
+    assert [each["mlp"] for each in ends] == [0.3, 0.8] and [each["embed"] for each in ends] == [0.5, 0.5]
+    rows = {row.leaf: row for row in init.table(model, foreign.TOKENS, ends)}
+    lora = rows["parts_0/lora_a"]
+    assert lora.promised == (pytest.approx(48**-0.3), pytest.approx(48**-0.8)) and lora.d_in == 48
+    leaves = init.leaves_of(model, foreign.TOKENS)
+    unit = jax.jit(functools.partial(models.init, model))(rng.key(0, "init"), foreign.TOKENS)
+    for i, rates in enumerate(ends):
+        values = named_leaves(init.rescale(unit, rates, leaves=leaves))
+        for name in leaves:
+            rms = np.sqrt(np.mean(np.square(np.asarray(values[name], np.float64))))
+            assert rows[name].measured[i] == pytest.approx(rms, rel=1e-5)
+    text = init.lines(list(rows.values()), ends)
+    assert text[0] == (
+        "init: 4 matrices follow gamma (std d_in^-gamma), 1 of them drawn normal in place of their own initializer; "
+        "3 leaves stay as drawn (biases and norms, constants: parts_0/lora_b)"
+    )
+    assert any(re.match(r"parts_0/lora_b +4x48 +stays as drawn, a constant", line) for line in text)
+    assert any(re.match(r"parts_0/lora_a .*d_in 48 .*std 0.313 \(measured 0.\d+\) at gamma 0.3", line) for line in text)
+    assert "measured" not in "".join(init.lines(init.table(model, foreign.TOKENS, ends, measure=False), ends))
+
+
+@pytest.mark.parametrize("convention", ["paper", "authors"])
+def test_layers_of_the_labs_own_models_say_what_their_names_say(convention):
+    model = transformer()
+    shapes = jax.eval_shape(functools.partial(models.init, model), jax.random.key(0), TOKENS)
+    assert init.leaves_of(model, TOKENS, convention) == init.by_name(shapes, convention)
+    assert {matrix.drawn for matrix in matrices.find(model, TOKENS).matrices.values()} == {"unit"}
 
 
 def test_unknown_convention_is_refused_with_those_known():

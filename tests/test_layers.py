@@ -11,6 +11,7 @@ from lab.configs import base
 
 LAB = Path(lab.__file__).parent
 VALUES = {"grid", "init", "optim", "losses", "rng", "schedule", "tree", "perturb", "objective", "limits", "cache"}
+VALUES |= {"module", "matrices", "nnx_matrices"}
 TOP = {
     "config": "experiment",
     "experiment": "experiment",

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lab import rng, tree
+from lab import module, rng, tree
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
@@ -33,6 +34,22 @@ def evaluation_set(experiment: Experiment, train_set: Batch | None, hparams: Map
     keys = {split: rng.key(experiment.data_seed, f"eval/{split}") for split in task.splits}
     drawn = {split: task.sample(key, n, split, hparams) for split, key in keys.items()}
     return drawn if train_set is None else drawn | {"train": jax.tree.map(lambda leaf: leaf[:n], train_set)}
+
+
+def check_ids(experiment: Experiment) -> None:
+    """Draws the sequences that a training keeps, on the host.
+
+    Raises:
+      ValueError: a token that is none of the task's `vocab_size`.
+    """
+    if experiment.task.inputs != "tokens":
+        return
+    train = train_set(experiment)
+    drawn = evaluation_set(experiment, train) | ({} if train is None else {"train": train})
+    for split, batch in drawn.items():
+        for what in ("tokens", "targets"):
+            where = f"{type(experiment.task).__name__}, {what} of split {split!r}"
+            module.check_ids(where, np.asarray(getattr(batch, f"{what}_BxL")), experiment.task.vocab_size)
 
 
 def batches(

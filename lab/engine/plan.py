@@ -105,12 +105,14 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
     """
     experiment, grid, options = configs.experiment(config), configs.grid(config), sweep.options(config)
     mesh = shard.run_mesh(len(grid), config.data_devices)
+    experiment.check_model()
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
     size = tree.size(state.params)
     lines = [
         f"{len(grid)} rows of {size:,} parameters, {tree.n_bytes(state) / 1e6:,.1f} MB each with the moments of the "
         f"optimizer, {flops(experiment, grid) / 1e9:,.2f} GFLOP a step; on {mesh.shape['run']} x {mesh.shape['data']} "
-        "devices (run x data)"
+        "devices (run x data)",
+        *experiment.init_table(grid.columns, measure=not compile_only),
     ]
     if compile_only:
         layout = shard.layout(mesh, len(grid), config.block_width or 1)

@@ -21,13 +21,14 @@ class RowState(NamedTuple):
 
 
 def transform(experiment: Experiment, hparams: Mapping) -> optax.GradientTransformation:
-    return optim.build(experiment.optim, experiment.steps, hparams["learning_rate"], hparams["weight_decay"])
+    rates = hparams["learning_rate"], hparams["weight_decay"]
+    return optim.build(experiment.optim, experiment.steps, *rates, experiment.leaves)
 
 
 def start(experiment: Experiment, hparams: Mapping) -> RowState:
     """The row before training. Rows with the same seed start from the same draw, scaled to their own rates."""
     params = models.init(experiment.model, rng.key(hparams["seed"], "init"), experiment.task.example())
-    params = init.rescale(params, init.rates(hparams), experiment.init_convention)
+    params = init.rescale(params, init.rates(hparams), experiment.init_convention, experiment.leaves)
     return RowState(params, transform(experiment, hparams).init(params), jnp.int32(-1))
 
 
@@ -40,8 +41,11 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
       `sam_radius` or `weight_noise`.
     """
 
+    def dropout_key():
+        return rng.key(hparams["seed"], "dropout", step)
+
     def loss(params):
-        outputs, _ = models.forward(experiment.model, params, batch.tokens_BxL)
+        outputs, _ = models.forward(experiment.model, params, batch.tokens_BxL, dropout_key=dropout_key)
         return experiment.task.mean_loss(outputs, batch)
 
     value, grads = value_and_grad(loss, experiment, hparams, state.params, step)
@@ -70,13 +74,13 @@ def value_and_grad(loss: Callable, experiment: Experiment, hparams: Mapping, par
     """
 
     def unless_frozen(moved, kept):
-        still = optim.is_frozen(experiment.optim, params)
+        still = optim.is_frozen(experiment.optim, params, experiment.leaves)
         return jax.tree.map(lambda is_still, a, b: b if is_still else a, still, moved, kept)
 
     around = params
     if "weight_noise" in hparams:
         key = rng.key(hparams["seed"], "weight_noise", step)
-        around = unless_frozen(perturb.weight_noise(params, key, hparams["weight_noise"]), params)
+        around = unless_frozen(perturb.weight_noise(params, key, hparams["weight_noise"], experiment.leaves), params)
     value, grads = jax.value_and_grad(loss)(around)
     if "sam_radius" in hparams:
         upward = unless_frozen(grads, jax.tree.map(jnp.zeros_like, grads))

@@ -95,6 +95,7 @@ def prepare(
     if not _refuse_other(work, config, grid):
         _check_rows(experiment, grid)
         _trace(experiment, grid)
+        batches.check_ids(experiment)
         init_from.check(work.path, config, grid, source)
     return work, grid
 
@@ -162,6 +163,7 @@ def _check_rows(experiment: Experiment, grid: Grid) -> None:
 
 def _trace(experiment: Experiment, grid: Grid) -> None:
     """Goes through a start and an evaluation without computing: what their shapes forbid is refused here."""
+    experiment.check_model()
     state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
     evaluation_set = jax.eval_shape(lambda: batches.evaluation_set(experiment, batches.train_set(experiment)))
     jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
@@ -240,6 +242,7 @@ def _resume(work: Workdir, rows: Rows) -> int:
 
     step = multihost.on_first_process(newest)
     if step < 0:
+        _say(f"{work.path}: {rows.experiment.init_table(work.grid.columns, measure=False)[0]}")
         rows.start(init_from.weights(work.path, work.config, work.grid, *rows.layout.source_rows))
     else:
         rows.resume(store.restore(work.checkpoints, step, abstract, rows.layout.source_rows))

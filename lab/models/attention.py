@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lab.models.acts import Tape
-from lab.models.layers import dense, embedding
+from lab.models.layers import Model, dense, embedding
 from lab.models.transformer import MLP
 
 
@@ -67,7 +67,7 @@ class AttentionMLPBlock(nn.Module):
         return MLP(self.d_model, self.d_ff, self.activation, use_bias=False, name="mlp")(h_Bx1xD, tape)
 
 
-class OneLayerAttention(nn.Module):
+class OneLayerAttention(Model):
     """logits = sum_j softmax_j(e_s W_0 W_Q W_K^T W_0^T e_j / sqrt(D)) e_j W_0 W_1, s the last token ("Focus and
     Dilution", arXiv 2605.01199): the embeddings are their own values.
 
@@ -85,7 +85,7 @@ class OneLayerAttention(nn.Module):
         return _answer(self, AttentionBlock(self.d_model, name="block_0"), tokens_BxL, edits)
 
 
-class AttentionMLP(nn.Module):
+class AttentionMLP(Model):
     """f(X) = s(Attn(X) W_1) W_2 between an embedding and a head ("From Condensation to Rank Collapse", arXiv
     2510.06954), whose theory wants s = `tanh`, or `identity` for its linear control.
 

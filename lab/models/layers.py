@@ -1,11 +1,14 @@
 """Layers that draw every matrix at unit rate (normal, std = d_in^-1/2), for `lab.init.rescale` to bring to its rate."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from lab import limits
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -16,9 +19,14 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
-def unit_normal(d_in: int):
+@dataclasses.dataclass(frozen=True)
+class UnitNormal:
     """Normal entries of std d_in^-1/2. Plain normal, not Flax's truncated one: the papers draw from N."""
-    return nn.initializers.normal(stddev=1 / math.sqrt(d_in))
+
+    d_in: int  # by which `lab.matrices` knows that these are at unit rate
+
+    def __call__(self, key, shape, dtype=jnp.float32):
+        return nn.initializers.normal(stddev=1 / math.sqrt(self.d_in))(key, shape, dtype)
 
 
 def uniform_bias(d_in: int):
@@ -51,11 +59,26 @@ def product(compute_dtype: str, contract: Callable) -> Callable:
     return rounded
 
 
+class Model(nn.Module):
+    """What the lab's own models are: their sizes are checked when one is made.
+
+    Attributes:
+      least: the sizes (fields that are integers) that must be larger than 1.
+    """
+
+    least = limits.NONE
+
+    def __post_init__(self):
+        sizes = [field.name for field in dataclasses.fields(self) if field.type is int]
+        limits.check_sizes("model", self, dict.fromkeys(sizes, 1) | dict(self.least))
+        super().__post_init__()
+
+
 def dense(d_in: int, features: int, use_bias: bool, name: str, compute_dtype: str = "float32") -> Dense:
     return Dense(
         features,
         use_bias=use_bias,
-        kernel_init=unit_normal(d_in),
+        kernel_init=UnitNormal(d_in),
         bias_init=uniform_bias(d_in),
         dot_general=product(compute_dtype, jax.lax.dot_general),
         name=name,
@@ -63,7 +86,7 @@ def dense(d_in: int, features: int, use_bias: bool, name: str, compute_dtype: st
 
 
 def embedding(size: int, d_model: int, name: str | None = None) -> nn.Embed:
-    return nn.Embed(size, d_model, embedding_init=unit_normal(d_model), name=name)
+    return nn.Embed(size, d_model, embedding_init=UnitNormal(d_model), name=name)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 
 from lab.models.acts import Tape
-from lab.models.layers import ACTIVATIONS, dense, embedding
+from lab.models.layers import ACTIVATIONS, Model, dense, embedding
 
 
-class TwoLayerMLP(nn.Module):
+class TwoLayerMLP(Model):
     """f(x) = W_2 s(W_1 x + b): `__call__(x_BxD, edits) -> (output_BxV, acts)`."""
 
     d_in: int
@@ -28,7 +28,7 @@ class TwoLayerMLP(nn.Module):
         return output_BxV, tape.finish()
 
 
-class EmbMLP(nn.Module):
+class EmbMLP(Model):
     """G(X) = s((sum of the tokens' embeddings) W_1) W_2 ("An Analysis for Reasoning Bias", arXiv 2502.04375).
 
     `__call__(tokens_BxL, edits) -> (logits_Bx1xV, acts)`: one answer a sequence, as a transformer's last position.

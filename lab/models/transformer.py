@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lab.models.acts import Tape
-from lab.models.layers import ACTIVATIONS, dense, embedding, layer_norm, product
+from lab.models.layers import ACTIVATIONS, Model, dense, embedding, layer_norm, product
 
 NORMS = ("pre", "post", "none")
 READOUTS = ("last", "all")
@@ -113,7 +113,7 @@ class Block(nn.Module):
         return tape("resid_post", norm("post", "mlp_norm", h_BxQxD))
 
 
-class Transformer(nn.Module):
+class Transformer(Model):
     """`__call__(tokens_BxL, edits) -> (logits_BxQxV, acts)`; activation names are listed in `lab.models.acts`.
 
     Attributes:
@@ -126,6 +126,9 @@ class Transformer(nn.Module):
         parameters; results of those products and gradients of their kernels are rounded, in that dtype. So all
         activations are recorded, edited and cached in the parameters' dtype. ("Mixed Precision Training", arXiv
         1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
+
+    Raises:
+      ValueError: a size below 1; when called (or traced), more tokens than `max_length`.
     """
 
     vocab_size: int
@@ -147,6 +150,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
         length = tokens_BxL.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"{length} tokens: the model has positions for model.max_length={self.max_length}")
         tape = Tape(edits)
         embed = Embedding(self.vocab_size, self.max_length, self.d_model, name="embed")
         h = tape("embed", embed(tokens_BxL))

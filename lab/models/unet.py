@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lab.models.acts import Tape
-from lab.models.layers import dense, embedding, unit_normal
+from lab.models.layers import Model, UnitNormal, dense, embedding
 
 SLOWEST, TICKS = 10_000, 1000  # longest wavelength of a time's sinusoids, and how many units of it a chain lasts
 
 
-class UNet(nn.Module):
+class UNet(Model):
     """`__call__((image_BxSxSxC, time_B, bits_BxK), edits) -> (noise_BxSxSxC, acts)`; floats of one dtype, bits integer.
 
     `time_B` in [0, 1]: the share of the chain that noise was added for. `bits_BxK` in {0, 1}: every concept has its own
@@ -37,6 +37,7 @@ class UNet(nn.Module):
     base_width: int
 
     reads = "noised pictures"
+    least = {"base_width": 2}  # a quarter as many sinusoids of the time
 
     @nn.compact
     def __call__(self, inputs, edits: Mapping[str, Callable]):
@@ -87,10 +88,13 @@ class Conv(nn.Module):
 
     features: int
 
+    fan_in = {"kernel": (0, 1, 2)}
+    unit_leaves = ("kernel",)
+
     @nn.compact
     def __call__(self, h_BxSxSxD):
         b, side, _, d_in = h_BxSxSxD.shape
-        kernel_3x3xDxF = self.param("kernel", unit_normal(9 * d_in), (3, 3, d_in, self.features))
+        kernel_3x3xDxF = self.param("kernel", UnitNormal(9 * d_in), (3, 3, d_in, self.features))
         bias_F = self.param("bias", nn.initializers.zeros, (self.features,))
         around = jnp.pad(h_BxSxSxD, ((0, 0), (1, 1), (1, 1), (0, 0)))
         seen = [around[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]

@@ -30,6 +30,13 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     (f"train {SMALL} W --config.steps=abc", "steps=abc: invalid literal for int"),
     (f"train {SMALL} W --config.step=3", "steps"),
     (f"train {SMALL} W --config.model.norm=batch", "model.norm='batch': one of pre, post, none"),
+    *(
+        (f"train {SMALL} W --config.model.{size}={value}", rf"model\.{size}={value}: expected an integer of at least 1")
+        for size, value in (("n_heads", 0), ("d_head", -4), ("d_ff", 0), ("d_model", 0), ("n_layers", -1))
+    ),
+    (f"train {SMALL} W --config.model.max_length=0", r"model\.max_length=0: expected an integer of at least 1"),
+    (f"train {SMALL} W --config.model.max_length=8", "model.max_length=8: the task needs at least 9"),
+    (f"train {SMALL} W --config.model.vocab_size=200", "model.vocab_size=200: the task needs at least 201"),
     (f"train {SMALL} W --config.grid.seed=(0,0)", r"grid.seed=\(0, 0\): a value is repeated"),
     (f"train {SMALL} W --config.grid.gamma=('a',)", "'a' is not a number"),
     (f"train {SMALL} W --config.grid.gamma=0.3", "grid.gamma=0.3: expected a tuple of numbers"),

@@ -108,3 +108,17 @@ def test_endless_stream_does_not_repeat_itself(echo):
     for one, other in itertools.combinations(streams, 2):
         # 48 tokens agree by chance in a fourth (the first, even) or an eighth: 8 +- 2.7; 5 sigma for 15 pairs
         assert (one == other).sum() < 8 + 5 * 2.7
+
+
+@pytest.mark.parametrize("train_size", [0, 40])
+@pytest.mark.parametrize("where", ["tokens", "targets"])
+@pytest.mark.parametrize("token", [-1, 8, 300])
+def test_token_ids_beyond_the_tasks_vocabulary_are_refused_on_the_host(echo, train_size, where, token):
+    class Strange(echo.Echo):
+        def sample(self, key, n, split, hparams):
+            batch = super().sample(key, n, split, hparams)
+            return batch._replace(**{f"{where}_BxL": getattr(batch, f"{where}_BxL").at[n - 1, 1].set(token)})
+
+    with pytest.raises(ValueError, match=rf"Strange, {where} of split '\w+': token id {token}; accepted: 0 to 7"):
+        batches.check_ids(echo.experiment(task=Strange(), train_size=train_size))
+    batches.check_ids(echo.experiment(train_size=train_size))

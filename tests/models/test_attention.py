@@ -114,7 +114,7 @@ def test_scores_edited_to_zero_answer_with_the_mean_embedding():
 
 def test_one_gamma_is_the_papers_epsilon_for_every_matrix_of_the_attention_model():
     shapes = jax.eval_shape(functools.partial(models.init, MODELS["attention"]), jax.random.key(0), TOKENS)
-    leaves = init.table(shapes)
+    leaves = init.by_name(shapes)
     assert {leaf.d_in for leaf in leaves.values()} == {D}  # std = D^-gamma in all of them
     groups = {name: leaf.group for name, leaf in leaves.items()}
     attn = {"block_0/attn/query/kernel": "qk", "block_0/attn/key/kernel": "qk"}
@@ -123,7 +123,7 @@ def test_one_gamma_is_the_papers_epsilon_for_every_matrix_of_the_attention_model
 
 def test_groups_and_fans_of_the_attention_mlp():
     shapes = jax.eval_shape(functools.partial(models.init, MODELS["attention_mlp"]), jax.random.key(0), TOKENS)
-    found = {name: (leaf.group, leaf.d_in) for name, leaf in init.table(shapes).items()}
+    found = {name: (leaf.group, leaf.d_in) for name, leaf in init.by_name(shapes).items()}
     assert found == {
         "embed/token/embedding": ("embed", D),
         "block_0/attn/query/kernel": ("qk", D),

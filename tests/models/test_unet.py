@@ -82,7 +82,7 @@ def test_each_picture_is_answered_for_itself(params):
 
 
 def test_every_kernel_is_drawn_at_unit_rate_of_all_its_inputs_and_brought_to_gamma(params):
-    table = init.table(params)
+    table = init.by_name(params)
     leaves = named_leaves(params)
     assert {name for name in leaves if name.endswith(("kernel", "embedding"))} == set(table)
     for name, leaf in table.items():
