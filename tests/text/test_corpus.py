@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from lab.text import corpus, documents, tokenizer
+from lab.text import corpus, decoding, documents, sources, tokenizer
 from lab.text.corpus import Recipe, prepare
 
 LINES = [f"word{i % 7} of line {i}" for i in range(40)]
@@ -29,7 +29,9 @@ def text(tmp_path):
 
 
 def recipe(path="", **changes):
-    plain = dict(hf_id="", separator="line", tokenizer="word", vocab_size=100, valid_share=0.1, valid_path="")
+    plain = dict(
+        hf_id="", separator="line", tokenizer="word", vocab_size=100, valid_share=0.1, valid_path="", column="text"
+    )
     return Recipe(**{"path": str(path)} | plain | changes)
 
 
@@ -78,11 +80,11 @@ def test_documents_do_not_depend_on_the_size_of_a_block(tmp_path, monkeypatch, s
     draw = np.random.default_rng(0)
     pieces = ["é", "日本", "🙂", "a", "bc", " ", "\n", "\r\n", "\n\n", "\n<|endoftext|>\n", "x" * 70, "y" * 150 + " z"]
     path = written(tmp_path, "a.txt", "".join(draw.choice(pieces, 600)).encode())
-    monkeypatch.setattr(documents, "BLOCK", 10**6)
+    monkeypatch.setattr(decoding, "BLOCK", 10**6)
     whole = list(documents.documents([path], separator))
     assert len(whole) > 50
     for size in (1, 2, 3, 17, 61):
-        monkeypatch.setattr(documents, "BLOCK", size)
+        monkeypatch.setattr(decoding, "BLOCK", size)
         assert list(documents.documents([path], separator)) == whole
 
 
@@ -99,21 +101,21 @@ def test_long_documents_are_cut_between_words_and_nothing_is_lost(tmp_path):
 def test_compressed_text_is_the_text(tmp_path, text, suffix):
     compress = {".xz": lzma.compress, ".gz": gzip.compress}[suffix]
     path = written(tmp_path, f"b{suffix}", compress(text.read_bytes()))
-    assert "".join(documents.blocks(path)) == text.read_text()
+    assert "".join(decoding.blocks(path)) == text.read_text()
 
 
 def test_line_ends_of_every_system_are_one(tmp_path, monkeypatch):
     path = written(tmp_path, "a.txt", b"a\r\nb\rc\nd\r")
     for size in (1, 3, 100):
-        monkeypatch.setattr(documents, "BLOCK", size)
-        assert "".join(documents.blocks(path)) == "a\nb\nc\nd\n"
+        monkeypatch.setattr(decoding, "BLOCK", size)
+        assert "".join(decoding.blocks(path)) == "a\nb\nc\nd\n"
 
 
 def test_folder_is_its_text_files_in_order_of_their_names(tmp_path):
     for name, content in (("b.txt", b"2"), ("a.xz", lzma.compress(b"1\n")), (".c.txt", b"9"), ("d.npz", b"9")):
         written(tmp_path, f"folder/{name}", content)
     written(tmp_path, "folder/sub/e.txt", b"9")
-    assert list(documents.documents(documents.files(tmp_path / "folder"), "line")) == ["1", "2"]
+    assert list(documents.documents(sources.find(tmp_path / "folder").paths, "line")) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_folder_is_its_text_files_in_order_of_their_names(tmp_path):
         ("empty.txt", b"", "empty.txt: empty"),
         ("blank.txt", b" \n\n \t\n", "blank.txt: empty"),
         ("latin.txt", b"caf\xe9 noir", "latin.txt: not UTF-8 text at byte 3$"),
-        ("late.txt", b"a" * (documents.BLOCK - 1) + "é".encode()[:1] + b"b", f"at byte {documents.BLOCK - 1}$"),
+        ("late.txt", b"a" * (decoding.BLOCK - 1) + "é".encode()[:1] + b"b", f"at byte {decoding.BLOCK - 1}$"),
         ("cut.txt", "abcé".encode()[:-1], "cut.txt: not UTF-8 text at byte 3$"),
         ("binary.txt", b"ab\0c", "binary.txt: not text: byte 2 is zero$"),
         ("inside.xz", lzma.compress(b"abc\xff"), "inside.xz: not UTF-8 text at byte 3$"),
