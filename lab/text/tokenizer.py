@@ -23,6 +23,7 @@ UNKNOWN = "<unk>"
 END = "<eos>"
 ENDS = (END, "<|endoftext|>", "</s>")  # what ends a document in other people's tokenizers
 N_BYTES = 256
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which is no character
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token of BPE's that stands for a byte
 
 
@@ -113,7 +114,9 @@ class Tokenizer:
         return set()
 
     def _pieces(self, text: str) -> list[str]:
-        """What the model looks up: the normalized text, cut where it never joins."""
+        """What the model looks up: the normalized text, cut where it never joins. All of it where it is no Unicode."""
+        if SURROGATE.search(text):
+            return [text]
         if self._encoder.normalizer is not None:
             text = self._encoder.normalizer.normalize_str(text)
         if self._encoder.pre_tokenizer is None:
@@ -122,7 +125,7 @@ class Tokenizer:
 
     def _check_characters(self, texts: Sequence[str]) -> None:
         """Refuses what BPE would leave out without a word: characters it has no token for, where none is for them."""
-        if self._model["type"] != "BPE" or self.unknown is not None:
+        if self._model["type"] != "BPE" or self._model["unk_token"] is not None:
             return
         for character in sorted(set().union(*texts) - self._sound_characters):
             if self.id_of(character) is None and self._leaves_out(character):
@@ -130,6 +133,8 @@ class Tokenizer:
             self._sound_characters.add(character)
 
     def _leaves_out(self, character: str) -> bool:
+        if SURROGATE.match(character):
+            return True
         probe = 3 * character  # at the beginning, inside and at the end of a word
         tokens = self._encoder.encode(probe, add_special_tokens=False).tokens
         expected = "".join(self._pieces(probe))
@@ -139,12 +144,21 @@ class Tokenizer:
         return b"".join(found) != expected.encode()
 
     def _refusal(self, texts: Sequence[str], error: Exception) -> UnknownError:
-        for piece in (piece for text in texts for piece in self._pieces(text)):
+        """What to say of an error of the library's: the first piece of the texts that the model refuses, alone, too."""
+        for text in texts:
             try:
-                self._encoder.model.tokenize(piece)
+                self._encoder.encode(text, add_special_tokens=False)
             except Exception:
-                return self._unknown(piece)
-        return UnknownError(f"{str(texts[0])[:60]!r} has no ids ({str(error).splitlines()[0]})")
+                refused = (piece for piece in self._pieces(text) if self._refuses(piece))
+                return self._unknown(next(refused, text))
+        return UnknownError(str(error).splitlines()[0])
+
+    def _refuses(self, piece: str) -> bool:
+        try:
+            self._encoder.model.tokenize(piece)
+        except Exception:
+            return True
+        return False
 
     def _unknown(self, piece: str) -> UnknownError:
         words = "words" if self._model["type"] == "WordLevel" else "tokens"
@@ -210,32 +224,36 @@ def adopt(content: bytes) -> tuple[Tokenizer, tuple[str, ...]]:
     Raises:
       ValueError: not a tokenizer.json, or one without any token.
     """
-    library = _library()
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        file = json.loads(library.Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8)).to_str())
-        off = [*_switch_off(file)]
-        tokenizer = Tokenizer(library.Tokenizer.from_str(json.dumps(file)).to_str())
+        found = _library().Tokenizer.from_buffer(content)
+        file = json.loads(content)
+        off = tuple(_switch_off(file))
+        found = _library().Tokenizer.from_str(json.dumps(file))
     except ValueError as error:
         raise ValueError(f"not a tokenizer.json ({str(error).splitlines()[0]})") from error
-    if not tokenizer.vocab_size:
+    if not found.get_vocab_size():
         raise ValueError("a tokenizer.json with an empty vocabulary")
-    return tokenizer, tuple(off)
+    ids = sorted(found.get_vocab(with_added_tokens=False).values())
+    # what the library writes of ids with gaps lacks some, and takes time with the greatest of them
+    return Tokenizer(found.to_str() if ids == [*range(len(ids))] else json.dumps(file)), off
 
 
 def _switch_off(file: dict) -> Iterator[str]:
     """Changes the settings of a tokenizer.json in place; says which."""
-    if file["truncation"]:
-        yield f"truncation to {file['truncation']['max_length']} tokens"
-    if file["padding"]:
+    truncation, padding, processor = (file.pop(name, None) for name in ("truncation", "padding", "post_processor"))
+    if truncation:
+        yield f"truncation to {truncation['max_length']} tokens"
+    if padding:
         yield "padding"
-    file["truncation"] = file["padding"] = None
-    if file["post_processor"] and file["post_processor"]["type"] != "ByteLevel":  # which moves offsets only
-        yield f"post-processing ({file['post_processor']['type']})"
-        file["post_processor"] = None
+    if processor and processor["type"] != "ByteLevel":  # which moves offsets only
+        yield f"post-processing ({processor['type']})"
+        processor = None
+    file |= {"truncation": None, "padding": None, "post_processor": processor}
     if file["model"].get("dropout"):
         yield f"dropout {file['model']['dropout']}"
         file["model"]["dropout"] = None
-    swallowing = [token for token in file["added_tokens"] if token["lstrip"] or token["rstrip"]]
+    swallowing = [token for token in file.get("added_tokens") or () if token["lstrip"] or token["rstrip"]]
     if swallowing:
         yield f"white space swallowed by {', '.join(repr(token['content']) for token in swallowing)}"
     for token in swallowing:
