@@ -17,8 +17,8 @@ def texts(path: Path, column: str, marks: collections.Counter | None = None) -> 
       ValueError: as `lab.text.decoding.blocks` and `text_of`; a line that is no JSON object, no Parquet file, or the
         package that reads it is missing.
     """
-    read = {".jsonl": _json_lines, ".parquet": _parquet}[suffix(path)]
-    for where, row in read(path, column):
+    found = _json_lines(path, marks) if suffix(path) == ".jsonl" else _parquet(path, column)
+    for where, row in found:
         yield without_marks(text_of(row, column, where), marks)
 
 
@@ -42,8 +42,8 @@ def text_of(row: Mapping, column: str, where: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json_lines(path: Path, column: str) -> Iterator[tuple[str, Mapping]]:
-    for i, line in enumerate(_lines(blocks(path)), 1):
+def _json_lines(path: Path, marks: collections.Counter | None) -> Iterator[tuple[str, Mapping]]:
+    for i, line in enumerate(_lines(blocks(path, marks)), 1):
         if not line.strip():
             continue
         where = f"{path}: line {i}"

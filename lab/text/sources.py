@@ -149,7 +149,7 @@ def _passed_over(entry: Path) -> str:
     if entry.is_dir():
         return "a folder"
     if entry.suffix.lower() not in SUFFIXES:
-        return f"does not end in {', '.join(SUFFIXES)}" if not entry.suffix else f"ends in {entry.suffix}"
+        return f"ends in {entry.suffix}" if entry.suffix else "no ending"
     return ""
 
 
