@@ -2,8 +2,9 @@
 
     python -m lab train --config=focus_dilution_text --config.task.path=FILE --workdir=runs/text
 
-FILE is any text, plain, .xz or .gz, or a folder of such; `--config.task.hf_id=Salesforce/wikitext:wikitext-2-v1` in its
-place downloads it (extra `text`). Minutes for `one_layer` on two CPU cores, some five times as many for `two_layer`.
+FILE is any text, plain, .xz or .gz, .jsonl or .parquet, or a folder of such (with files train and valid:
+`--config.task.valid_share=0`); `--config.task.hf_id=Salesforce/wikitext:wikitext-2-v1` in its place downloads it (extra
+`text`). Minutes for `one_layer` on two CPU cores, some five times as many for `two_layer`.
 
 Expect of `one_layer` on 400,000 words of WikiText: attention to the most frequent token goes from its base rate, 0.15,
 to 0.99 near step 120, to 0.3 at step 1000 and 0.1 at step 1900; its entropy over tokens goes 5.0, 0.1, 4.5, 3.3 nats.
@@ -46,6 +47,7 @@ def cpu() -> ConfigDict:
             loss="last",
             valid_share=0.1,
             valid_path="",
+            column="text",  # of a data set, .jsonl or .parquet
         ),
         model=dict(family="attention", vocab_size=vocab_size, d_model=d_model),
         optim=dict(schedule="constant", warmup_steps=50, start_factor=0.1, end_factor=0.1),

@@ -137,7 +137,10 @@ METHODS = {
     "tofile",
     "savefig",
 }
-TALKING = {"lab.engine.train": {"tqdm.write"}}  # lines of progress, beside those that `tqdm` draws
+TALKING = {
+    "lab.engine.train": {"tqdm.write"},  # lines of progress, beside those that `tqdm` draws
+    "lab.text.notes": {"print"},  # what a user should know of the text that was read
+}
 WRITERS = {
     "lab.disk.files",  # the only writer of single files
     "lab.disk.store",  # folders of saves, renamed into place

@@ -5,6 +5,7 @@ Kim & Linzen, "COGS: A Compositional Generalization Challenge Based on Semantic 
 """
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -15,11 +16,12 @@ from lab import limits
 from lab.tasks import answers, seq2seq
 from lab.tasks.answers import exact_match
 from lab.tasks.task import Batch, Task
-from lab.text import seq2seq_files
+from lab.text import seq2seq_files, words
 from lab.text.seq2seq_files import Pair, download, find_file, provenance, read_lines, sha256
 
 FORMS = ("original", "variable_free")
 EVALUATED = ("dev", "test", "gen")
+TRAINING_TYPES = re.compile(r"in_distribution|primitive|exposure_example_\w+")
 STRUCTURAL = ("cp_recursion", "obj_pp_to_subj_pp", "pp_recursion")
 GEN_TYPES = (
     "active_to_passive",
@@ -103,7 +105,9 @@ class Cogs(Task):
         """The pairs of a split, in the order of the file, and what to tell of it."""
         if self.hf_id:
             rows = download(self.hf_id, None, split, ("input", "output", "domain"))
-            pairs = [Pair(tuple(sentence.split()), tuple(form.split()), kind) for sentence, form, kind in rows]
+            pairs = [
+                Pair(tuple(words.split(sentence)), tuple(words.split(form)), kind) for sentence, form, kind in rows
+            ]
             source = {"data set": self.hf_id, "sha256": sha256(pairs)}
             where, converted = f"task.hf_id={self.hf_id!r}: {split} item", self.target_form == "variable_free"
         else:
@@ -111,7 +115,7 @@ class Cogs(Task):
             if self.target_form == "variable_free":
                 names = [f"{split}_varfree.tsv", *names]
             path = find_file(self.path, names)
-            pairs = [_pair(f"{path}: line {i}", line) for i, line in enumerate(read_lines(path), 1)]
+            pairs = [_pair(f"{path}: line {i}", line) for i, line in enumerate(read_lines(path, _is_whole), 1)]
             source = provenance(path)
             where, converted = f"{path}: line", self.target_form == "variable_free" and "_varfree" not in path.name
         if converted:
@@ -162,7 +166,7 @@ def variable_free(form: Sequence[str]) -> tuple[str, ...]:
         within = " , ".join(f"{role} = {written(value, (*above, variable))}" for role, value in arguments[variable])
         return f"{name.get(variable, variable)} ( {within} )" if within else name.get(variable, variable)
 
-    return tuple(written(roots[0], ()).split())
+    return tuple(words.split(written(roots[0], ())))
 
 
 def _term(term: str) -> tuple[str, list[str]]:
@@ -174,9 +178,17 @@ def _term(term: str) -> tuple[str, list[str]]:
 
 def _pair(where: str, line: str) -> Pair:
     columns = line.split("\t")
-    if len(columns) != 3 or not all(column.split() for column in columns):
+    if len(columns) != 3 or not all(map(words.strip, columns)):
         raise ValueError(f"{where} has {len(columns)} columns, where sentence, logical form and type are needed")
-    return Pair(tuple(columns[0].split()), tuple(columns[1].split()), columns[2].strip())
+    return Pair(tuple(words.split(columns[0])), tuple(words.split(columns[1])), words.strip(columns[2]))
+
+
+def _is_whole(line: str, before: Sequence[str]) -> bool:
+    """Its type, the last of its columns, is one of the paper or of the lines before."""
+    columns = line.split("\t")
+    kind = words.strip(columns[-1])
+    known = {*GEN_TYPES} | {words.strip(other.split("\t")[-1]) for other in before}
+    return len(columns) == 3 and (kind in known or TRAINING_TYPES.fullmatch(kind) is not None)
 
 
 def _converted(where: str, pair: Pair) -> Pair:

@@ -28,7 +28,7 @@ class Text(Task):
     """The task as a value.
 
     Attributes:
-      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path: see `lab.text.corpus.Recipe`.
+      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path, column: see `lab.text.corpus.Recipe`.
       length: tokens of a window.
       loss: `last`: the token after the window is predicted, `all`: every next token.
     """
@@ -42,6 +42,7 @@ class Text(Task):
     loss: str
     valid_share: float
     valid_path: str
+    column: str = "text"
     splits = SPLITS
 
     def __post_init__(self):

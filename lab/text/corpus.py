@@ -12,6 +12,7 @@ hub/<key>.txt                    the text of a data set, as it was downloaded
 made anew: nothing in the cache has to be kept.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -20,21 +21,26 @@ import itertools
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lab import cache, limits
+from lab.text import decoding, hub, notes, sources
 from lab.text import documents as reading
-from lab.text import hub
 from lab.text import tokenizer as tokenizers
 from lab.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "valid")
 BATCH = 2**22  # characters tokenized at once
 FORMAT = 1  # of the prepared files
+RULES = 2  # by which text is read: a cache of older ones is made anew, and its tokens are what they were, or mended
+NO_VALID = (
+    "what to evaluate on? A share of the documents, a task.valid_path, or a folder with files of both splits, such as "
+    "train.txt and valid.txt"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +48,16 @@ class Recipe:
     """What text becomes which tokens.
 
     Attributes:
-      path: a file, plain, .xz or .gz, or a folder of such, read in the order of their names; or empty.
-      hf_id: a Hugging Face data set with a column `text`, `name` or `name:config`, its split `train`; or empty.
+      path: a file, plain, .xz or .gz, of text or of rows (.jsonl, .parquet), or a folder of such, read in the order of
+        their names; or empty.
+      hf_id: a Hugging Face data set, `name` or `name:config`, its split `train`; or empty.
+      column: where the text is in a data set and in files of rows.
       separator: what a document is, see `lab.text.documents.documents`.
       tokenizer: `word`, `char` or `bpe`, trained on split `train`, or the path of a tokenizer.json.
       vocab_size: most token ids there may be.
       valid_share: this share of the documents, the last ones, is held out as split `valid`; 0: see `valid_path`.
-      valid_path: text of that split, as `path`; empty for a data set's own split `validation`.
+      valid_path: text of that split, as `path`; empty for a data set's own split `validation`, or for the files of a
+        folder whose names begin or end with train and valid.
 
     Raises:
       ValueError: an impossible choice. Nothing is read yet.
@@ -61,6 +70,7 @@ class Recipe:
     vocab_size: int
     valid_share: float
     valid_path: str
+    column: str
 
     def __post_init__(self):
         if bool(self.path) == bool(self.hf_id):
@@ -73,8 +83,10 @@ class Recipe:
             raise ValueError(f"task.valid_share={self.valid_share}: a share of the documents, must lie in [0, 1)")
         if self.valid_share and self.valid_path:
             raise ValueError(f"task.valid_path={self.valid_path!r}: with it, task.valid_share must be 0")
-        if not (self.valid_share or self.valid_path or self.hf_id):
-            raise ValueError("task.valid_share=0: what to evaluate on? A share of the documents, or a task.valid_path")
+        if not self.column:
+            raise ValueError("task.column='': the name of the column that holds the text")
+        if not (self.valid_share or self.valid_path or self.hf_id or sources.expand(self.path).is_dir()):
+            raise ValueError(f"task.valid_share=0: {NO_VALID}")
 
 
 class Corpus(NamedTuple):
@@ -97,8 +109,10 @@ def prepare(recipe: Recipe) -> Corpus:
       ValueError: text that is missing, empty, not UTF-8, truncated or a single document, a tokenizer that does not
         fit, a data set that cannot be had, or a cache that cannot be written to; as `lab.cache.folder`.
     """
-    paths = _paths(recipe)
-    given = None if recipe.tokenizer in tokenizers.KINDS else _given(recipe)
+    paths, said = _paths(recipe)
+    given, off = (None, ()) if recipe.tokenizer in tokenizers.KINDS else _given(recipe)
+    if off:
+        said.append(f"{recipe.tokenizer}: switched off, as it would change the tokens of the text: {', '.join(off)}")
     identity = {
         "format": FORMAT,
         "sources": {split: [_source(path) for path in of_split] for split, of_split in paths.items()},
@@ -107,52 +121,76 @@ def prepare(recipe: Recipe) -> Corpus:
         "vocab_size": recipe.vocab_size,
         "valid_share": recipe.valid_share,
     }
-    folder = cache.folder("text") / _sha256(_canonical(identity))
+    if any(sources.suffix(path) in sources.ROWS for of_split in paths.values() for path in of_split):
+        identity["column"] = recipe.column
+    folder = cache.folder("text") / _sha256(_canonical(identity | {"rules": RULES}))
     found = _load(folder)
     if found is None:
         with _new_folder(folder) as temporary:
-            _make(recipe, identity, paths, given, temporary)
+            _make(recipe, identity | ({"switched_off": off} if off else {}), paths, given, temporary)
         found = _load(folder)
     if found is None:
         raise ValueError(f"{folder}: does not hold what was just written there; set GAMMALAB_CACHE to a sound disk")
+    for split in paths:
+        marks = collections.Counter(found.provenance.get("byte_order_marks", {}).get(split))
+        said += decoding.note(recipe.hf_id or _place(paths[split]), marks)
+    for line in said:
+        notes.say(line)
     return found
 
 
-def _paths(recipe: Recipe) -> dict[str, list[Path]]:
-    """The files of each split; without `valid` where that is a share of `train`."""
-    paths = {
-        "train": reading.files(recipe.path)
-        if recipe.path
-        else [hub.download(cache.folder("hub"), recipe.hf_id, recipe.separator, "train")]
-    }
+def _paths(recipe: Recipe) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files of each split, without `valid` where that is a share of `train`, and what to say of files not read."""
+    if recipe.hf_id:
+        wanted = {"train": "train"} | ({} if recipe.valid_share or recipe.valid_path else {"valid": "validation"})
+        folder = cache.folder("hub")
+        paths = {
+            split: [hub.download(folder, recipe.hf_id, recipe.separator, name, recipe.column)]
+            for split, name in wanted.items()
+        }
+        said = []
+    elif recipe.valid_share or recipe.valid_path:
+        paths, said = sources.as_one("task.path", recipe.path)
+        paths = {"train": paths}
+    else:
+        return sources.as_splits("task.path", recipe.path, NO_VALID)
     if recipe.valid_path:
-        paths["valid"] = reading.files(recipe.valid_path)
-    elif not recipe.valid_share:
-        paths["valid"] = [hub.download(cache.folder("hub"), recipe.hf_id, recipe.separator, "validation")]
-    return paths
+        paths["valid"], more = sources.as_one("task.valid_path", recipe.valid_path)
+        said += more
+    return paths, said
 
 
-def _given(recipe: Recipe) -> Tokenizer:
-    path = Path(recipe.tokenizer).expanduser()
+def _given(recipe: Recipe) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The tokenizer of a file, and what of it is switched off."""
+    path = sources.expand(recipe.tokenizer)
     if not path.is_file():
         kinds = ", ".join(tokenizers.KINDS)
         raise ValueError(f"task.tokenizer={recipe.tokenizer!r}: one of {kinds}, or the path of a tokenizer.json")
     try:
-        tokenizer = tokenizers.from_bytes(path.read_bytes())
+        tokenizer, off = tokenizers.adopt(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if tokenizer.vocab_size > recipe.vocab_size:
-        raise ValueError(f"task.vocab_size={recipe.vocab_size}: {path} has {tokenizer.vocab_size} tokens")
-    return tokenizer
+        n = tokenizer.n_tokens
+        gaps = "" if n == tokenizer.vocab_size else f", counting {tokenizer.vocab_size - n} ids that nothing has"
+        raise ValueError(f"task.vocab_size={recipe.vocab_size}: {path} has {tokenizer.vocab_size} tokens{gaps}")
+    return tokenizer, off
 
 
 def _make(recipe: Recipe, identity: dict, paths: dict, given: Tokenizer | None, folder: Path) -> None:
     """Everything a folder of the cache holds, written into an empty one."""
-    counted = {split: sum(1 for _ in reading.documents(files, recipe.separator)) for split, files in paths.items()}
+
+    def read(split: str, marks: collections.Counter | None = None) -> Iterator[str]:
+        return reading.documents(paths[split], recipe.separator, recipe.column, marks)
+
+    marks = {split: collections.Counter() for split in paths}
+    counted = {split: sum(1 for _ in read(split, marks[split])) for split in paths}
     for split, files in paths.items():
         if not counted[split]:
-            raise ValueError(f"{files[0] if len(files) == 1 else files[0].parent}: empty, no text in it")
-    spans = {split: (paths[split], 0, n) for split, n in counted.items()}
+            raise ValueError(f"{_place(files)}: empty, no text in it")
+    spans = {split: (split, 0, n) for split, n in counted.items()}
     if recipe.valid_share:
         n = counted["train"]
         first_held = n - max(1, round(recipe.valid_share * n))
@@ -161,11 +199,11 @@ def _make(recipe: Recipe, identity: dict, paths: dict, given: Tokenizer | None, 
                 f"{paths['train'][0]}: nothing is left to train on, as a {recipe.separator} of it is a document and it "
                 f"has {n}; use another task.separator or task.valid_share, or give a task.valid_path"
             )
-        spans = {"train": (paths["train"], 0, first_held), "valid": (paths["train"], first_held, n)}
+        spans = {"train": ("train", 0, first_held), "valid": ("train", first_held, n)}
 
     def documents(split: str) -> Iterator[str]:
-        files, first, last = spans[split]
-        return itertools.islice(reading.documents(files, recipe.separator), first, last)
+        source, first, last = spans[split]
+        return itertools.islice(read(source), first, last)
 
     tokenizer = given
     if given is None:
@@ -176,10 +214,19 @@ def _make(recipe: Recipe, identity: dict, paths: dict, given: Tokenizer | None, 
         "read_from": {split: recipe.hf_id or [str(path) for path in files] for split, files in paths.items()},
         "vocabulary": tokenizer.vocab_size,
         "tokenizer_sha256": _sha256(tokenizer.to_bytes()),
-        "splits": {split: _write_tokens(folder / f"{split}.bin", tokenizer, documents(split)) for split in SPLITS},
+        "splits": _write_splits(recipe, folder, tokenizer, documents),
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "tokenizers")},
     }
+    marked = {split: dict(+count) for split, count in marks.items() if +count}
+    said |= {"byte_order_marks": marked} if marked else {}
     (folder / "provenance.json").write_text(json.dumps(said | {"sha256": _sha256(_canonical(said))}, indent=1))
+
+
+def _write_splits(recipe: Recipe, folder: Path, tokenizer: Tokenizer, documents: Callable) -> dict:
+    try:
+        return {split: _write_tokens(folder / f"{split}.bin", tokenizer, documents(split)) for split in SPLITS}
+    except tokenizers.UnknownError as error:
+        raise ValueError(f"task.tokenizer={recipe.tokenizer!r}: {error}") from error
 
 
 def _write_tokens(path: Path, tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
@@ -269,8 +316,15 @@ def _install(temporary: Path, folder: Path) -> None:
         shutil.rmtree(damaged, ignore_errors=True)
 
 
+def _place(files: Sequence[Path]) -> Path:
+    return files[0] if len(files) == 1 else files[0].parent
+
+
 def _source(path: Path) -> dict:
-    return {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
+    try:
+        return {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _file_sha256(path: Path) -> str:

@@ -3,15 +3,16 @@
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lab.text.documents import END_OF_TEXT
+from lab.text.rows import text_of
 
 ENDING = {"line": "\n", "endoftext": f"\n{END_OF_TEXT}\n", "blank_line": "\n\n"}  # of a row of a data set
 
 
-def download(folder: Path, hf_id: str, separator: str, split: str) -> Path:
+def download(folder: Path, hf_id: str, separator: str, split: str, column: str) -> Path:
     """The file that holds one split of a data set, a document a row; downloaded if it is not in `folder` yet.
 
     A new revision of the data set is not noticed: delete the file to have it downloaded again.
@@ -19,11 +20,13 @@ def download(folder: Path, hf_id: str, separator: str, split: str) -> Path:
     Args:
       hf_id: `name` or `name:config`.
       separator: see `lab.text.documents.documents`.
+      column: where the text is.
 
     Raises:
-      ValueError: no such data set or split, no column `text`, no network, or `folder` cannot be written to.
+      ValueError: no such data set or split, no text in that column, no network, or `folder` cannot be written to.
     """
-    key = hashlib.sha256("\n".join((hf_id, split, separator)).encode()).hexdigest()
+    named = [] if column == "text" else [column]
+    key = hashlib.sha256("\n".join((hf_id, split, separator, *named)).encode()).hexdigest()
     path = folder / f"{key}.txt"
     if path.is_file():
         return path
@@ -31,7 +34,8 @@ def download(folder: Path, hf_id: str, separator: str, split: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
-            for text in _rows(hf_id, split):
+            for i, row in enumerate(_rows(hf_id, split)):
+                text = text_of(row, column, f"task.hf_id={hf_id!r}: row {i} of split {split!r}")
                 file.write(text.rstrip("\n") + ENDING[separator])
         temporary.replace(path)
     except OSError as error:
@@ -61,12 +65,11 @@ def load(hf_id: str, config: str | None, split: str, instead: str, **options):
         return datasets.load_dataset(hf_id, config, split=split, **options)
 
 
-def _rows(hf_id: str, split: str) -> Iterable[str]:
+def _rows(hf_id: str, split: str) -> Iterable[Mapping]:
     name, _, config = hf_id.partition(":")
     rows = load(name, config or None, split, "the text", streaming=True)
     with _one_line(hf_id, split, "the text"):
-        for row in rows:
-            yield row["text"]
+        yield from rows
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.text import documents, tokenizer
+from lab.text import decoding, notes, tokenizer
 from lab.text.sequences import pad
+from lab.text.sources import expand
 from lab.text.tokenizer import Tokenizer
 
 PADDING = "<pad>"  # token 0; the words follow in alphabetical order
@@ -79,14 +81,16 @@ def read(path: str | Path) -> list[Question]:
     """The items of a file, in its order.
 
     Raises:
-      ValueError: as `lab.text.documents.blocks`, no JSON list of items, or an item (counted from 0) without the fields
+      ValueError: as `lab.text.decoding.blocks`, no JSON list of items, or an item (counted from 0) without the fields
         of either kind or with an answer that its question does not offer.
     """
-    file = Path(path).expanduser()
+    file, marks = expand(path), Counter()
     try:
-        items = json.loads("".join(documents.blocks(file)))
+        items = json.loads("".join(decoding.blocks(file, marks)))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not JSON ({error.msg} in line {error.lineno}, column {error.colno})") from error
+    for line in decoding.note(file, marks):
+        notes.say(line)
     if not isinstance(items, list) or not items:
         raise ValueError(f"{file}: not a list of questions, but {type(items).__name__} {str(items)[:20]!r}")
     questions = []

@@ -7,7 +7,8 @@ Nothing is written where files lie.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab.text import documents, hub
+from lab.text import decoding, hub, notes
 from lab.text.sequences import pad
+from lab.text.sources import expand
+from lab.text.words import strip
 
 NAMES = ("<pad>", "<unk>", "<sep>", "<eos>")  # tokens 0, 1, 2, 3; the words follow in alphabetical order
 UNKNOWN, SEPARATOR, END = 1, 2, 3
@@ -67,7 +70,7 @@ def find_file(folder: str, names: Sequence[str]) -> Path:
     Raises:
       ValueError: no such folder, none of them, or the same file twice.
     """
-    root = Path(folder).expanduser()
+    root = expand(folder)
     if not root.is_dir():
         raise ValueError(
             f"task.path={folder!r}: {'a file, where a folder is needed' if root.exists() else 'no such folder'}"
@@ -85,18 +88,28 @@ def find_file(folder: str, names: Sequence[str]) -> Path:
     raise ValueError(f"{root}: no {' or '.join(names)} (plain, .xz or .gz); it holds {holds or 'nothing'}")
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file, without their ends.
+def read_lines(path: Path, is_whole: Callable[[str, Sequence[str]], bool] = lambda line, before: False) -> list[str]:
+    """The lines of a file, without their ends, and without blank lines after the last.
+
+    Args:
+      is_whole: whether a last line without an end, as editors leave it, is whole nevertheless, given the lines before.
 
     Raises:
-      ValueError: as `documents.blocks`, an empty file, or a last line without an end, as of a file cut off.
+      ValueError: as `decoding.blocks`, an empty file, or a last line that is not whole, as of a file cut off.
     """
-    *whole, rest = "".join(documents.blocks(path)).split("\n")
-    if rest:
-        raise ValueError(f"{path}: line {len(whole) + 1} has no end: the file is truncated")
-    if not whole:
+    marks = Counter()
+    *lines, rest = "".join(decoding.blocks(path, marks)).split("\n")
+    for line in decoding.note(path, marks):
+        notes.say(line)
+    if strip(rest):
+        if not is_whole(rest, lines):
+            raise ValueError(f"{path}: line {len(lines) + 1} has no end: the file is truncated")
+        lines.append(rest)
+    while lines and not strip(lines[-1]):
+        lines.pop()
+    if not lines:
         raise ValueError(f"{path}: empty")
-    return whole
+    return lines
 
 
 def provenance(path: Path) -> dict:

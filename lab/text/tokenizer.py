@@ -2,22 +2,33 @@
 
 A vocabulary that is trained here begins with `<unk>` (words and characters only) and `<eos>`; then the most frequent
 pieces come first (of bytes: all 256, then merges in the order they were found). Equal JSON files are equal tokenizers.
+
+Ids are those of a text, whole: what other people's files do beside (see `adopt`) is switched off.
 """
 
+import codecs
 import collections
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+from lab.text.words import split
 
 KINDS = ("word", "char", "bpe")
 UNKNOWN = "<unk>"
 END = "<eos>"
 ENDS = (END, "<|endoftext|>", "</s>")  # what ends a document in other people's tokenizers
 N_BYTES = 256
-UNKNOWN_WORD = "Missing [UNK] token"
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which is no character
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token of BPE's that stands for a byte
+
+
+class UnknownError(ValueError):
+    """Text that has no ids: something in it is not in the vocabulary, and nothing stands for what is unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +43,17 @@ class Tokenizer:
         return 1 + max(self._vocabulary.values(), default=-1)
 
     @property
+    def n_tokens(self) -> int:
+        """How many ids have a token; fewer than `vocab_size` where ids have gaps."""
+        return len(set(self._vocabulary.values()))
+
+    @property
     def unknown(self) -> int | None:
         """What stands for words or characters that are not in the vocabulary; None where nothing does."""
-        return self.id_of(UNKNOWN)
+        if self._model.get("unk_id") is not None:  # Unigram
+            return self._model["unk_id"]
+        name = self._model.get("unk_token")
+        return None if name is None else self.id_of(name)
 
     @property
     def end(self) -> int | None:
@@ -56,20 +75,17 @@ class Tokenizer:
         """Token ids, int64; without an end token.
 
         Raises:
-          ValueError: a word that is not in a fixed list of words.
+          UnknownError: a word or character that is not in the vocabulary, where nothing stands for unknown ones.
         """
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each, on all cores."""
+        self._check_characters(texts)
         try:
             encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
-            if UNKNOWN_WORD not in str(error):
-                raise
-            words = itertools.chain.from_iterable(text.split() for text in texts)
-            strange = next(word for word in words if self.id_of(word) is None)
-            raise ValueError(f"{strange!r} is none of the {self.vocab_size} words of this tokenizer") from error
+            raise self._refusal(texts, error) from error
         return [np.array(one.ids, np.int64) for one in encoded]
 
     def decode(self, token_N) -> str:
@@ -87,6 +103,68 @@ class Tokenizer:
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
         return self._encoder.get_vocab(with_added_tokens=True)
+
+    @functools.cached_property
+    def _model(self) -> dict:
+        return json.loads(self.json)["model"]
+
+    @functools.cached_property
+    def _sound_characters(self) -> set[str]:
+        """Those that are known to have ids; grows as texts are encoded."""
+        return set()
+
+    def _pieces(self, text: str) -> list[str]:
+        """What the model looks up: the normalized text, cut where it never joins. All of it where it is no Unicode."""
+        if SURROGATE.search(text):
+            return [text]
+        if self._encoder.normalizer is not None:
+            text = self._encoder.normalizer.normalize_str(text)
+        if self._encoder.pre_tokenizer is None:
+            return [text]
+        return [piece for piece, _ in self._encoder.pre_tokenizer.pre_tokenize_str(text)]
+
+    def _check_characters(self, texts: Sequence[str]) -> None:
+        """Refuses what BPE would leave out without a word: characters it has no token for, where none is for them."""
+        if self._model["type"] != "BPE" or self._model["unk_token"] is not None:
+            return
+        for character in sorted(set().union(*texts) - self._sound_characters):
+            if self.id_of(character) is None and self._leaves_out(character):
+                raise self._unknown(character)
+            self._sound_characters.add(character)
+
+    def _leaves_out(self, character: str) -> bool:
+        if SURROGATE.match(character):
+            return True
+        probe = 3 * character  # at the beginning, inside and at the end of a word
+        tokens = self._encoder.encode(probe, add_special_tokens=False).tokens
+        expected = "".join(self._pieces(probe))
+        if self._model["continuing_subword_prefix"] or self._model["end_of_word_suffix"]:
+            return bool(expected) and not tokens
+        found = [_byte(token) if self._model["byte_fallback"] else token.encode() for token in tokens]
+        return b"".join(found) != expected.encode()
+
+    def _refusal(self, texts: Sequence[str], error: Exception) -> UnknownError:
+        """What to say of an error of the library's: the first piece of the texts that the model refuses, alone, too."""
+        for text in texts:
+            try:
+                self._encoder.encode(text, add_special_tokens=False)
+            except Exception:
+                refused = (piece for piece in self._pieces(text) if self._refuses(piece))
+                return self._unknown(next(refused, text))
+        return UnknownError(str(error).splitlines()[0])
+
+    def _refuses(self, piece: str) -> bool:
+        try:
+            self._encoder.model.tokenize(piece)
+        except Exception:
+            return True
+        return False
+
+    def _unknown(self, piece: str) -> UnknownError:
+        words = "words" if self._model["type"] == "WordLevel" else "tokens"
+        return UnknownError(
+            f"{piece[:60]!r} is none of the {self.n_tokens} {words} of this tokenizer, which has none for unknown ones"
+        )
 
 
 def train(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -107,7 +185,7 @@ def train(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
         return _bpe(documents, vocab_size)
     pieces = collections.Counter()
     for document in documents:
-        pieces.update(document.split() if kind == "word" else document)
+        pieces.update(split(document) if kind == "word" else document)
     for name in (UNKNOWN, END):  # WikiText has its rare words replaced by <unk> already: that one is ours
         del pieces[name]
     by_count = sorted(pieces, key=lambda piece: (-pieces[piece], piece))
@@ -122,21 +200,69 @@ def words(vocabulary: Sequence[str]) -> Tokenizer:
       ValueError: a word twice, or one with a space in it.
     """
     for word, count in collections.Counter(vocabulary).items():
-        if count > 1 or word.split() != [word]:
+        if count > 1 or split(word) != [word]:
             raise ValueError(f"words: {word!r}; words must be distinct and hold no space")
     return _word_level(vocabulary)
 
 
 def from_bytes(content: bytes) -> Tokenizer:
-    """What `to_bytes` gave, or any tokenizer.json.
+    """What `to_bytes` gave, or any tokenizer.json as `adopt` reads it.
 
     Raises:
-      ValueError: not a tokenizer.json.
+      ValueError: as `adopt`.
     """
+    return adopt(content)[0]
+
+
+def adopt(content: bytes) -> tuple[Tokenizer, tuple[str, ...]]:
+    """Any tokenizer.json, for the ids of a text, whole; its normalizer, words and vocabulary stay as they are.
+
+    Returns:
+      The tokenizer, and what of the file is switched off, for people: truncation and padding, post-processing (which
+      adds or repeats tokens), dropout, and white space that added tokens swallow.
+
+    Raises:
+      ValueError: not a tokenizer.json, or one without any token.
+    """
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        return Tokenizer(_library().Tokenizer.from_buffer(content).to_str())
+        found = _library().Tokenizer.from_buffer(content)
+        file = json.loads(content)
+        off = tuple(_switch_off(file))
+        found = _library().Tokenizer.from_str(json.dumps(file))
     except ValueError as error:
         raise ValueError(f"not a tokenizer.json ({str(error).splitlines()[0]})") from error
+    if not found.get_vocab_size():
+        raise ValueError("a tokenizer.json with an empty vocabulary")
+    ids = sorted(found.get_vocab(with_added_tokens=False).values())
+    # what the library writes of ids with gaps lacks some, and takes time with the greatest of them
+    return Tokenizer(found.to_str() if ids == [*range(len(ids))] else json.dumps(file)), off
+
+
+def _switch_off(file: dict) -> Iterator[str]:
+    """Changes the settings of a tokenizer.json in place; says which."""
+    truncation, padding, processor = (file.pop(name, None) for name in ("truncation", "padding", "post_processor"))
+    if truncation:
+        yield f"truncation to {truncation['max_length']} tokens"
+    if padding:
+        yield "padding"
+    if processor and processor["type"] != "ByteLevel":  # which moves offsets only
+        yield f"post-processing ({processor['type']})"
+        processor = None
+    file |= {"truncation": None, "padding": None, "post_processor": processor}
+    if file["model"].get("dropout"):
+        yield f"dropout {file['model']['dropout']}"
+        file["model"]["dropout"] = None
+    swallowing = [token for token in file.get("added_tokens") or () if token["lstrip"] or token["rstrip"]]
+    if swallowing:
+        yield f"white space swallowed by {', '.join(repr(token['content']) for token in swallowing)}"
+    for token in swallowing:
+        token["lstrip"] = token["rstrip"] = False
+
+
+def _byte(token: str) -> bytes:
+    byte = BYTE.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.encode()
 
 
 def _word_level(vocabulary: Sequence[str]) -> Tokenizer:

@@ -253,6 +253,22 @@ def test_damaged_lines_are_refused_with_their_place(tmp_path, line, message):
         prepared(made(tmp_path, evaluated=()))
 
 
+@pytest.mark.parametrize("kind", ["in_distribution", "primitive", "exposure_example_active", "prim_to_inf_arg", "mine"])
+def test_a_last_line_that_is_whole_needs_no_end_and_any_cut_one_is_refused(tmp_path, kind):
+    before = "Emma\tEmma\tprimitive\nNoah\tNoah\tmine\n"
+    whole = f"{before}Emma slept .\tsleep . agent ( x _ 1 , Emma )\t{kind}"
+    for end in ("", "\n", "\n\n"):
+        (tmp_path / "train.tsv").write_text(whole + end)
+        pairs = made(tmp_path, evaluated=(), target_form="original").read("train")[0]
+        assert len(pairs) == 3 and pairs[-1].kind == kind
+    for n in range(len(before) + 1, len(whole)):
+        if kind.startswith("exposure_example_") and whole[:n].split("\t")[-1].startswith("exposure_example_"):
+            continue  # there are many: the sentence and its form are whole then
+        (tmp_path / "train.tsv").write_text(whole[:n])
+        with pytest.raises(ValueError, match="line 3 has no end: the file is truncated"):
+            made(tmp_path, evaluated=()).read("train")
+
+
 def test_unknown_types_of_generalization_are_refused(tmp_path):
     write(tmp_path, "train", "free", training())
     write(tmp_path, "gen", "free", [(*generation()[0][:3], "prim_to_verb")])

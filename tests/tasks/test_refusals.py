@@ -167,6 +167,7 @@ REFUSED = {
         (dict(length=0), "task.length=0: must be at least 1"),
         (dict(separator="tab"), "task.separator='tab': one of line"),
         (dict(vocab_size=0), "task.vocab_size=0: must be at least 1"),
+        (dict(column=""), "task.column='': the name of the column that holds the text"),
     ],
 }
 

@@ -14,6 +14,7 @@ import pytest
 
 from lab.objective import DEFAULT, Objective
 from lab.tasks import FAMILIES, Scan
+from lab.tasks.scan import actions_of
 from lab.tasks.seq2seq import prepared, text
 from lab.text.seq2seq_files import NAMES
 
@@ -113,6 +114,30 @@ def test_every_sequence_is_a_command_and_its_actions(task, split):
         seen.add(tuple(question[:-1]))
     assert seen <= part and len(seen) > 0.8 * len(part)
     assert [leaf.dtype.name for leaf in batch[:3]] == ["int32", "int32", "float32"]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+def test_a_last_line_that_is_whole_needs_no_end_and_any_cut_one_is_refused(folder, tmp_path, end):
+    name = "tasks_train_addprim_jump.txt"
+    whole = (folder / name).read_text() + line(["turn", "opposite", "left", "twice", "and", "walk", "left"])
+    pairs = made(folder).read("train")[0]
+    (tmp_path / name).write_text(whole[:-1] + end)
+    found = made(tmp_path).read("train")[0]
+    assert found[:-1] == pairs and found[-1].target == ("I_TURN_LEFT",) * 5 + ("I_WALK",)
+    last = whole.rstrip("\n").rfind("\n") + 1
+    for n in range(last + 1, len(whole) - 1):
+        (tmp_path / name).write_text(whole[:n])
+        with pytest.raises(ValueError, match="has no end: the file is truncated"):
+            made(tmp_path).read("train")
+
+
+def test_actions_are_those_of_the_grammar():
+    for command in [*commands(), ["look", "opposite", "right", "thrice"]]:
+        assert actions_of(command) == interpret(command)
+    assert actions_of(["jump", "around", "left"]) == ["I_TURN_LEFT", "I_JUMP"] * 4
+    for command in ([], ["turn"], ["walk", "walk"], ["and"], ["walk", "around"], ["left"], ["twice"], ["a", "left"]):
+        with pytest.raises(ValueError, match="is no command of SCAN"):
+            actions_of(command)
 
 
 def test_splits_share_no_command(task):

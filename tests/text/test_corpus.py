@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from lab.text import corpus, documents, tokenizer
+from lab.text import corpus, decoding, documents, notes, sources, tokenizer
 from lab.text.corpus import Recipe, prepare
 
 LINES = [f"word{i % 7} of line {i}" for i in range(40)]
@@ -29,7 +29,9 @@ def text(tmp_path):
 
 
 def recipe(path="", **changes):
-    plain = dict(hf_id="", separator="line", tokenizer="word", vocab_size=100, valid_share=0.1, valid_path="")
+    plain = dict(
+        hf_id="", separator="line", tokenizer="word", vocab_size=100, valid_share=0.1, valid_path="", column="text"
+    )
     return Recipe(**{"path": str(path)} | plain | changes)
 
 
@@ -78,11 +80,11 @@ def test_documents_do_not_depend_on_the_size_of_a_block(tmp_path, monkeypatch, s
     draw = np.random.default_rng(0)
     pieces = ["é", "日本", "🙂", "a", "bc", " ", "\n", "\r\n", "\n\n", "\n<|endoftext|>\n", "x" * 70, "y" * 150 + " z"]
     path = written(tmp_path, "a.txt", "".join(draw.choice(pieces, 600)).encode())
-    monkeypatch.setattr(documents, "BLOCK", 10**6)
+    monkeypatch.setattr(decoding, "BLOCK", 10**6)
     whole = list(documents.documents([path], separator))
     assert len(whole) > 50
     for size in (1, 2, 3, 17, 61):
-        monkeypatch.setattr(documents, "BLOCK", size)
+        monkeypatch.setattr(decoding, "BLOCK", size)
         assert list(documents.documents([path], separator)) == whole
 
 
@@ -99,21 +101,21 @@ def test_long_documents_are_cut_between_words_and_nothing_is_lost(tmp_path):
 def test_compressed_text_is_the_text(tmp_path, text, suffix):
     compress = {".xz": lzma.compress, ".gz": gzip.compress}[suffix]
     path = written(tmp_path, f"b{suffix}", compress(text.read_bytes()))
-    assert "".join(documents.blocks(path)) == text.read_text()
+    assert "".join(decoding.blocks(path)) == text.read_text()
 
 
 def test_line_ends_of_every_system_are_one(tmp_path, monkeypatch):
     path = written(tmp_path, "a.txt", b"a\r\nb\rc\nd\r")
     for size in (1, 3, 100):
-        monkeypatch.setattr(documents, "BLOCK", size)
-        assert "".join(documents.blocks(path)) == "a\nb\nc\nd\n"
+        monkeypatch.setattr(decoding, "BLOCK", size)
+        assert "".join(decoding.blocks(path)) == "a\nb\nc\nd\n"
 
 
 def test_folder_is_its_text_files_in_order_of_their_names(tmp_path):
     for name, content in (("b.txt", b"2"), ("a.xz", lzma.compress(b"1\n")), (".c.txt", b"9"), ("d.npz", b"9")):
         written(tmp_path, f"folder/{name}", content)
     written(tmp_path, "folder/sub/e.txt", b"9")
-    assert list(documents.documents(documents.files(tmp_path / "folder"), "line")) == ["1", "2"]
+    assert list(documents.documents(sources.find(tmp_path / "folder").paths, "line")) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_folder_is_its_text_files_in_order_of_their_names(tmp_path):
         ("empty.txt", b"", "empty.txt: empty"),
         ("blank.txt", b" \n\n \t\n", "blank.txt: empty"),
         ("latin.txt", b"caf\xe9 noir", "latin.txt: not UTF-8 text at byte 3$"),
-        ("late.txt", b"a" * (documents.BLOCK - 1) + "é".encode()[:1] + b"b", f"at byte {documents.BLOCK - 1}$"),
+        ("late.txt", b"a" * (decoding.BLOCK - 1) + "é".encode()[:1] + b"b", f"at byte {decoding.BLOCK - 1}$"),
         ("cut.txt", "abcé".encode()[:-1], "cut.txt: not UTF-8 text at byte 3$"),
         ("binary.txt", b"ab\0c", "binary.txt: not text: byte 2 is zero$"),
         ("inside.xz", lzma.compress(b"abc\xff"), "inside.xz: not UTF-8 text at byte 3$"),
@@ -157,6 +159,7 @@ def test_paths_that_hold_nothing_are_refused(tmp_path):
         (dict(valid_share=1.0), r"task.valid_share=1.0: .* must lie in \[0, 1\)"),
         (dict(valid_path="b"), "task.valid_path='b': with it, task.valid_share must be 0"),
         (dict(valid_share=0.0), "task.valid_share=0: what to evaluate on"),
+        (dict(column=""), "task.column='': the name of the column"),
     ],
 )
 def test_impossible_recipes_are_refused_before_anything_is_read(changes, message):
@@ -169,6 +172,78 @@ def test_held_out_text_of_its_own_is_read_and_not_trained_on(tmp_path, text):
     found = prepare(recipe(text, valid_share=0.0, valid_path=str(other)))
     assert [found.tokenizer.names[token] for token in found.tokens["valid"]] == ["line", "of", "<unk>", "<eos>"]
     assert found.provenance["splits"]["train"]["documents"] == 40
+
+
+def named(found, split):
+    return [found.tokenizer.names[token] for token in found.tokens[split]]
+
+
+def test_folder_with_files_of_both_splits_is_read_as_them(tmp_path, capsys):
+    for split, content in (("train", "a b"), ("valid", "b c"), ("test", "d")):
+        written(tmp_path, f"wiki/wiki.{split}.tokens", f"{content}\n".encode())
+    found = prepare(recipe(tmp_path / "wiki", valid_share=0.0))
+    assert (named(found, "train"), named(found, "valid")) == (["a", "b", "<eos>"], ["b", "<unk>", "<eos>"])
+    assert capsys.readouterr().err == f"lab: {tmp_path / 'wiki'}: not read: wiki.test.tokens (split test)\n"
+    for changes in ({}, dict(valid_share=0.0, valid_path=str(tmp_path / "wiki/wiki.valid.tokens"))):
+        with pytest.raises(ValueError, match=r"task\.path=.* of several splits, .* --config\.task\.valid_share=0 "):
+            prepare(recipe(tmp_path / "wiki", **changes))
+    with pytest.raises(ValueError, match=r"task\.valid_path=.* of several splits"):
+        prepare(recipe(tmp_path / "wiki/wiki.train.tokens", valid_share=0.0, valid_path=str(tmp_path / "wiki")))
+    (tmp_path / "wiki/wiki.valid.tokens").unlink()
+    with pytest.raises(ValueError, match=r"no file of split 'valid'; what to evaluate on\?"):
+        prepare(recipe(tmp_path / "wiki", valid_share=0.0))
+
+
+def test_what_of_a_folder_is_not_read_is_said_once(tmp_path, capsys):
+    for name in ("a.txt", "b.TXT", "notes.md"):
+        written(tmp_path, f"folder/{name}", f"{name}\n".encode())
+    asked = recipe(tmp_path / "folder", valid_share=0.5)
+    for _ in range(2):
+        assert named(prepare(asked), "train") == ["a.txt", "<eos>"]
+    assert capsys.readouterr().err == f"lab: {tmp_path / 'folder'}: not read: notes.md (ends in .md)\n"
+
+
+def test_byte_order_marks_are_removed_and_it_is_said_by_whoever_reads_the_cache(tmp_path, capsys):
+    path = written(tmp_path, "joined.txt", "\ufeffa b\n\ufeffa c\nb\ufeffc\n".encode())
+    found = prepare(recipe(path, valid_share=0.3))
+    assert named(found, "train") == ["a", "b", "<eos>", "a", "c", "<eos>"]
+    assert found.provenance["byte_order_marks"] == {"train": {"removed": 2, "inside": 1}}
+    said = f"lab: {path}: 2 byte order marks (U+FEFF) removed where lines begin, 1 kept inside of lines\n"
+    assert capsys.readouterr().err == said
+    notes.say.cache_clear()  # another process
+    prepare(recipe(path, valid_share=0.3))
+    assert capsys.readouterr().err == said
+
+
+def test_rows_are_read_by_their_column_and_other_columns_are_other_text(tmp_path):
+    rows = [{"text": f"a {i % 2}", "story": f"b {i % 2}"} for i in range(10)]
+    path = written(tmp_path, "a.JSONL.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    for column, first in (("text", "a"), ("story", "b")):
+        assert named(prepare(recipe(path, column=column)), "valid") == [first, "1", "<eos>"]
+    with pytest.raises(
+        ValueError, match=r"a\.JSONL\.gz: line 1: no column 'body' among 'text', 'story'; set task.column"
+    ):
+        prepare(recipe(path, column="body"))
+
+
+@pytest.mark.parametrize("odd", ["\x1c", "\x1f", "\x85", "\u2028"])
+def test_no_word_of_the_training_text_is_unknown(tmp_path, odd):
+    path = written(tmp_path, "a.txt", f"alpha{odd}beta {odd} gamma\n{odd}\ndelta{odd}\nalpha{odd}beta\n".encode())
+    found = prepare(recipe(path, valid_share=0.2))
+    assert (
+        found.provenance["splits"]["train"]["unknown_share"]
+        == found.provenance["splits"]["valid"]["unknown_share"]
+        == 0
+    )
+
+
+def test_files_that_may_not_be_read_are_refused(text, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(corpus, "_file_sha256", forbidden)  # of root nothing is hidden
+    with pytest.raises(ValueError, match=r"text\.txt: cannot be read \(Permission denied\)$"):
+        prepare(recipe(text))
 
 
 def test_given_tokenizer_is_used_as_it_is(tmp_path, text):
@@ -307,6 +382,16 @@ def test_rows_of_a_data_set_are_documents(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", library)
     found = prepare(recipe(hf_id="owner/name", separator="endoftext", tokenizer="char", valid_share=0.3))
     assert found.tokenizer.decode(found.tokens["train"]) == "Once.\n\nTwice.<eos>Then.\nEnd.<eos>"
+
+
+def test_columns_of_a_data_set_are_chosen_by_name(monkeypatch):
+    rows = {"train": [{"text": "a", "story": "b c"}, {"text": "d", "story": "b"}]}
+    load = types.SimpleNamespace(load_dataset=lambda name, config, split, streaming: rows[split])
+    monkeypatch.setitem(sys.modules, "datasets", load)
+    for column, expected in (("text", ["a", "<eos>"]), ("story", ["b", "c", "<eos>"])):
+        assert named(prepare(recipe(hf_id="owner/name", valid_share=0.5, column=column)), "train") == expected
+    with pytest.raises(ValueError, match=r"^task\.hf_id='owner/name': row 0 of split 'train': no column 'body' among"):
+        prepare(recipe(hf_id="owner/name", column="body"))
 
 
 def test_data_sets_that_cannot_be_had_are_refused_in_one_line(monkeypatch, cache):

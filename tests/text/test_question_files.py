@@ -53,6 +53,13 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("begin", "end"), [("", ""), ("\ufeff", "\n"), ("", "\r\n\r\n"), (" \n", " ")])
+def test_files_are_read_as_editors_leave_them(tmp_path, begin, end):
+    items = prontoqa(3)
+    whole = read(written(tmp_path, items))
+    assert read(written(tmp_path, begin + json.dumps(items) + end)) == whole and len(whole) == 3
+
+
 def test_files_that_are_missing_or_truncated_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json: cannot be read"):
         read(tmp_path / "none.json")

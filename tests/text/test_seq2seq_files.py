@@ -58,6 +58,24 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, name, content, message)
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n \n\t\n", "\r\n\r\n", "\r"])
+def test_last_lines_are_read_as_editors_leave_them(tmp_path, end, capsys):
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"\ufeffone\n\ufefftwo words{end}".encode())
+    asked = []
+    is_whole = lambda line, before: asked.append((line, list(before))) or True  # noqa: E731
+    assert read_lines(path, is_whole) == ["one", "two words"]
+    assert asked == ([] if end else [("two words", ["one"])])
+    assert capsys.readouterr().err == f"lab: {path}: 2 byte order marks (U+FEFF) removed where lines begin\n"
+
+
+@pytest.mark.parametrize("content", ["\n", " \n\n", "\n \t", "\ufeff"])
+def test_blank_lines_are_no_file(tmp_path, content):
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.txt: empty$"):
+        read_lines(tmp_path / "a.txt")
+
+
 def test_files_are_found_in_the_folder_or_one_below_plain_or_compressed(tmp_path):
     with pytest.raises(ValueError, match=r"no a\.txt or b\.txt \(plain, \.xz or \.gz\); it holds nothing$"):
         find_file(tmp_path, ["a.txt", "b.txt"])
