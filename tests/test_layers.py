@@ -136,7 +136,10 @@ METHODS = {
     "tofile",
     "savefig",
 }
-TALKING = {"lab.engine.train": {"tqdm.write"}}  # lines of progress, beside those that `tqdm` draws
+ACTING = {
+    "lab.engine.train": {"tqdm.write"},  # lines of progress, beside those that `tqdm` draws
+    "lab.engine.numerics": {"jax.config.update"},  # and undoes it
+}
 WRITERS = {
     "lab.disk.files",  # the only writer of single files
     "lab.disk.store",  # folders of saves, renamed into place
@@ -186,7 +189,7 @@ def test_side_effects_live_in_the_few_places_named_here(module):
     """No print, no file and no setting of JAX's outside the command line, the disk, the caches and the report."""
     found = side_effects(MODULES[module].read_text())
     if layer(module) != "cli":
-        assert not found & (PROCESS | {"tqdm.write"}) - TALKING.get(module, set())
+        assert not found & (PROCESS | {"tqdm.write"}) - ACTING.get(module, set())
     if module not in WRITERS:
         assert not found - PROCESS - {"tqdm.write"}
 
@@ -195,7 +198,7 @@ def test_places_that_may_write_do():
     """A name that stays in the list when its module does not write any more would let the next one through."""
     for module in WRITERS:
         assert side_effects(MODULES[module].read_text()) - PROCESS, module
-    for module, names in TALKING.items():
+    for module, names in ACTING.items():
         assert names <= side_effects(MODULES[module].read_text())
 
 

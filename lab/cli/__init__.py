@@ -1,6 +1,7 @@
 """The command line: `python -m lab COMMAND`, also installed as `lab`."""
 
 import os
+import signal
 import sys
 import traceback
 
@@ -32,6 +33,8 @@ def _run(argv: list[str] | None) -> None:
 
         if isinstance(error, Interrupted):
             print(error)
+            if error.number == signal.SIGINT:
+                sys.exit(130)
         elif isinstance(error, (ValueError, WorkdirError, OSError)) and "LAB_DEBUG" not in os.environ:
             print(f"lab: {error}", file=sys.stderr)
             sys.exit(2)

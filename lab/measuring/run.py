@@ -18,7 +18,7 @@ from lab import rng
 from lab.disk import store
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
-from lab.engine import batches, shard, sweep
+from lab.engine import batches, numerics, shard, sweep
 from lab.engine.multihost import only_writer
 from lab.engine.shard import Layout
 from lab.experiment import Experiment
@@ -58,6 +58,7 @@ class Selection:
         return max(self.precision, declared.precision, key=PRECISIONS.index)
 
 
+@numerics.settled()
 def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> list[str]:
     """Measures what the workdir does not hold yet; returns the names of the measurements of which anything was missing.
 
