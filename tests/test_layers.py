@@ -139,6 +139,7 @@ METHODS = {
 ACTING = {
     "lab.engine.train": {"tqdm.write"},  # lines of progress, beside those that `tqdm` draws
     "lab.engine.numerics": {"jax.config.update"},  # and undoes it
+    "lab.measuring.run": {"tqdm.write"},
 }
 WRITERS = {
     "lab.disk.files",  # the only writer of single files

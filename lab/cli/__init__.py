@@ -31,6 +31,8 @@ def _run(argv: list[str] | None) -> None:
         from lab.disk.files import WorkdirError
         from lab.engine.train import Interrupted
 
+        if isinstance(error, (RuntimeError, AssertionError)):
+            error = devices.missing() or error
         if isinstance(error, Interrupted):
             print(error)
             if error.number == signal.SIGINT:

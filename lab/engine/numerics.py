@@ -1,6 +1,7 @@
 """The one gate to JAX's switches: those that would change numbers are set here, the others are recorded or refused."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,10 +16,16 @@ from lab.disk.files import WorkdirError
 REFUSED = {
     "jax_debug_nans": "a row that diverges is NaN from there on while the others go on",
     "jax_debug_infs": "a row may pass through infinity while the others go on",
+    "jax_debug_key_reuse": "what shall be drawn alike is drawn from the same key",
     "jax_disable_jit": "rows are mapped over devices by compiled programs",
     "jax_no_tracing": "programs are traced before they are compiled",
     "jax_no_execution": "training computes",
+    **{
+        f"jax_transfer_guard{way}": "data are moved between host and devices as they are needed"
+        for way in ("", "_host_to_device", "_device_to_host", "_device_to_device")
+    },
 }
+HARMLESS = (False, None, "allow", "log", "log_explicit")  # settings of these
 
 
 @contextlib.contextmanager
@@ -36,10 +43,10 @@ def settled(computes: bool = True) -> Iterator[None]:
       ValueError: a debugging switch is on that no training can run under, or there is no device of the kind asked for.
     """
     for name, reason in REFUSED.items():
-        if getattr(jax.config, name, False):
+        if getattr(jax.config, name) not in HARMLESS:
             raise ValueError(f"{name.upper()}={getattr(jax.config, name)}: {reason}; run without this switch")
     if computes:
-        _find_devices()
+        find_devices()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(False))
         stack.enter_context(jax.threefry_partitionable(True))
@@ -69,18 +76,23 @@ def refuse_other(path: Path, held: Mapping, what: str) -> None:
         )
 
 
-def _find_devices() -> None:
+def find_devices() -> None:
+    """
+    Raises:
+      ValueError: there are none of the kind that JAX's variables ask for; says which there are.
+    """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        named = "jax_platforms" if jax.config.jax_platforms else "jax_platform_name"
-        asked = getattr(jax.config, named)
-        if not asked:
-            raise
-        jax.config.update(named, "" if named == "jax_platform_name" else None)
+        asked = jax.config.jax_platforms
+        if not asked:  # by `JAX_PLATFORM_NAME`, or not at all; JAX says what there is
+            name = os.environ.get("JAX_PLATFORM_NAME", "")
+            told = f"JAX_PLATFORM_NAME={name}: " if name else "no device: "
+            raise ValueError(told + (str(error).splitlines() or [repr(error)])[0]) from error
+        jax.config.update("jax_platforms", None)
         try:
             there = ", ".join(sorted({"cpu", *(device.platform for device in jax.devices())}))
         finally:
-            jax.config.update(named, asked)
+            jax.config.update("jax_platforms", asked)
             backend.clear_backends()
-        raise ValueError(f"{named.upper()}={asked}: no such devices here; there are: {there}") from error
+        raise ValueError(f"JAX_PLATFORMS={asked}: no such devices here; there are: {there}") from error
