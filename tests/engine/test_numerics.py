@@ -187,7 +187,7 @@ def test_precision_is_recorded_by_one_name(precision, said):
 
 @pytest.mark.parametrize("switch", numerics.REFUSED)
 def test_debugging_switch_that_no_training_runs_under_is_named_in_a_line(echo, tmp_path, switch):
-    before, value = getattr(jax.config, switch), "disallow" if "guard" in switch else True
+    value, before = ("disallow", "allow") if "guard" in switch else (True, False)
     jax.config.update(switch, value)
     try:
         with pytest.raises(ValueError, match=rf"^{switch.upper()}={value}: .*; run without this switch$"):
