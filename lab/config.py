@@ -130,8 +130,8 @@ def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if isinstance(value, tuple | list):
             return (list if isinstance(value, list) else tuple)(map(python, value))
         if isinstance(value, np.generic) or hasattr(value, "__array__"):
-            found = np.asarray(value).tolist()
-            return python(tuple(found)) if isinstance(found, list) else found
+            found = np.asarray(value)
+            return tuple(map(python, found)) if found.ndim else found.item()
         return value
 
     return ml_collections.ConfigDict(python(config.to_dict()))
