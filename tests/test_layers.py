@@ -36,7 +36,19 @@ ALLOWED = {
     "report": {"runs", "analysis"},
 }
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
-ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "measuring", "runs", "report", "studies"}
+ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "engine"}
+ALLOWED["stages"] |= {"measuring", "runs", "report", "studies"}
+    "values",
+    "models",
+    "configs",
+    "experiment",
+    "disk",
+    "engine",
+    "measuring",
+    "runs",
+    "report",
+    "studies",
+}
 ALLOWED["cli"] = {*ALLOWED, "configs"}
 MODULES = {
     ".".join(("lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -30,11 +30,7 @@ HARMLESS = (False, None, "allow", "log", "log_explicit")  # settings of these
 
 @contextlib.contextmanager
 def settled(computes: bool = True) -> Iterator[None]:
-    """Within it, or within a function that it decorates, numbers are the same whatever JAX's switches say.
-
-    Set are 64-bit mode (off: what measures in float64 says so itself), the layout and implementation of random bits,
-    the offset of seeds and the rule for the derivative of softmax. Precision of products is left to the user and
-    recorded, see `refuse_other`.
+    """`fixed`, for what trains or measures; also a decorator.
 
     Args:
       computes: devices are needed, not only shapes.
@@ -47,6 +43,18 @@ def settled(computes: bool = True) -> Iterator[None]:
             raise ValueError(f"{name.upper()}={getattr(jax.config, name)}: {reason}; run without this switch")
     if computes:
         find_devices()
+    with fixed():
+        yield
+
+
+@contextlib.contextmanager
+def fixed() -> Iterator[None]:
+    """Within it, or within a function that it decorates, numbers are the same whatever JAX's switches say.
+
+    Set are 64-bit mode (off: what measures in float64 says so itself), the layout and implementation of random bits,
+    the offset of seeds and the rule for the derivative of softmax. Precision of products is left to the user and
+    recorded, see `refuse_other`.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(False))
         stack.enter_context(jax.threefry_partitionable(True))

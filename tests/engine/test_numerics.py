@@ -97,6 +97,19 @@ def test_key_of_every_measurement_is_the_same_in_64_bit_mode():
         assert words() == narrow
 
 
+def test_measurements_are_declared_alike_whatever_the_switches():
+    """Some name the most frequent tokens of sequences that they draw."""
+    (variant, *_) = configs.variants(composition.smoke()).values()
+
+    def coords():
+        return {made.name: made.coords for made in catalogue.measures(configs.experiment(variant))}
+
+    plain = coords()
+    assert "query_token" in plain["focus"]
+    with switched():
+        assert coords() == plain
+
+
 def test_within_the_gate_draws_and_constants_are_those_without_switches(same_bits):
     def draws():
         key = jax.random.key(5)
