@@ -8,7 +8,6 @@ Both train the same rows through the same chunks and evaluations; one goes on to
 
 import argparse
 import contextlib
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from tqdm import tqdm
+from workload import cores
 
 TARGET = 0.03
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of a round (default: 500)")
     args = parser.parse_args()
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores())
 
     from lab import config as configs
     from lab import schedule

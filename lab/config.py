@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 import ml_collections
+import numpy as np
 
 from lab import grid as grids
 from lab import limits, models, tasks
@@ -55,7 +56,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
     A variant with a task or model of another family says all of it: nothing of the first one's options is left. They
     come in the order of their names, but behind the variant they start from (`start.variant`), where that is here too.
     """
-    base = ml_collections.ConfigDict(config.to_dict())
+    base = plain(config)
     overrides = base.variants.to_dict()
     del base["variants"]
     base.lock()
@@ -81,6 +82,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
     """The static half of one variant."""
+    config = plain(config)
     _check_names(config)
     task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
     model = _build(models.FAMILIES, config.model.to_dict(), "model")
@@ -103,6 +105,7 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
     Raises:
       ValueError: as `grid.product`, or an axis that varies the data of a finite training set.
     """
+    config = plain(config)
     task = _family(tasks.FAMILIES, config.task.family, "task")
     varied = [name for name in task.hparams if name in config.grid]
     if varied and config.train_size:
@@ -115,7 +118,23 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
 
 def to_json(config: ml_collections.ConfigDict) -> dict:
     """Plain JSON values; `from_json` undoes it."""
-    return json.loads(json.dumps(config.to_dict()))
+    return json.loads(json.dumps(plain(config).to_dict()))
+
+
+def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy, not locked, in which NumPy's and JAX's scalars are numbers of Python and their arrays tuples."""
+
+    def python(value):
+        if isinstance(value, Mapping):
+            return {name: python(entry) for name, entry in value.items()}
+        if isinstance(value, tuple | list):
+            return (list if isinstance(value, list) else tuple)(map(python, value))
+        if isinstance(value, np.generic) or hasattr(value, "__array__"):
+            found = np.asarray(value)
+            return tuple(map(python, found)) if found.ndim else found.item()
+        return value
+
+    return ml_collections.ConfigDict(python(config.to_dict()))
 
 
 def from_json(data: Mapping) -> ml_collections.ConfigDict:

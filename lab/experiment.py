@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from lab import init, models, module, optim, rng
+from lab.limits import SEED_BOUND
 from lab.objective import DEFAULT, Objective
 from lab.tasks import Task
 
@@ -45,6 +46,8 @@ class Experiment:
         for name, least in (("steps", 1), ("batch_size", 1), ("train_size", 0), ("eval_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.data_seed < SEED_BOUND:
+            raise ValueError(f"data_seed={self.data_seed}: must be an integer in [0, 2^31)")
         if self.data_order not in DATA_ORDERS:
             raise ValueError(f"data_order={self.data_order!r}: one of {', '.join(DATA_ORDERS)}")
         if 0 < self.train_size < self.batch_size:

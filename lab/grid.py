@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lab.limits import SEED_BOUND
+
 CORE = ("gamma", "weight_decay", "learning_rate", "seed")
 GROUP_RATES = ("gamma_embed", "gamma_qk", "gamma_vo", "gamma_mlp", "gamma_head")
 PERTURBATIONS = ("sam_radius", "weight_noise")  # see `lab.perturb`
@@ -27,6 +29,11 @@ class Grid:
 
     columns: Mapping[str, tuple]
     axes: Mapping[str, tuple] | None = None
+
+    def __post_init__(self):
+        for name in ("columns", "axes"):
+            if (held := getattr(self, name)) is not None:
+                object.__setattr__(self, name, {axis: tuple(map(_python, values)) for axis, values in held.items()})
 
     def __len__(self) -> int:
         return len(self.columns["seed"])
@@ -110,11 +117,16 @@ def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
             raise ValueError(f"grid.{name}={values!r}: {value!r} is not a number")
         if not math.isfinite(value):
             raise ValueError(f"grid.{name}={values!r}: {value!r} is not finite")
-        if name == "seed" and (value != int(value) or not 0 <= value < 2**31):
+        if name == "seed" and (value != int(value) or not 0 <= value < SEED_BOUND):
             raise ValueError(f"grid.seed={values!r}: {value!r} is not an integer in [0, 2^31)")
         if name in NOT_NEGATIVE and value < 0:
             raise ValueError(f"grid.{name}={values!r}: {value!r} is negative")
     return tuple(int(value) if name == "seed" else float(value) for value in values)
+
+
+def _python(value):
+    """A number of NumPy's as one of Python's, which JSON knows."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _complete(columns: Mapping[str, tuple]) -> dict[str, tuple]:

@@ -177,7 +177,8 @@ def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[s
         if name not in leaves or not leaves[name].factor:
             return value
         leaf = leaves[name]
-        factor = leaf.factor * math.sqrt(leaf.d_in) * jnp.power(float(leaf.fan), -rates[leaf.group])
+        rate = rates[leaf.group] if hasattr(rates[leaf.group], "dtype") else jnp.float32(rates[leaf.group])
+        factor = leaf.factor * math.sqrt(leaf.d_in) * jnp.power(float(leaf.fan), -rate)
         return value * factor.astype(value.dtype)
 
     return tree.map_named(scaled, params)

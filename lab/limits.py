@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Collection, Mapping
 
 NONE: Mapping = {}
+SEED_BOUND = 2**31  # seeds are integers from 0 to below it: a larger one would be cut to another, silently
 
 
 def check(section: str, options, choices: Mapping[str, Collection] = NONE, bounds: Mapping[str, tuple] = NONE) -> None:

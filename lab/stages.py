@@ -14,6 +14,7 @@ from lab.configs import base
 from lab.disk.files import DamagedError, WorkdirError, read_json, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
+from lab.engine import numerics
 from lab.measuring import catalogue, run
 from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
@@ -50,6 +51,7 @@ def analyze(
     return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], selection)]
 
 
+@numerics.fixed()
 def report(root: Path) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
 
@@ -153,7 +155,8 @@ def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
 
 
 def _own(work: Workdir) -> list[Measure]:
-    return studies.get(work.config.study).measures(in_float32(work.experiment))
+    with numerics.fixed():
+        return studies.get(work.config.study).measures(in_float32(work.experiment))
 
 
 def _known(work: Workdir) -> tuple[dict[str, Measure], str]:

@@ -2,6 +2,8 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,3 +192,42 @@ def test_difference_shows_name_and_both_values():
         "model.h: 1 -> 2",
         "steps: 3 -> 4",
     ]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**32, 2**64])
+def test_seed_beyond_the_one_range_of_all_seeds_is_refused(echo, seed):
+    with pytest.raises(ValueError, match=rf"^data_seed={seed}: must be an integer in \[0, 2\^31\)"):
+        configs.experiment(echo.config(data_seed=seed))
+    with pytest.raises(ValueError, match=rf"^grid.seed=.*{seed} is not an integer in \[0, 2\^31\)"):
+        configs.grid(echo.config(grid=echo.config().grid.to_dict() | {"seed": (seed,)}))
+
+
+def test_last_seed_of_the_range_is_one(echo):
+    last = 2**31 - 1
+    config = echo.config(data_seed=last, grid=echo.config().grid.to_dict() | {"seed": (last,)})
+    assert configs.experiment(config).data_seed == last and configs.grid(config).arrays()["seed"].tolist() == [last] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (np.int64(3), 3), (np.float32(0.25), 0.25), (np.bool_(True), True), (np.str_("x"), "x"),
+        (np.arange(2), (0, 1)), (tuple(np.arange(2)), (0, 1)), (np.array(7), 7), (np.ones((1, 2)), ((1.0, 1.0),)),
+        (tuple(np.float32([0.5, 0.25])), (0.5, 0.25)), ([np.int8(1), "a"], [1, "a"]), (jnp.arange(2), (0, 1)),
+        ({"deep": {"er": (np.int64(1),)}}, {"deep": {"er": (1,)}}), ("x", "x"), (None, None), (0.1, 0.1),
+    ],
+)  # fmt: skip
+def test_values_of_numpy_become_values_of_python(given, plain):
+    made = configs.plain(ConfigDict({"value": given})).to_dict()["value"]
+    assert made == plain and json.dumps(made) == json.dumps(plain)
+    assert configs.to_json(ConfigDict({"value": given}))["value"] == json.loads(json.dumps(plain))
+
+
+def test_config_of_numpy_values_is_the_same_as_of_plain_ones(echo):
+    axes = {"gamma": np.float64([0.3, 0.5]), "weight_decay": (np.float64(0.1),), "learning_rate": [0.01],
+            "seed": tuple(np.arange(2))}  # fmt: skip
+    plain = {"gamma": (0.3, 0.5), "weight_decay": (0.1,), "learning_rate": [0.01], "seed": (0, 1)}
+    given = ConfigDict(echo.config().to_dict() | {"grid": axes, "steps": np.int64(24), "data_seed": np.uint32(5)})
+    assert configs.experiment(given) == configs.experiment(echo.config())
+    assert configs.grid(given) == configs.grid(echo.config(grid=plain))
+    assert configs.variants(given)["main"].to_dict() == configs.variants(echo.config(grid=plain))["main"].to_dict()

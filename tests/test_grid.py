@@ -131,3 +131,9 @@ def test_columns_of_unequal_length_are_refused_with_their_lengths():
 def test_grids_of_different_hyperparameters_are_refused():
     with pytest.raises(ValueError, match=r"same hyperparameters, got .*gamma_qk"):
         grid.concat(grid.zipped(COLUMNS), grid.zipped(COLUMNS | {"gamma_qk": (0.5, 0.6)}))
+
+
+def test_grid_built_by_hand_of_numpy_numbers_is_of_plain_ones():
+    given = grid.Grid({name: np.array(values) for name, values in COLUMNS.items()}, {"seed": np.arange(2)})
+    assert given == grid.Grid(COLUMNS, {"seed": (0, 1)})
+    assert json.dumps(given.to_json()) == json.dumps(grid.Grid(COLUMNS, {"seed": (0, 1)}).to_json())

@@ -133,7 +133,7 @@ SMALL_MODELS = {
     ),
     "TwoLayerMLP": (
         models.TwoLayerMLP(D, D_FF, D, "relu", False),
-        jnp.ones((1, D)),
+        jnp.ones((1, D), jnp.float32),
         {"in/kernel": ("mlp", D), "out/kernel": ("mlp", D_FF)},
     ),
 }

@@ -74,7 +74,7 @@ def repeated_sequences(key, tokens_S, n: int, length: int):
     Raises:
       ValueError: `length` exceeds S.
     """
-    tokens_S = jnp.asarray(tokens_S)
+    tokens_S = jnp.asarray(tokens_S, jnp.int32)
     if length > tokens_S.size:
         raise ValueError(f"a half of {length} distinct tokens cannot be drawn from {tokens_S.size}")
     draw = jax.vmap(lambda key: jax.random.choice(key, tokens_S, (length,), replace=False))

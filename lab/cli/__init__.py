@@ -1,6 +1,7 @@
 """The command line: `python -m lab COMMAND`, also installed as `lab`."""
 
 import os
+import signal
 import sys
 import traceback
 
@@ -30,8 +31,12 @@ def _run(argv: list[str] | None) -> None:
         from lab.disk.files import WorkdirError
         from lab.engine.train import Interrupted
 
+        if isinstance(error, (RuntimeError, AssertionError)):
+            error = devices.missing() or error
         if isinstance(error, Interrupted):
             print(error)
+            if error.number == signal.SIGINT:
+                sys.exit(130)
         elif isinstance(error, (ValueError, WorkdirError, OSError)) and "LAB_DEBUG" not in os.environ:
             print(f"lab: {error}", file=sys.stderr)
             sys.exit(2)

@@ -31,3 +31,14 @@ def join_processes(args) -> bool:
         except (RuntimeError, ValueError) as error:
             raise ValueError("--distributed finds no SLURM and no TPU pod; use --coordinator, see --help") from error
     return jax.process_index() == 0
+
+
+def missing() -> ValueError | None:
+    """What is to be said where JAX finds no device of the kind asked for; it says it in many ways, and late."""
+    from lab.engine import numerics
+
+    try:
+        numerics.find_devices()
+    except ValueError as error:
+        return error
+    return None

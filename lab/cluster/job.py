@@ -70,7 +70,9 @@ def _train_to_the_end(config: ml_collections.ConfigDict, workdir: str) -> None:
         try:
             train.train(config, workdir)
             return
-        except train.Interrupted:
+        except train.Interrupted as stopped:
+            if stopped.number == signal.SIGINT:  # the user's: a job in his own shell hears it too
+                raise KeyboardInterrupt from None
             if leaving.is_set():
                 requeue(number, None)  # which exits, in the first task; the others have nothing to queue
                 raise SystemExit from None

@@ -1,13 +1,12 @@
 """Progress of a study's trainings, read from their folders alone."""
 
 import dataclasses
-import fcntl
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lab.disk import metrics, store
+from lab.disk import lock, metrics, store
 from lab.disk.files import WorkdirError
 from lab.disk.workdir import Workdir
 
@@ -73,7 +72,7 @@ def read(variant: str, work: Workdir, running: bool | None = None) -> Progress:
     Args:
       running: whether a process trains there, where that is known; None: its lock is looked at.
     """
-    running = _locked(work) if running is None else running
+    running = lock.held(work.path) if running is None else running
     if not (work.path / "config.json").is_file() and not store.steps(work.checkpoints):
         return Progress(variant, "running" if running else "not started", 0)
     try:
@@ -104,18 +103,6 @@ def _cells(line: Progress) -> tuple[str, ...]:
 
 def _begun(path: Path) -> bool:
     return (path / "config.json").is_file() or (path / ".lock").is_file()
-
-
-def _locked(work: Workdir) -> bool:
-    """Whether a process trains here. It is asked by sharing the lock for an instant, which no holder of it allows."""
-    try:
-        with (work.path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    return False
 
 
 def _diverged(chunk: Path) -> int | None:

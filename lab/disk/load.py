@@ -1,9 +1,11 @@
 """`load`: everything a training and its analysis left, as one xarray Dataset."""
 
+import difflib
 from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from lab import config as configs
@@ -105,9 +107,13 @@ def _dataset(variables: dict, coords: dict, grid: Grid) -> xr.Dataset:
 
 @xr.register_dataset_accessor("lab")
 class Rows:
-    """`dataset.lab`: from a place in the Dataset to the row's model and parameters."""
+    """`dataset.lab`: from a place in the Dataset to the row's model and parameters, and to tables.
+
+    What was selected counts as given: `dataset.isel(seed=1).lab.params(gamma=0.8, ...)`.
+    """
 
     def __init__(self, dataset: xr.Dataset):
+        self.dataset = dataset
         self.work = Workdir(dataset.attrs["workdir"])
 
     @property
@@ -121,24 +127,80 @@ class Rows:
         return self.work.experiment.task
 
     def row(self, **place) -> int:
-        """Index of the only row with these hyperparameters (nearest value within 1e-6).
+        """Index of the only row of the Dataset with these hyperparameters (nearest value within 1e-6).
 
         Raises:
-          ValueError: unknown hyperparameter, or no or several rows match.
+          ValueError: unknown hyperparameter, or no or several rows match; says what there is to choose from.
         """
         columns = self.work.grid.columns
         for name in place:
             if name not in columns:
                 raise ValueError(f"{name}: the grid has {', '.join(columns)}")
-        matches = np.ones(len(self.work.grid), bool)
+        matches = self._selected()
+        there = {name: _values(columns[name], matches) for name in columns}
         for name, value in place.items():
             matches &= np.isclose(columns[name], value, rtol=1e-6, atol=0)
         (rows,) = np.nonzero(matches)
-        if len(rows) != 1:
-            free = {name: sorted(set(np.array(columns[name])[matches].tolist())) for name in columns}
-            raise ValueError(f"{place}: {len(rows)} rows match; values to choose from: {free}")
-        return int(rows[0])
+        if len(rows) == 1:
+            return int(rows[0])
+        if len(rows):
+            choose = {name: _values(columns[name], matches) for name in columns}
+            choose = {name: values for name, values in choose.items() if len(values) > 1}
+        else:
+            choose = {name: sorted(there[name], key=lambda v, near=near: abs(v - near)) for name, near in place.items()}
+        raise ValueError(f"{place}: {len(rows)} rows match; values to choose from: {choose}")
 
     def params(self, step: int | None = None, **place):
-        """Parameters of one row at a snapshot (default: the last)."""
+        """Parameters of one row at a snapshot: of `step`, else of the selected `snapshot` or `step`, else the last.
+
+        Raises:
+          ValueError: as `row`.
+          WorkdirError: no such snapshot, or it is damaged.
+        """
+        if step is None:
+            times = (self.dataset.coords[name] for name in ("snapshot", "step") if name in self.dataset.coords)
+            step = next((int(time) for time in times if time.ndim == 0), None)
         return self.work.params(step, self.row(**place))
+
+    def frame(self, *names: str) -> pd.DataFrame:
+        """Variables as one long table, a line for each number: its coordinates, `name` and `value`.
+
+        Each variable has a line for every combination of its own dimensions and none of another's, so the table is as
+        long as the numbers are many; coordinates that a variable does not have are missing (NaN) in its lines.
+
+        Raises:
+          ValueError: no name, or none of the Dataset's variables.
+        """
+        for name in names:
+            if name not in self.dataset.data_vars:
+                near = difflib.get_close_matches(name, map(str, self.dataset.data_vars), 1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"no variable {name!r}: {hint}There are {', '.join(map(str, self.dataset.data_vars))}")
+        if not names:
+            raise ValueError(f"which variables? There are {', '.join(map(str, self.dataset.data_vars))}")
+        parts = []
+        for name in names:
+            values = self.dataset[name]
+            table = (values if values.ndim else values.expand_dims("line")).to_dataframe(name="value").reset_index()
+            parts.append(table.drop(columns="line", errors="ignore").assign(name=name))
+        table = pd.concat(parts, ignore_index=True)
+        first = ["name", *(column for column in table.columns if column not in ("name", "value"))]
+        return table[[*first, "value"]]
+
+    def _selected(self) -> np.ndarray:
+        """(R,) bool: the rows of the grid that are still in the Dataset."""
+        columns, coords = self.work.grid.columns, self.dataset.coords
+        in_step = [name for name in columns if name in coords and coords[name].dims == ("row",)]
+        alone = [[name] for name in columns if name in coords and name not in in_step]
+        selected_R = np.ones(len(self.work.grid), bool)
+        for names in [*alone, *([in_step] if in_step else [])]:  # rows of a grid that is no product go together
+            ours_RxN = np.array([columns[name] for name in names], float).T
+            there_SxN = np.array([np.atleast_1d(coords[name].values) for name in names], float).T
+            same_RxSxN = np.isclose(ours_RxN[:, None], there_SxN[None], rtol=1e-6, atol=0)
+            selected_R &= same_RxSxN.all(axis=2).any(axis=1)
+        return selected_R
+
+
+def _values(column: tuple, chosen_R: np.ndarray) -> list:
+    """The distinct values of the chosen rows, ascending."""
+    return sorted({value for value, is_chosen in zip(column, chosen_R, strict=True) if is_chosen})

@@ -22,11 +22,19 @@ def provenance() -> dict:
         "versions": {"gammalab": lab.__version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
-        "device_kind": jax.devices()[0].device_kind,
         "processes": jax.process_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision or GPU_DEFAULT,
-        "random_bits": {"impl": "threefry2x32", "partitionable": jax.config.jax_threefry_partitionable},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **numerics(),
+    }
+
+
+def numerics() -> dict:
+    """What must be the same for a training to continue in the same numbers, beside config and grid."""
+    precision = jax.config.jax_default_matmul_precision
+    return {
+        "device_kind": jax.devices()[0].device_kind,
+        "matmul_precision": GPU_DEFAULT if precision in (None, "default") else precision,
+        "random_bits": {"impl": "threefry2x32", "partitionable": jax.config.jax_threefry_partitionable},
     }
 
 

@@ -26,7 +26,7 @@ class Workdir:
     """Paths in a training's folder, and its config, grid and snapshots, read on first use."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the process may change its folder later
         self.metrics = self.path / "metrics"
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"

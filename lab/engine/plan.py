@@ -24,7 +24,7 @@ from lab import cache, schedule, tree
 from lab import config as configs
 from lab.disk import files
 from lab.disk.files import DamagedError, SaveError
-from lab.engine import batches, shard, step, sweep
+from lab.engine import batches, numerics, shard, step, sweep
 from lab.engine.shard import Layout
 from lab.engine.sweep import Options
 from lab.experiment import Experiment
@@ -34,6 +34,7 @@ FACTOR = 4  # between the widths tried first; the neighbours of the best come af
 SLOWER = 0.95  # below this share of the best rate a width is given up, and with it all wider ones
 REPEATS, SECONDS = 7, 0.2  # timings of each width, the best of which counts, and how long each lasts at least
 MEMORY_SHARE = 0.9  # of what a device has
+SMALLER = "set data_devices and split_params to spread it over several devices, or make batch_size smaller"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Plan:
     def sentence(self) -> str:
         """The choice, for people."""
         turns = f", in {self.row_batches} batches of rows" if self.row_batches > 1 else ""
-        if not self.rates:
-            return f"{self.width} rows at once on each of {self.devices}{turns}, as the config says"
+        if self.width not in self.rates:
+            why = "fewer than planned, for want of memory" if self.rates else "as the config says"
+            return f"{self.width} rows at once on each of {self.devices}{turns}, {why}"
         rate = self.rates[self.width]
         tried = ", ".join(f"{width}: {rate:.0f}" for width, rate in sorted(self.rates.items()))
         cost = "" if self.determinism is None else f"; determinism makes a step {self.determinism:.2f} times as long"
@@ -96,6 +98,7 @@ def choose(
     return dataclasses.replace(first, row_batches=_row_batches(experiment, grid, rows_each, mesh, options, working))
 
 
+@numerics.settled()
 def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh: bool = False) -> list[str]:
     """What a variant's grid needs on these devices, in lines for people.
 
@@ -146,6 +149,17 @@ def recall(workdir: Path) -> Plan | None:
         return None
 
 
+def narrow(workdir: Path, width: int) -> None:
+    """Says in `plan.json` that a narrower width was taken in the end."""
+    if (held := recall(workdir)) is not None:
+        record(workdir, dataclasses.replace(held, width=width))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory, as XLA and its allocators say it."""
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))
+
+
 def _by_width(held: dict) -> dict[str, dict[int, float]]:
     """JSON made strings of the widths."""
     return {name: {int(width): value for width, value in held[name].items()} for name in ("rates", "memory")}
@@ -172,11 +186,10 @@ def _measured(plan: Plan, experiment, grid, mesh, options: Options, max_steps, r
             known = files.read_json(place)
             return dataclasses.replace(plan, **known | _by_width(known))
 
-    rates, memory = explore(functools.partial(_rate, experiment, grid, mesh, options, max_steps), rows_each)
+    rates, memory = explore(functools.partial(_rate_or_none, experiment, grid, mesh, options, max_steps), rows_each)
     if not rates:
         raise ValueError(
-            f"one row needs {memory[1] / 1e9:.1f} GB on a device that has {_memory() / 1e9:.1f} GB: "
-            "set data_devices and split_params to spread it over several, or make batch_size smaller"
+            f"one row needs {memory[1] / 1e9:.1f} GB on a device that has {_memory() / 1e9:.1f} GB: {SMALLER}"
         )
     # a last block that is not full computes its padding too
     width = max(rates, key=lambda width: rates[width] / (math.ceil(rows_each / width) * width))
@@ -212,6 +225,16 @@ def explore(measure, widest: int) -> tuple[dict[int, float], dict[int, int]]:
             if neighbour >= 1 and neighbour not in memory:
                 goes_on(neighbour)
     return rates, memory
+
+
+def _rate_or_none(*program) -> tuple[float | None, int]:
+    """`_rate`, and None too where XLA's prediction was too small."""
+    try:
+        return _rate(*program)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, math.ceil(min(_memory(), 2**60))
 
 
 def _rate(experiment, grid: Grid, mesh: Mesh, options: Options, max_steps: int, width: int) -> tuple[float | None, int]:
@@ -276,7 +299,11 @@ def _memory() -> float:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # a system that does not say
+        return math.inf
+    return machine / jax.local_device_count()
 
 
 def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, rows_each: int) -> Path:

@@ -1,5 +1,6 @@
 """All rows of a training on their devices: start, resume, advance, evaluate, fetch."""
 
+import time
 from collections.abc import Mapping
 
 import jax
@@ -11,6 +12,8 @@ from lab.engine.step import RowState
 from lab.engine.sweep import Options
 from lab.experiment import Experiment
 from lab.grid import Grid
+
+LONGEST_NAP, NAP_SHARE = 0.1, 0.005  # seconds, and share of what the devices have taken so far
 
 
 class Rows:
@@ -60,8 +63,11 @@ class Rows:
         return self.layout.all_gather(recorded)
 
     def wait(self) -> None:
-        """Until the devices are done."""
-        jax.block_until_ready(self.row_batches)
+        """Until the devices are done. Signals are heard meanwhile, which inside of JAX's own waiting they are not."""
+        begun, leaves = time.monotonic(), jax.tree.leaves(self.row_batches)
+        while not all(leaf.is_ready() for leaf in leaves):
+            time.sleep(min(LONGEST_NAP, NAP_SHARE * (time.monotonic() - begun)))
+        jax.block_until_ready(leaves)
 
     def evaluate(self) -> list:
         """Loss and scores on every split, gathered."""

@@ -49,8 +49,9 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
         return experiment.task.mean_loss(outputs, batch)
 
     value, grads = value_and_grad(loss, experiment, hparams, state.params, step)
-    updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to powers that are int32
+        updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
 
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))

@@ -1,10 +1,11 @@
 """The training loop: runs chunks of steps, and writes metrics, snapshots and checkpoints while the next chunk runs."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -18,23 +19,33 @@ from lab.disk import files, metrics, store, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
 from lab.disk.workdir import Workdir
-from lab.engine import batches, init_from, multihost, plan, shard, sweep
+from lab.engine import batches, init_from, multihost, numerics, plan, shard, sweep
 from lab.engine import step as steps
 from lab.engine.background import Writer
+from lab.engine.interrupts import stop_flag
 from lab.engine.rows import Rows
 from lab.engine.shard import Layout
-from lab.engine.sigterm import sigterm_flag
 from lab.experiment import Experiment
 from lab.grid import Grid
+from lab.tasks import Task
 
 KEPT_CHECKPOINTS = 2
 LOG_SECONDS = 30  # between lines of progress where nobody watches
 
 
 class Interrupted(Exception):
-    """Training was asked to stop (SIGTERM), and has saved."""
+    """Training was asked to stop by a signal (SIGTERM or SIGINT), `number`, and has saved."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
+class OutOfMemory(Exception):
+    """The devices had too little memory for the first chunk of steps."""
+
+
+@numerics.settled()
 def train_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> list[Path]:
     """Trains every static variant of a config, each in its own folder below `workdir`; returns the folders.
 
@@ -43,6 +54,7 @@ def train_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid:
     return [_run(*one) for one in prepare_variants(config, workdir, grid).values()]
 
 
+@numerics.settled()
 def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> Path:
     """Trains the rows of a grid to the config's last step, continuing what the folder already holds.
 
@@ -56,14 +68,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
 
     Raises:
       ValueError: an impossible config.
-      WorkdirError: the folder holds another training, or another process is training in it; or the training starts
-        from the weights of one that is not trained to its end (`config.start`, see `lab.engine.init_from`).
+      WorkdirError: the folder holds another training, or this one as other numerics began it (see
+        `lab.engine.numerics`), or another process is training in it; or the training starts from the weights of
+        one that is not trained to its end (`config.start`, see `lab.engine.init_from`).
       SaveError: the disk is full or refuses; what was saved before is whole.
-      Interrupted: SIGTERM came; the state is saved.
+      Interrupted: SIGTERM or SIGINT came; the state is saved. A second SIGINT is a KeyboardInterrupt.
     """
+    config = configs.plain(config)
     return _run(config, *prepare(config, workdir, grid))
 
 
+@numerics.settled(computes=False)
 def prepare_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> dict:
     """Name -> `(config, folder, rows)` of every variant, checked: what `_run` is given, in the order to train them.
 
@@ -92,7 +107,10 @@ def prepare(
     experiment = configs.experiment(config)
     grid = configs.grid(config) if grid is None else grid
     work = Workdir(workdir)
-    if not _refuse_other(work, config, grid):
+    if _refuse_other(work, config, grid):
+        if not work.trained():
+            _refuse_other_numerics(work)
+    else:
         _check_rows(experiment, grid)
         _trace(experiment, grid)
         batches.check_ids(experiment)
@@ -103,24 +121,27 @@ def prepare(
 def _run(config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
     """`train`, once its config and grid are checked."""
     shard.run_mesh(len(grid), config.data_devices)  # refuses what these devices cannot be split into
-    with multihost.only_writer(work.path), sigterm_flag() as stop_asked:
+    with multihost.only_writer(work.path), stop_flag(_say) as stop_asked:
         done = config.steps
         if multihost.on_first_process(lambda: _begin(work, config, grid)):
             _say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
             done = _loop(Workdir(work.path), grid, stop_asked)
-        if multihost.max_over_processes(stop_asked()):
-            raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues")
+        if number := multihost.max_over_processes(stop_asked()):
+            raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues", number)
     return work.path
 
 
 def _begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool:
-    """Writes what is to be trained, unless it is there; returns whether it is trained and whole."""
+    """Writes what is to be trained, unless it is there; returns whether it is trained and whole.
+
+    The config comes last: a folder without one, or without anything trained, is begun anew.
+    """
     verify.set_aside_identity(work, _say)
     _refuse_other(work, config, grid)  # again: another process may have begun here since
-    begun = (work.path / "config.json").is_file()
+    begun = (work.path / "config.json").is_file() and _has_results(work)
     start = {} if begun else init_from.identity(work.path, config, grid)
-    if not (work.path / "grid.json").is_file():
+    if not begun or not (work.path / "grid.json").is_file():
         files.write_json(work.path / "grid.json", grid.to_json())
     kept = configs.experiment(config).task.files()
     for name, content in kept.items():
@@ -130,7 +151,21 @@ def _begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool
     else:
         said = {"config": configs.to_json(config), "data": files.hashes(kept), "start": start, **provenance()}
         files.write_json(work.path / "config.json", said)
-    return verify.whole(work)
+    if verify.whole(work):
+        return True
+    _refuse_other_numerics(work)
+    return False
+
+
+def _has_results(work: Workdir) -> bool:
+    """Whether a step was saved here, whole or not; what was not trained yet may begin in another way."""
+    folders = (work.metrics, work.checkpoints, work.snapshots)
+    return any(files.is_step(path.stem) for folder in folders if folder.is_dir() for path in folder.iterdir())
+
+
+def _refuse_other_numerics(work: Workdir) -> None:
+    if _has_results(work):
+        numerics.refuse_other(work.path, work.read_json("config.json"), "continue")
 
 
 def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool:
@@ -166,25 +201,79 @@ def _trace(experiment: Experiment, grid: Grid) -> None:
     experiment.check_model()
     state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
     evaluation_set = jax.eval_shape(lambda: batches.evaluation_set(experiment, batches.train_set(experiment)))
-    jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
+    scores = jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
+    _check_scores(experiment.task, scores, grid)
 
 
-def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
-    """Trains until the last step or until asked to stop; returns the step reached."""
+def _check_scores(task: Task, scores: Mapping, grid: Grid) -> None:
+    """What `load` will make of the evaluations must be what the task says they are."""
+    kind, taken = type(task).__name__, {*grid.columns, "row", "step", "train_step", "snapshot"}
+    sizes = {dim: len(values) for dim, values in task.coords.items()}
+    for name, score in scores.items():
+        dims = task.dims.get(name.split(".")[-1], ())
+        if len(dims) != len(score.shape):
+            raise ValueError(
+                f"{kind}.score: {name} has the shape {score.shape}, and {kind}.dims names the dimensions {tuple(dims)} "
+                "for it; accepted: a name for each axis, none for a scalar"
+            )
+        for dim, size in zip(dims, score.shape, strict=True):
+            if dim in taken:
+                raise ValueError(f"{kind}.dims: {name} has a dimension {dim!r}, which is one of every training's")
+            if sizes.setdefault(dim, size) != size:
+                raise ValueError(
+                    f"{kind}.score: {name} has {size} entries along {dim!r}, and {kind}.coords or another score has "
+                    f"{sizes[dim]}"
+                )
+
+
+def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int]) -> int:
+    """Trains until the last step or until asked to stop; returns the step reached.
+
+    Raises:
+      ValueError: not even one row fits in the devices' memory.
+    """
+    layout = _layout(work, grid)
+    while True:
+        try:
+            return _train_rows(work, grid, layout, stop_asked)
+        except OutOfMemory as error:
+            if layout.width == 1:
+                raise ValueError(f"one row does not fit in memory: {plan.SMALLER} ({error})") from error
+        layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches)
+        _say(
+            f"{work.path}: out of memory, going on with {layout.width} rows at once; from here on results agree up to "
+            "rounding with those of more"
+        )
+        plan.narrow(work.path, layout.width)
+
+
+def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[[], int]) -> int:
+    """`_loop` with a layout.
+
+    Raises:
+      OutOfMemory: at the start or the first chunk, of which nothing is on disk; and there is no other process.
+    """
     config = work.config
     ends, evaluated, kept = schedule.boundaries(config)
-    rows = Rows(work.experiment, grid, _layout(work, grid), schedule.longest_chunk(config), sweep.options(config))
-    done = _resume(work, rows)  # the last step on disk; -1: not even the evaluation before training
+    with _memory_watched():
+        rows = Rows(work.experiment, grid, layout, schedule.longest_chunk(config), sweep.options(config))
+        done = _resume(work, rows)  # the last step on disk; -1: not even the evaluation before training
 
-    saved = {*schedule.checkpointed(config)}
+    watched, saved = _memory_watched, {*schedule.checkpointed(config)}
     with _progress(config, work.path.name, done) as progress, Writer() as writer:
         for end in (end for end in ends if end > done):
             begun, first = time.monotonic(), max(done, 0)
-            recorded = rows.advance(first, end) if end > first else None
-            rows.wait()
+            with watched():
+                recorded = rows.advance(first, end) if end > first else None
+                rows.wait()
+                scores = rows.evaluate() if end in evaluated else None
+                if watched is _memory_watched:
+                    jax.block_until_ready(scores)
+            if end > first:
+                watched = contextlib.nullcontext
             multihost.raise_everywhere(writer.failure())
-            stopping = multihost.max_over_processes(stop_asked())  # a SIGTERM from here on counts after the next chunk
-            chunk = Chunk(first, end, recorded, rows.evaluate() if end in evaluated else None, rows.diverged_at())
+            stopping = multihost.max_over_processes(stop_asked())  # a signal from here on counts after the next chunk
+            chunk = Chunk(first, end, recorded, scores, rows.diverged_at())
             state = rows.fetch() if end in kept or end in saved or stopping else None
             writer.write(_save, work, rows.layout, chunk, state, end in kept, end in saved or stopping)
             done = end
@@ -194,6 +283,16 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], bool]) -> int:
             if stopping:
                 break
     return done
+
+
+@contextlib.contextmanager
+def _memory_watched() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1 or not plan.is_out_of_memory(error):
+            raise
+        raise OutOfMemory(str(error).splitlines()[0]) from None
 
 
 @dataclasses.dataclass(frozen=True)

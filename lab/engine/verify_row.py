@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lab import schedule
 from lab.disk import metrics, store
 from lab.disk.workdir import Workdir
-from lab.engine import init_from, shard, sweep
+from lab.engine import init_from, numerics, shard, sweep
 from lab.engine.rows import Rows
 from lab.tree import named_leaves
 
@@ -35,6 +35,7 @@ class Difference:
     diverged: tuple[int, int]
 
 
+@numerics.settled()
 def replay(workdir: str | Path, row: int, steps: int | None = None) -> Difference:
     """Trains one row of a training alone, on one device, with the same batches.
 
@@ -44,13 +45,14 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
     Raises:
       ValueError: no such row.
       WorkdirError: nothing was trained, or what was is damaged; it started from another training's weights, and that
-        is not there any more or ends with others.
+        is not there any more or ends with others; or it was trained with other numerics, see `lab.engine.numerics`.
     """
     work = Workdir(workdir)
     config, grid = work.config, work.grid
     if not 0 <= row < len(grid):
         raise ValueError(f"row {row}: {work.path} has rows 0 to {len(grid) - 1}")
     chunks = metrics.read_chunks(work)
+    numerics.refuse_other(work.path, work.read_json("config.json"), "replay a row")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("run", "data"))
     layout = shard.layout(mesh, 1, 1)
     ends, _, kept = schedule.boundaries(config)

@@ -19,12 +19,14 @@ class Cache:
       outputs: snapshot -> its outputs, each (R, ...); NaN, or 0 in whole numbers, for rows that were not measured.
       level: snapshot -> (R,) int8: 0 for rows that were not measured, else 1 + the index of their precision in
         `PRECISIONS`.
+      device_kinds: kinds of the devices that computed any of it, where that is known.
     """
 
     def __init__(self, n_rows: int):
         self.n_rows = n_rows
         self.outputs: dict[int, dict[str, np.ndarray]] = {}
         self.level: dict[int, np.ndarray] = {}
+        self.device_kinds: set[str] = set()
 
     def add(self, step: int, rows: Sequence[int], outputs: Mapping[str, np.ndarray], precision: str) -> None:
         """Outputs of some rows, (len(rows), ...), at a snapshot."""
@@ -57,6 +59,7 @@ def read(work: Workdir, name: str, identity: Mapping) -> Cache:
         return cached
     if not header.items() >= identity.items() or not header.keys() >= KEYS:
         return cached
+    cached.device_kinds.update(header.get("device_kinds", ()))
     whole = set(work.snapshot_steps())
     for i, step in enumerate(header["snapshots"]):
         if step in whole:
@@ -88,6 +91,7 @@ def write(work: Workdir, name: str, identity: Mapping, cached: Cache, without_ax
         "rows": {str(step): _where(has_R) for step, has_R in zip(steps, level_SxR > 0, strict=True) if not has_R.all()},
         "every_snapshot": not without_axis,
         "precision": least,
+        "device_kinds": sorted(cached.device_kinds),
         "float64": {str(step): _where(has_R) for step, has_R in zip(steps, better_SxR, strict=True) if has_R.any()},
     }
     measurements.write(work, name, arrays, header | dict(identity))

@@ -18,7 +18,7 @@ from lab import rng
 from lab.disk import store
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
-from lab.engine import batches, shard, sweep
+from lab.engine import batches, numerics, plan, shard, sweep
 from lab.engine.multihost import only_writer
 from lab.engine.shard import Layout
 from lab.experiment import Experiment
@@ -58,13 +58,14 @@ class Selection:
         return max(self.precision, declared.precision, key=PRECISIONS.index)
 
 
+@numerics.settled()
 def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> list[str]:
     """Measures what the workdir does not hold yet; returns the names of the measurements of which anything was missing.
 
     Raises:
-      ValueError: no such row.
       WorkdirError: no snapshots yet, a damaged one, or another process is measuring here.
       SaveError: the disk is full or cannot be written to; what was measured before is still there.
+      ValueError: no such row, or one row does not fit in memory.
     """
     if not work.snapshot_steps():
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
@@ -124,7 +125,9 @@ def chosen_steps(steps: list[int], choice: str) -> list[int]:
 def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress) -> None:
     identity = _identity(declared)
     cached = cache.read(work, declared.name, identity)
-    layout = _layout(max(map(len, rows_at.values())))
+    cached.device_kinds.add(jax.devices()[0].device_kind)
+    most = max(map(len, rows_at.values()))
+    layout = _layout(most, 1 if jax.default_backend() == "cpu" else BLOCK_ROWS)
     program = _program(work, declared, precision, layout)
 
     def write():
@@ -136,10 +139,21 @@ def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Map
     try:
         for step, rows in rows_at.items():
             params_R = work.params(step)
-            for first in range(0, len(rows), layout.n_padded):
-                group = rows[first : first + layout.n_padded]
-                cached.add(step, group, program(step, params_R, group), precision)
-                unwritten = True
+            done = 0
+            while done < len(rows):
+                group = rows[done : done + layout.n_padded]
+                outputs = _unless_out_of_memory(program, step, params_R, group)
+                if outputs is None:
+                    if layout.width == 1:
+                        raise ValueError(f"{declared.name}: one row does not fit in memory")
+                    layout = _layout(most, layout.width // 2)
+                    tqdm.write(
+                        f"{work.path}: {declared.name}: out of memory, going on with {layout.width} rows at once"
+                    )
+                    program = _program(work, declared, precision, layout)
+                    continue
+                cached.add(step, group, outputs, precision)
+                done, unwritten = done + len(group), True
                 progress.update(len(group))
                 if time.monotonic() - written > WRITE_EVERY:
                     write()
@@ -149,9 +163,21 @@ def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Map
             write()
 
 
-def _layout(n_rows: int) -> Layout:
-    """The layout of one group of rows, computed at once: `n_rows` rows are split into as few groups as possible."""
-    width = 1 if jax.default_backend() == "cpu" else BLOCK_ROWS
+def _unless_out_of_memory(program: Callable, *args) -> dict[str, np.ndarray] | None:
+    try:
+        return program(*args)
+    except jax.errors.JaxRuntimeError as error:
+        if not plan.is_out_of_memory(error):
+            raise
+        return None
+
+
+def _layout(n_rows: int, width: int) -> Layout:
+    """The layout of one group of rows, computed at once: `n_rows` rows are split into as few groups as possible.
+
+    Args:
+      width: rows a vmap holds at once, at most.
+    """
     n_groups = math.ceil(n_rows / (jax.device_count() * width))
     size = math.ceil(n_rows / n_groups)
     return shard.layout(shard.run_mesh(size), size, width)

@@ -29,7 +29,7 @@ class Embedding(nn.Module):
         self.position = embedding(self.max_length, self.d_model)
 
     def __call__(self, tokens_BxL):
-        return self.token(tokens_BxL) + self.position(jnp.arange(tokens_BxL.shape[1]))[None]
+        return self.token(tokens_BxL) + self.position(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32))[None]
 
     def attend(self, h_BxQxD):
         return self.token.attend(h_BxQxD)
@@ -60,8 +60,8 @@ class Attention(nn.Module):
         # batch axes first: twice as fast on a CPU, where the products are many and small
         q_BxHxQxK, k_BxHxLxK, v_BxHxLxK = (jnp.swapaxes(a, 1, 2) for a in (q_BxQxHxK, k_BxLxHxK, v_BxLxHxK))
         score_BxHxQxL = einsum("bhqk,bhlk->bhql", q_BxHxQxK, k_BxHxLxK) / math.sqrt(self.d_head)
-        query_position_Qx1 = jnp.arange(length - n_queries, length)[:, None]
-        visible_QxL = query_position_Qx1 >= jnp.arange(length)[None, :]
+        query_position_Qx1 = jnp.arange(length - n_queries, length, dtype=jnp.int32)[:, None]
+        visible_QxL = query_position_Qx1 >= jnp.arange(length, dtype=jnp.int32)[None, :]
         score_BxHxQxL = tape("attn/score", jnp.where(visible_QxL, score_BxHxQxL, MASKED))
         pattern_BxHxQxL = tape("attn/pattern", jax.nn.softmax(score_BxHxQxL))
 

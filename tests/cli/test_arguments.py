@@ -1,6 +1,8 @@
 """What the command line takes, and what it refuses: one line that says what was given and what would do."""
 
+import functools
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from lab.cli import arguments, commands
 from lab.configs import base, composition
+from lab.engine import train
 
 SMALL = "--config=composition:smoke"
 MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, what is accepted, what is nearest
@@ -38,6 +41,9 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     (f"train {SMALL} W --config.model.max_length=8", "model.max_length=8: the task needs at least 9"),
     (f"train {SMALL} W --config.model.vocab_size=200", "model.vocab_size=200: the task needs at least 201"),
     (f"train {SMALL} W --config.grid.seed=(0,0)", r"grid.seed=\(0, 0\): a value is repeated"),
+    (f"train {SMALL} W --config.data_seed=4294967296", r"data_seed=4294967296: must be an integer in \[0, 2\^31\)"),
+    (f"train {SMALL} W --config.data_seed=-1", r"data_seed=-1: must be an integer in \[0, 2\^31\)"),
+    (f"train {SMALL} W --config.grid.seed=(2147483648,)", r"2147483648 is not an integer in \[0, 2\^31\)"),
     (f"train {SMALL} W --config.grid.gamma=('a',)", "'a' is not a number"),
     (f"train {SMALL} W --config.grid.gamma=0.3", "grid.gamma=0.3: expected a tuple of numbers"),
     (f"train {SMALL} W --config.grid.sam_radius=(-1,)", "-1 is negative"),
@@ -79,6 +85,22 @@ def test_words_that_no_command_has_are_named(capsys, run, typed, message):
         run(*typed.split())
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, None), (signal.SIGINT, 130)])
+def test_training_asked_to_stop_ends_with_the_code_of_who_asked(capsys, run, monkeypatch, tmp_path, number, code):
+    def stopped(*_):
+        raise train.Interrupted("w: stopped at step 3 as asked", number)
+
+    monkeypatch.setattr(train, "train_variants", stopped)
+    typed = functools.partial(run, "train", SMALL, f"--workdir={tmp_path / 'w'}")
+    if code is None:
+        typed()
+    else:
+        with pytest.raises(SystemExit) as ended:
+            typed()
+        assert ended.value.code == code
+    assert capsys.readouterr().out == "w: stopped at step 3 as asked\n"
 
 
 def test_every_command_is_a_function_and_takes_what_it_says():

@@ -134,6 +134,112 @@ def test_accessor_refuses_a_place_that_is_not_one_row(trained, place, message):
         lab.load(trained[0]).lab.params(**place)
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"gamma": 0.46, "weight_decay": 0.1, "seed": 0}, r"'gamma': \[0.5, 0.3\], 'weight_decay': \[0.1, 0.0, 1.0\]"),
+        ({"gamma": 0.31}, r"^{'gamma': 0.31}: 0 rows match; values to choose from: {'gamma': \[0.3, 0.5\]}$"),
+        ({"seed": 6}, r"{'seed': \[7, 0\]}$"),
+    ],
+)
+def test_place_off_the_grid_is_answered_with_the_grids_values_the_nearest_first(trained, place, message):
+    with pytest.raises(ValueError, match=message):
+        lab.load(trained[0]).lab.params(**place)
+
+
+@pytest.mark.parametrize(
+    ("selection", "place", "row"),
+    [
+        ({"seed": 1}, {"gamma": 0.5, "weight_decay": 0.1}, (0.5, 0.1, 1e-3, 7)),
+        ({"seed": 1, "gamma": 0, "weight_decay": 2}, {}, (0.3, 1.0, 1e-3, 7)),
+        ({"seed": [1], "gamma": [1]}, {"weight_decay": 0}, (0.5, 0.0, 1e-3, 7)),
+        ({"weight_decay": slice(1, None), "seed": 0}, {"gamma": 0.5, "weight_decay": 1}, (0.5, 1.0, 1e-3, 0)),
+        ({"seed": 1, "step": -1, "train_step": 3}, {"gamma": 0.5, "weight_decay": 0.1}, (0.5, 0.1, 1e-3, 7)),
+    ],
+)
+def test_what_was_selected_counts_as_given(trained, selection, place, row):
+    found = lab.load(trained[0]).isel(selection).lab
+    assert found.row(**place) == ROWS.index(row)
+    np.testing.assert_array_equal(found.params(**place)["in"]["kernel"], random(16, 12, 3, 2)[ROWS.index(row)])
+
+
+def test_row_that_was_selected_away_is_not_there(trained, listed_too):
+    one = lab.load(trained[0]).isel(seed=1)
+    with pytest.raises(ValueError, match=r"0 rows match; values to choose from: {'gamma': .* 'seed': \[7\]}$"):
+        one.lab.row(gamma=0.5, weight_decay=0.1, seed=0)
+    some = lab.load(listed_too).isel(row=[1, 4])
+    assert some.lab.row(weight_decay=0.0) == 1 and some.isel(row=1).lab.row() == 4
+    with pytest.raises(ValueError, match="0 rows match"):
+        some.lab.row(weight_decay=0.1)
+
+
+@pytest.fixture
+def listed_too(config, tmp_path):
+    grid = grids.zipped({name: tuple(row[i] for row in ROWS[:5]) for i, name in enumerate(AXES)})
+    write_training(tmp_path / "listed", config, grid)
+    return tmp_path / "listed"
+
+
+def test_selected_time_is_the_snapshot_that_is_read(trained):
+    dataset = lab.load(trained[0]).isel(gamma=0, weight_decay=0, seed=0)
+    np.testing.assert_array_equal(dataset.sel(step=0).lab.params()["in"]["kernel"], random(0, 12, 3, 2)[0])
+    np.testing.assert_array_equal(dataset.sel(step=0).lab.params(16)["in"]["kernel"], random(16, 12, 3, 2)[0])
+    with pytest.raises(WorkdirError, match="no snapshot of step 4; there are"):
+        dataset.sel(step=4).lab.params()
+
+
+def test_dataset_and_workdir_stay_those_of_the_folder_that_was_named(trained, tmp_path, monkeypatch):
+    """Also when the process goes to a folder that has another of that name."""
+    path, _ = trained
+    monkeypatch.chdir(path.parent)
+    dataset, work, before = lab.load("w"), Workdir("w"), random(16, 12, 3, 2)[0]
+    (tmp_path / "x").mkdir()
+    other = shutil.copytree(path, tmp_path / "x" / "w")
+    files.remove(other / "snapshots")
+    store.save(other / "snapshots", 16, {"in": {"kernel": random(99, 12, 3, 2)}})
+    monkeypatch.chdir(tmp_path / "x")
+    place = dict(zip(AXES, ROWS[0], strict=True))
+    np.testing.assert_array_equal(dataset.lab.params(**place)["in"]["kernel"], before)
+    np.testing.assert_array_equal(work.params(row=0)["in"]["kernel"], before)
+
+
+# --- tables ---
+
+
+def test_table_has_a_line_for_each_number_with_its_own_coordinates(trained):
+    path, raw = trained
+    dataset = lab.load(path)
+    table = dataset.lab.frame("train_loss", "odd.share", "diverged_at")
+    assert len(table) == 16 * 12 + 5 * 12 * 8 + 12
+    assert list(table.columns) == ["name", "train_step", *AXES, "step", "token", "value"]
+    losses = table[table.name == "train_loss"]
+    assert losses.step.isna().all() and losses.token.isna().all()
+    for row, values in enumerate(ROWS):
+        place = np.logical_and.reduce([losses[name] == value for name, value in zip(AXES, values, strict=True)])
+        np.testing.assert_array_equal(losses[place].value, raw["train_loss"][:, row])
+    shares = table[(table.name == "odd.share") & (table.step == 4) & (table.token == 3)]
+    np.testing.assert_array_equal(shares.value, raw["odd.share"][1, :, 3])
+
+
+def test_table_of_a_grid_that_is_no_product_or_of_one_number(listed):
+    path, raw = listed
+    dataset = lab.load(path)
+    table = dataset.lab.frame("grad_norm")
+    np.testing.assert_array_equal(table.pivot(index="train_step", columns="row", values="value"), raw["grad_norm"])
+    assert {*AXES} < {*table.columns}
+    one = dataset.isel(row=2, train_step=3).lab.frame("grad_norm")
+    assert len(one) == 1 and one.value.item() == raw["grad_norm"][3, 2] and one.gamma.item() == ROWS[2][0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [((), "which variables"), (("train_los",), "no variable 'train_los': did you mean 'train_loss'")],
+)
+def test_table_of_what_is_not_there_is_refused(trained, names, message):
+    with pytest.raises(ValueError, match=message):
+        lab.load(trained[0]).lab.frame(*names)
+
+
 def test_repeated_rows_are_ambiguous(config, tmp_path):
     columns = {name: (row, row) for name, row in zip(AXES, ROWS[0], strict=True)}
     write_training(tmp_path / "w", config, grids.zipped(columns))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import grid, rng, schedule
-from lab.disk import metrics, store, verify
+from lab.disk import files, metrics, store, verify
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
@@ -100,31 +100,74 @@ def test_only_the_two_newest_checkpoints_are_kept(uninterrupted):
 # --- interruptions ---
 
 
-def stop(config, workdir, end):
-    """Trains until SIGTERM, which this process gets while the chunk that ends at step `end` is computed."""
+def stop(config, workdir, end, number=signal.SIGTERM):
+    """Trains until a signal, which this process gets while the chunk that ends at step `end` is computed."""
     wait, ends = Rows.wait, iter(schedule.boundaries(config)[0])
 
     def and_signal(rows):
         wait(rows)
         if next(ends) == end:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rows, "wait", and_signal)
-        with pytest.raises(train.Interrupted, match=f"stopped at step {end} as asked"):
+        with pytest.raises(train.Interrupted, match=f"stopped at step {end} as asked") as stopped:
             train.train(config, workdir)
+    assert stopped.value.number == number
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("stopped", [0, 4, 8])
-def test_sigterm_saves_then_stops_and_training_continues_to_the_same_bytes(uninterrupted, echo, tmp_path, stopped):
+def test_signal_saves_then_stops_and_training_continues_to_the_same_bytes(
+    uninterrupted, echo, tmp_path, stopped, number
+):
     """At boundaries where no checkpoint is due."""
-    workdir, before = tmp_path / "w", signal.getsignal(signal.SIGTERM)
-    stop(echo.config(), workdir, stopped)
+    workdir, before = tmp_path / "w", signal.getsignal(number)
+    stop(echo.config(), workdir, stopped, number)
     assert store.steps(workdir / "checkpoints")[-1] == stopped
     assert int(metrics.metric_files(workdir / "metrics")[-1].stem) == stopped  # nothing is done that is not saved
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     train.train(echo.config(), workdir)
     assert echo.digests(workdir) == echo.digests(uninterrupted)
+
+
+def test_second_sigint_ends_at_once_and_what_was_saved_continues_to_the_same_bytes(
+    uninterrupted, echo, tmp_path, monkeypatch, capsys
+):
+    wait, calls = Rows.wait, []
+
+    def and_signals(rows):
+        wait(rows)
+        calls.append(1)
+        for _ in range(2 if len(calls) == 3 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "wait", and_signals)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(echo.config(), tmp_path / "w")
+    assert "a second interruption ends at once" in capsys.readouterr().out
+    train.train(echo.config(), tmp_path / "w")
+    assert echo.digests(tmp_path / "w") == echo.digests(uninterrupted)
+
+
+def test_signal_is_heard_while_the_devices_compute():
+    """Waiting ends when the devices do, and Python runs in between."""
+
+    class Leaf:
+        def __init__(self):
+            self.asked = 0
+
+        def is_ready(self):
+            self.asked += 1
+            return self.asked > 3
+
+    rows, leaf = Rows.__new__(Rows), Leaf()
+    rows.row_batches = [leaf]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "block_until_ready", lambda leaves: leaves)
+        rows.wait()
+    assert leaf.asked == 4
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
@@ -193,3 +236,136 @@ def test_no_variant_starts_before_all_are_checked(uninterrupted, echo, tmp_path)
     with pytest.raises(ValueError, match="batch_size=0"):
         train.train_variants(config, tmp_path / "w")
     assert not (tmp_path / "w").exists()
+
+
+# --- nothing half-begun ---
+
+
+@pytest.mark.parametrize("lost", ["grid.json", "config.json"])
+def test_start_cut_short_between_its_first_files_is_completed_by_the_same_command(
+    uninterrupted, echo, tmp_path, monkeypatch, lost
+):
+    write = files.write_json
+
+    def until(path, value):
+        if path.name == lost:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", until)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(echo.config(), tmp_path / "w")
+    assert (tmp_path / "w" / "grid.json").exists() == (lost == "config.json")
+    train.train(echo.config(), tmp_path / "w")
+    assert echo.digests(tmp_path / "w") == echo.digests(uninterrupted)
+
+
+def test_grid_that_was_left_without_a_config_is_no_training_and_gives_way(echo, tmp_path):
+    other = grid.product({"gamma": (0.3,), "weight_decay": (0.1,), "learning_rate": (0.01,), "seed": (5, 6)})
+    files.write_json(tmp_path / "w" / "grid.json", other.to_json())
+    work = Workdir(train.train(short(echo), tmp_path / "w"))
+    assert work.grid == grid.product(echo.config().grid.to_dict()) and verify.damages(work) == []
+
+
+def test_grid_of_numpy_numbers_is_trained_and_recorded_as_one_of_plain_ones(echo, tmp_path):
+    axes = {"gamma": np.float64([0.3]), "weight_decay": (0.1,), "learning_rate": (0.01,), "seed": tuple(np.arange(2))}
+    work = Workdir(train.train(short(echo, grid=axes), tmp_path / "w"))
+    assert work.grid.axes["seed"] == work.config.grid.seed == (0, 1)
+    plain = axes | {"gamma": (0.3,), "seed": (0, 1)}
+    train.train(short(echo, grid=plain), tmp_path / "w")  # the same training
+
+
+def short(echo, **changes):
+    """Two steps."""
+    return echo.config(
+        steps=2, eval_every=2, checkpoint_every=2, snapshots=2, optim=echo.OPTIM | {"warmup_steps": 1}, **changes
+    )
+
+
+# --- scores ---
+
+
+@pytest.mark.parametrize(
+    ("scores", "dims", "message"),
+    [
+        (
+            {"share": np.zeros(8, np.float32)},
+            {},
+            r"Echo.score: odd.share has the shape \(8,\), and .* dimensions \(\)",
+        ),
+        ({"share": np.float32(0)}, {"share": ("token",)}, r"the shape \(\), and .* dimensions \('token',\)"),
+        ({"share": np.zeros((8, 2), np.float32)}, {"share": ("token",)}, r"the shape \(8, 2\)"),
+        ({"share": np.zeros(7, np.float32)}, {"share": ("token",)}, "7 entries along 'token'.* has 8"),
+        (
+            {"a": np.zeros(2, np.float32), "b": np.zeros(3, np.float32)},
+            {"a": ("i",), "b": ("i",)},
+            "3 entries along 'i'",
+        ),
+        (
+            {"share": np.zeros(8, np.float32)},
+            {"share": ("seed",)},
+            "a dimension 'seed', which is one of every training's",
+        ),
+        ({"share": np.zeros(8, np.float32)}, {"share": ("step",)}, "a dimension 'step'"),
+    ],
+)
+def test_scores_that_are_not_what_the_task_says_are_refused_before_the_first_step(
+    echo, tmp_path, monkeypatch, scores, dims, message
+):
+    monkeypatch.setattr(echo.Echo, "score", lambda self, logits, batch: scores)
+    monkeypatch.setattr(echo.Echo, "dims", dims)
+    with pytest.raises(ValueError, match=message):
+        train.train(echo.config(), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+# --- memory ---
+
+FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1099511627776 bytes.\n more"
+
+
+def too_wide(monkeypatch, widest, where):
+    """Devices that hold no more than so many rows at once."""
+    real = getattr(Rows, where)
+
+    def limited(rows, *args):
+        if rows.layout.width > widest:
+            raise jax.errors.JaxRuntimeError(FULL)
+        return real(rows, *args)
+
+    monkeypatch.setattr(Rows, where, limited)
+
+
+@pytest.mark.parametrize("where", ["start", "advance", "wait", "evaluate"])
+def test_block_too_wide_for_the_memory_gives_way_to_a_narrower_one_and_it_is_said(
+    echo, tmp_path, monkeypatch, capsys, where
+):
+    rows = dict(
+        gamma=(0.3, 0.5), weight_decay=(0.1,), learning_rate=(0.01,), seed=tuple(range(4 * jax.device_count() // 2))
+    )
+    too_wide(monkeypatch, 1, where)
+    work = Workdir(train.train(short(echo, grid=rows, block_width=4), tmp_path / "w"))
+    said = capsys.readouterr().out
+    assert "out of memory, going on with 2 rows at once" in said and "going on with 1 rows at once" in said
+    assert work.read_json("plan.json")["width"] == 1 and verify.damages(work) == []
+    monkeypatch.undo()
+    narrow = train.train(short(echo, grid=rows, block_width=1), tmp_path / "narrow")
+    assert echo.digests(work.path) == echo.digests(narrow)
+
+
+def test_row_too_large_for_the_memory_is_a_line(echo, tmp_path, monkeypatch):
+    too_wide(monkeypatch, 0, "advance")
+    with pytest.raises(
+        ValueError, match=r"^one row does not fit in memory: set data_devices .*RESOURCE_EXHAUSTED.*bytes\.\)$"
+    ):
+        train.train(short(echo), tmp_path / "w")
+
+
+def test_what_else_goes_wrong_on_a_device_is_no_want_of_memory(echo, tmp_path, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(Rows, "advance", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ILLEGAL_ADDRESS"):
+        train.train(short(echo, block_width=2), tmp_path / "w")

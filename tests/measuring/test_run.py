@@ -125,6 +125,43 @@ def test_function_is_given_the_model_and_the_sequences_it_asked_for(work):
     np.testing.assert_allclose(found, hidden @ params["head/kernel"], rtol=0, atol=16 * 40 * EPS)
 
 
+def test_block_too_wide_for_the_memory_gives_way_to_a_narrower_one_and_measures_the_same(work, monkeypatch, capsys):
+    """A GPU's width on these devices, which are said to hold two rows at once."""
+    program, widths = measuring._program, []
+
+    def limited(work, declared, precision, layout):
+        computed = program(work, declared, precision, layout)
+
+        def unless_too_wide(*args):
+            widths.append(layout.width)
+            if layout.width > 2:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+            return computed(*args)
+
+        return unless_too_wide
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_program", limited)
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        measure(work, [NORMS])
+    assert widths[0] > 2 == widths[-1]
+    assert "norms: out of memory, going on with 2 rows at once" in capsys.readouterr().out
+    narrow = lab.load(work.path)
+    files.remove(work.analysis)
+    measure(work, [NORMS])
+    for name in ("norms.all", "norms.by_input"):  # at most 804 positive terms, in another order
+        np.testing.assert_allclose(narrow[name].values, lab.load(work.path)[name].values, rtol=804 * EPS)
+
+
+def test_row_too_large_for_the_memory_is_a_line(work, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr(measuring, "_program", lambda *_: full)
+    with pytest.raises(ValueError, match=r"^norms: one row does not fit in memory$"):
+        measure(work, [NORMS])
+
+
 def test_matrix_products_run_in_full_float32(work):
     seen = []
 

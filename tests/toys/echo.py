@@ -45,8 +45,8 @@ class Echo(Task):
 
     def score(self, logits_BxQxV, batch):
         """`accuracy`, and `share`: how often each token is answered."""
-        predicted_B = jnp.argmax(logits_BxQxV[:, -1], axis=-1)
-        share_V = jnp.mean(predicted_B[None] == jnp.arange(8)[:, None], axis=1, dtype=jnp.float32)
+        predicted_B = jnp.argmax(logits_BxQxV[:, -1], axis=-1).astype(jnp.int32)
+        share_V = jnp.mean(predicted_B[None] == jnp.arange(8, dtype=jnp.int32)[:, None], axis=1, dtype=jnp.float32)
         accuracy = jnp.mean(predicted_B == batch.info["first_B"], dtype=jnp.float32)
         return {"accuracy": accuracy, "share": share_V}
 

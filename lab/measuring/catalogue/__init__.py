@@ -7,6 +7,7 @@ task cannot be measured, or None. A study adds measurements of its own to these.
 from collections.abc import Callable
 
 from lab import models
+from lab.engine import numerics
 from lab.experiment import Experiment
 from lab.measuring.catalogue import attention, loss, weights
 from lab.measuring.declare import Measure
@@ -64,6 +65,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
 }
 
 
+@numerics.fixed()  # some look at sequences that they draw, to say what they are of
 def measures(experiment: Experiment) -> list[Measure]:
     """Every measurement that the experiment's model and task allow."""
     left_out = absent(experiment)
