@@ -38,17 +38,6 @@ ALLOWED = {
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
 ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "engine"}
 ALLOWED["stages"] |= {"measuring", "runs", "report", "studies"}
-    "values",
-    "models",
-    "configs",
-    "experiment",
-    "disk",
-    "engine",
-    "measuring",
-    "runs",
-    "report",
-    "studies",
-}
 ALLOWED["cli"] = {*ALLOWED, "configs"}
 MODULES = {
     ".".join(("lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path
