@@ -17,7 +17,8 @@ from lab.cluster.job import TrainingJob
 from lab.cluster.status import Progress
 from lab.disk import files
 from lab.disk.workdir import Workdir
-from lab.engine import init_from, train
+from lab.engine import init_from
+from lab.engine.prepare import prepare_variants
 
 RESOURCES = {  # ours -> submitit's
     "time": "timeout_min",
@@ -73,7 +74,7 @@ def launch(
       WorkdirError: a folder holds another training.
     """
     root = Path(workdir).absolute()
-    prepared = train.prepare_variants(config, root)
+    prepared = prepare_variants(config, root)
     executor = _executor(root, cluster, resources)
     jobs = {name: job for name, job in _queued(root).items() if name in prepared} if cluster == "slurm" else {}
     lines = {}

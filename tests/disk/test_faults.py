@@ -452,7 +452,7 @@ def pages(path):
 
 def run_train(workdir):
     """Exit code of the command, and what it says but for its progress."""
-    command = [sys.executable, "-m", "lab", "train", f"--config={ROOT / 'tests/engine/echo_config.py'}"]
+    command = [sys.executable, "-m", "lab", "train", f"--config={ROOT / 'tests/toys/echo_config.py'}"]
     done = subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True)
     lines = done.stderr.replace("\r", "\n").splitlines()
     is_progress = re.compile(r"step/s|s/step|step\]")  # the second on a machine that is busy

@@ -1,0 +1,161 @@
+"""Checks a training before anything is written, and writes the files that say which one a folder holds."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from lab import config as configs
+from lab.disk import files, verify
+from lab.disk.files import DamagedError, WorkdirError
+from lab.disk.provenance import provenance
+from lab.disk.workdir import Workdir
+from lab.engine import batches, init_from, numerics
+from lab.engine import step as steps
+from lab.experiment import Experiment
+from lab.grid import Grid
+from lab.tasks import Task
+
+
+@numerics.settled(computes=False)
+def prepare_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> dict:
+    """Name -> `(config, folder, rows)` of every variant, checked, in the order to train them.
+
+    Raises:
+      ValueError, WorkdirError: as `lab.engine.train.train`.
+    """
+    prepared = {}
+    for name, variant in configs.variants(config).items():
+        source = prepared.get(variant.start.variant)
+        planned = None if source is None else (source[0], source[2])
+        prepared[name] = (variant, *prepare(variant, Path(workdir) / name, grid, planned))
+    return prepared
+
+
+def prepare(
+    config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None, source: init_from.Planned | None = None
+) -> tuple[Workdir, Grid]:
+    """Checks a training before anything is written.
+
+    Args:
+      source: what it starts from, if it does and that is still to be trained.
+
+    Raises:
+      ValueError, WorkdirError: as `lab.engine.train.train`.
+    """
+    experiment = configs.experiment(config)
+    grid = configs.grid(config) if grid is None else grid
+    work = Workdir(workdir)
+    if _refuse_other(work, config, grid):
+        if not work.trained():
+            _refuse_other_numerics(work)
+    else:
+        _check_rows(experiment, grid)
+        _trace(experiment, grid)
+        batches.check_ids(experiment)
+        init_from.check(work.path, config, grid, source)
+    return work, grid
+
+
+def begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid, report: Callable[[str], None]) -> bool:
+    """Writes what is to be trained, unless it is there; returns whether it is trained and whole.
+
+    To be called by the only writer. The config comes last: a folder without one, or without anything trained, is begun
+    anew.
+
+    Args:
+      report: is given one line for everything that is damaged.
+
+    Raises:
+      WorkdirError: another training, or other numerics, began here.
+    """
+    verify.set_aside_identity(work, report)
+    _refuse_other(work, config, grid)  # again: another process may have begun here since
+    begun = (work.path / "config.json").is_file() and _has_results(work)
+    start = {} if begun else init_from.identity(work.path, config, grid)
+    if not begun or not (work.path / "grid.json").is_file():
+        files.write_json(work.path / "grid.json", grid.to_json())
+    kept = configs.experiment(config).task.files()
+    for name, content in kept.items():
+        files.write_bytes(work.data / name, content)
+    if begun:
+        init_from.refuse_other(work)
+    else:
+        said = {"config": configs.to_json(config), "data": files.hashes(kept), "start": start, **provenance()}
+        files.write_json(work.path / "config.json", said)
+    if verify.whole(work):
+        return True
+    _refuse_other_numerics(work)
+    return False
+
+
+def _has_results(work: Workdir) -> bool:
+    """Whether a step was saved here, whole or not; what was not trained yet may begin in another way."""
+    folders = (work.metrics, work.checkpoints, work.snapshots)
+    return any(files.is_step(path.stem) for folder in folders if folder.is_dir() for path in folder.iterdir())
+
+
+def _refuse_other_numerics(work: Workdir) -> None:
+    if _has_results(work):
+        numerics.refuse_other(work.path, work.read_json("config.json"), "continue")
+
+
+def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> bool:
+    """Whether the folder says it holds this training; raises WorkdirError if it says it holds another."""
+    try:
+        held_config, held_grid = work.config, work.grid
+    except DamagedError:  # missing or unreadable: written anew when training starts
+        return False
+    changed = configs.differences(configs.to_json(held_config), configs.to_json(config))
+    asked = Grid.from_json(grid.to_json()).to_json()
+    changed = changed or configs.differences(held_grid.to_json(), asked, "grid.json ")
+    changed = changed or configs.differences(work.data_hashes, files.hashes(work.experiment.task.files()), "data ")
+    if changed:
+        raise WorkdirError(f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}")
+    return True
+
+
+def _check_rows(experiment: Experiment, grid: Grid) -> None:
+    """What a task or objective refuses as its own value is refused in a grid, where rows would diverge at once."""
+    for owner in (experiment.task, experiment.objective):
+        varied = [name for name in owner.hparams if name in grid.columns]
+        for values in dict.fromkeys(zip(*(grid.columns[name] for name in varied), strict=True)):
+            try:
+                row_owner = dataclasses.replace(owner, **dict(zip(varied, values, strict=True)))
+                if owner is experiment.task:  # what only the data say, once they are read
+                    jax.eval_shape(lambda task=row_owner: task.sample(jax.random.key(0), 1, "train", {}))
+            except ValueError as error:
+                raise ValueError(f"a row of the grid: {error}") from error
+
+
+def _trace(experiment: Experiment, grid: Grid) -> None:
+    """Goes through a start and an evaluation without computing: what their shapes forbid is refused here."""
+    experiment.check_model()
+    state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
+    evaluation_set = jax.eval_shape(lambda: batches.evaluation_set(experiment, batches.train_set(experiment)))
+    scores = jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
+    _check_scores(experiment.task, scores, grid)
+
+
+def _check_scores(task: Task, scores: Mapping, grid: Grid) -> None:
+    """What `load` will make of the evaluations must be what the task says they are."""
+    kind, taken = type(task).__name__, {*grid.columns, "row", "step", "train_step", "snapshot"}
+    sizes = {dim: len(values) for dim, values in task.coords.items()}
+    for name, score in scores.items():
+        dims = task.dims.get(name.split(".")[-1], ())
+        if len(dims) != len(score.shape):
+            raise ValueError(
+                f"{kind}.score: {name} has the shape {score.shape}, and {kind}.dims names the dimensions {tuple(dims)} "
+                "for it; accepted: a name for each axis, none for a scalar"
+            )
+        for dim, size in zip(dims, score.shape, strict=True):
+            if dim in taken:
+                raise ValueError(f"{kind}.dims: {name} has a dimension {dim!r}, which is one of every training's")
+            if sizes.setdefault(dim, size) != size:
+                raise ValueError(
+                    f"{kind}.score: {name} has {size} entries along {dim!r}, and {kind}.coords or another score has "
+                    f"{sizes[dim]}"
+                )
