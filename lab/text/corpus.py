@@ -85,7 +85,7 @@ class Recipe:
             raise ValueError(f"task.valid_path={self.valid_path!r}: with it, task.valid_share must be 0")
         if not self.column:
             raise ValueError("task.column='': the name of the column that holds the text")
-        if not (self.valid_share or self.valid_path or self.hf_id or sources.expand(self.path).is_dir()):
+        if not (self.valid_share or self.valid_path or self.hf_id) and sources.is_named_as_file(self.path):
             raise ValueError(f"task.valid_share=0: {NO_VALID}")
 
 
