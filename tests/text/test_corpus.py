@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lab.text import corpus, decoding, documents, notes, sources, tokenizer
-from lab.text.corpus import Recipe, prepare
+from lab.text.corpus import prepare
+from lab.text.recipe import Recipe
 
 LINES = [f"word{i % 7} of line {i}" for i in range(40)]
 
@@ -197,7 +198,7 @@ def test_folder_with_files_of_both_splits_is_read_as_them(tmp_path, capsys):
 
 def test_a_path_that_may_be_a_folder_is_judged_when_it_is_read(tmp_path):
     asked = recipe(tmp_path / "elsewhere", valid_share=0.0)  # as of a training on another machine
-    with pytest.raises(ValueError, match="elsewhere: no such file or folder$"):
+    with pytest.raises(ValueError, match=r"elsewhere: no such file or folder$"):
         prepare(asked)
     written(tmp_path, "elsewhere", b"a\nb\n")
     with pytest.raises(ValueError, match=r"no file of split 'train'; what to evaluate on\?"):
