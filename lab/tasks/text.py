@@ -16,7 +16,8 @@ import numpy as np
 from lab import limits, losses
 from lab.tasks.task import Batch, Task, check_split
 from lab.text import corpus
-from lab.text.corpus import SPLITS, Corpus, Recipe
+from lab.text.corpus import SPLITS, Corpus
+from lab.text.recipe import Recipe
 
 LOSSES = ("last", "all")
 BLOCK = 2**24  # tokens counted at once
@@ -28,7 +29,7 @@ class Text(Task):
     """The task as a value.
 
     Attributes:
-      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path, column: see `lab.text.corpus.Recipe`.
+      path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path, column: see `lab.text.recipe.Recipe`.
       length: tokens of a window.
       loss: `last`: the token after the window is predicted, `all`: every next token.
     """

@@ -14,7 +14,6 @@ made anew: nothing in the cache has to be kept.
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
@@ -27,66 +26,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab import cache, limits
-from lab.text import decoding, hub, notes, sources
+from lab import cache
+from lab.text import decoding, notes, sources
 from lab.text import documents as reading
 from lab.text import tokenizer as tokenizers
+from lab.text.recipe import Recipe, files_of
 from lab.text.tokenizer import Tokenizer
+from lab.text.tokenizer_files import adopt, from_bytes
 
 SPLITS = ("train", "valid")
 BATCH = 2**22  # characters tokenized at once
 FORMAT = 1  # of the prepared files
 RULES = 2  # by which text is read: a cache of older ones is made anew, and its tokens are what they were, or mended
-NO_VALID = (
-    "what to evaluate on? A share of the documents, a task.valid_path, or a folder with files of both splits, such as "
-    "train.txt and valid.txt"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What text becomes which tokens.
-
-    Attributes:
-      path: a file, plain, .xz or .gz, of text or of rows (.jsonl, .parquet), or a folder of such, read in the order of
-        their names; or empty.
-      hf_id: a Hugging Face data set, `name` or `name:config`, its split `train`; or empty.
-      column: where the text is in a data set and in files of rows.
-      separator: what a document is, see `lab.text.documents.documents`.
-      tokenizer: `word`, `char` or `bpe`, trained on split `train`, or the path of a tokenizer.json.
-      vocab_size: most token ids there may be.
-      valid_share: this share of the documents, the last ones, is held out as split `valid`; 0: see `valid_path`.
-      valid_path: text of that split, as `path`; empty for a data set's own split `validation`, or for the files of a
-        folder whose names begin or end with train and valid.
-
-    Raises:
-      ValueError: an impossible choice. Nothing is read yet.
-    """
-
-    path: str
-    hf_id: str
-    separator: str
-    tokenizer: str
-    vocab_size: int
-    valid_share: float
-    valid_path: str
-    column: str
-
-    def __post_init__(self):
-        if bool(self.path) == bool(self.hf_id):
-            raise ValueError(
-                f"task.path={self.path!r}, task.hf_id={self.hf_id!r}: give one of them, --config.task.path=FILE (or a "
-                "folder) or --config.task.hf_id=NAME:CONFIG, such as Salesforce/wikitext:wikitext-2-v1"
-            )
-        limits.check("task", self, choices={"separator": reading.SEPARATORS}, bounds={"vocab_size": (1, None)})
-        if not 0 <= self.valid_share < 1:
-            raise ValueError(f"task.valid_share={self.valid_share}: a share of the documents, must lie in [0, 1)")
-        if self.valid_share and self.valid_path:
-            raise ValueError(f"task.valid_path={self.valid_path!r}: with it, task.valid_share must be 0")
-        if not self.column:
-            raise ValueError("task.column='': the name of the column that holds the text")
-        if not (self.valid_share or self.valid_path or self.hf_id or sources.expand(self.path).is_dir()):
-            raise ValueError(f"task.valid_share=0: {NO_VALID}")
 
 
 class Corpus(NamedTuple):
@@ -109,7 +60,7 @@ def prepare(recipe: Recipe) -> Corpus:
       ValueError: text that is missing, empty, not UTF-8, truncated or a single document, a tokenizer that does not
         fit, a data set that cannot be had, or a cache that cannot be written to; as `lab.cache.folder`.
     """
-    paths, said = _paths(recipe)
+    paths, said = files_of(recipe)
     given, off = (None, ()) if recipe.tokenizer in tokenizers.KINDS else _given(recipe)
     if off:
         said.append(f"{recipe.tokenizer}: switched off, as it would change the tokens of the text: {', '.join(off)}")
@@ -139,27 +90,6 @@ def prepare(recipe: Recipe) -> Corpus:
     return found
 
 
-def _paths(recipe: Recipe) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files of each split, without `valid` where that is a share of `train`, and what to say of files not read."""
-    if recipe.hf_id:
-        wanted = {"train": "train"} | ({} if recipe.valid_share or recipe.valid_path else {"valid": "validation"})
-        folder = cache.folder("hub")
-        paths = {
-            split: [hub.download(folder, recipe.hf_id, recipe.separator, name, recipe.column)]
-            for split, name in wanted.items()
-        }
-        said = []
-    elif recipe.valid_share or recipe.valid_path:
-        paths, said = sources.as_one("task.path", recipe.path)
-        paths = {"train": paths}
-    else:
-        return sources.as_splits("task.path", recipe.path, NO_VALID)
-    if recipe.valid_path:
-        paths["valid"], more = sources.as_one("task.valid_path", recipe.valid_path)
-        said += more
-    return paths, said
-
-
 def _given(recipe: Recipe) -> tuple[Tokenizer, tuple[str, ...]]:
     """The tokenizer of a file, and what of it is switched off."""
     path = sources.expand(recipe.tokenizer)
@@ -167,7 +97,7 @@ def _given(recipe: Recipe) -> tuple[Tokenizer, tuple[str, ...]]:
         kinds = ", ".join(tokenizers.KINDS)
         raise ValueError(f"task.tokenizer={recipe.tokenizer!r}: one of {kinds}, or the path of a tokenizer.json")
     try:
-        tokenizer, off = tokenizers.adopt(path.read_bytes())
+        tokenizer, off = adopt(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -277,7 +207,7 @@ def _load(folder: Path) -> Corpus | None:
     if not sound:
         return None
     tokens = {split: _mapped(folder / f"{split}.bin", said["splits"][split]) for split in SPLITS}
-    return Corpus(tokens, tokenizers.from_bytes(content), said)
+    return Corpus(tokens, from_bytes(content), said)
 
 
 def _mapped(path: Path, said: dict) -> np.ndarray:

@@ -61,11 +61,11 @@ def as_one(option: str, path: str) -> tuple[list[Path], list[str]]:
     """The files of a path whose text is one, and what to say of files that are not read.
 
     Raises:
-      ValueError: as `find`, or a folder with files of several splits.
+      ValueError: as `find`, or a folder with files of split train beside files of others.
     """
     found = find(path)
     parts = by_split(found.paths)
-    if len(parts.keys() - {""}) > 1:
+    if "train" in parts and parts.keys() & {"valid", "test"}:
         shown = ", ".join(f"{paths[0].name} ({split})" for split, paths in sorted(parts.items()) if split)
         raise ValueError(
             f"{option}={path!r}: a folder with files of several splits, {shown}; give one file, or read those of train "
@@ -129,6 +129,11 @@ def _of_folder(path: Path) -> Found:
         found.passed_over.extend(f"{one.name} (empty)" for one in empty)
         found = Found([one for one in found.paths if one not in empty], found.passed_over)
     return found
+
+
+def is_named_as_file(path: str) -> bool:
+    """Its name ends as that of a text file, and it is no folder, as far as one can see from here."""
+    return Path(path).suffix.lower() in SUFFIXES and not expand(path).is_dir()
 
 
 def _plain_path(path: Path) -> Path:

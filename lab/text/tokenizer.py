@@ -3,16 +3,15 @@
 A vocabulary that is trained here begins with `<unk>` (words and characters only) and `<eos>`; then the most frequent
 pieces come first (of bytes: all 256, then merges in the order they were found). Equal JSON files are equal tokenizers.
 
-Ids are those of a text, whole: what other people's files do beside (see `adopt`) is switched off.
+Ids are those of a text, whole: what other people's files do beside (see `lab.text.tokenizer_files`) is switched off.
 """
 
-import codecs
 import collections
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _encoder(self):
-        return _library().Tokenizer.from_str(self.json)
+        return hugging_face().Tokenizer.from_str(self.json)
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
@@ -205,61 +204,6 @@ def words(vocabulary: Sequence[str]) -> Tokenizer:
     return _word_level(vocabulary)
 
 
-def from_bytes(content: bytes) -> Tokenizer:
-    """What `to_bytes` gave, or any tokenizer.json as `adopt` reads it.
-
-    Raises:
-      ValueError: as `adopt`.
-    """
-    return adopt(content)[0]
-
-
-def adopt(content: bytes) -> tuple[Tokenizer, tuple[str, ...]]:
-    """Any tokenizer.json, for the ids of a text, whole; its normalizer, words and vocabulary stay as they are.
-
-    Returns:
-      The tokenizer, and what of the file is switched off, for people: truncation and padding, post-processing (which
-      adds or repeats tokens), dropout, and white space that added tokens swallow.
-
-    Raises:
-      ValueError: not a tokenizer.json, or one without any token.
-    """
-    content = content.removeprefix(codecs.BOM_UTF8)
-    try:
-        found = _library().Tokenizer.from_buffer(content)
-        file = json.loads(content)
-        off = tuple(_switch_off(file))
-        found = _library().Tokenizer.from_str(json.dumps(file))
-    except ValueError as error:
-        raise ValueError(f"not a tokenizer.json ({str(error).splitlines()[0]})") from error
-    if not found.get_vocab_size():
-        raise ValueError("a tokenizer.json with an empty vocabulary")
-    ids = sorted(found.get_vocab(with_added_tokens=False).values())
-    # what the library writes of ids with gaps lacks some, and takes time with the greatest of them
-    return Tokenizer(found.to_str() if ids == [*range(len(ids))] else json.dumps(file)), off
-
-
-def _switch_off(file: dict) -> Iterator[str]:
-    """Changes the settings of a tokenizer.json in place; says which."""
-    truncation, padding, processor = (file.pop(name, None) for name in ("truncation", "padding", "post_processor"))
-    if truncation:
-        yield f"truncation to {truncation['max_length']} tokens"
-    if padding:
-        yield "padding"
-    if processor and processor["type"] != "ByteLevel":  # which moves offsets only
-        yield f"post-processing ({processor['type']})"
-        processor = None
-    file |= {"truncation": None, "padding": None, "post_processor": processor}
-    if file["model"].get("dropout"):
-        yield f"dropout {file['model']['dropout']}"
-        file["model"]["dropout"] = None
-    swallowing = [token for token in file.get("added_tokens") or () if token["lstrip"] or token["rstrip"]]
-    if swallowing:
-        yield f"white space swallowed by {', '.join(repr(token['content']) for token in swallowing)}"
-    for token in swallowing:
-        token["lstrip"] = token["rstrip"] = False
-
-
 def _byte(token: str) -> bytes:
     byte = BYTE.fullmatch(token)
     return bytes.fromhex(byte[1]) if byte else token.encode()
@@ -267,12 +211,12 @@ def _byte(token: str) -> bytes:
 
 def _word_level(vocabulary: Sequence[str]) -> Tokenizer:
     tokenizer = _of_list(vocabulary)
-    tokenizer.pre_tokenizer = _library().pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = hugging_face().pre_tokenizers.WhitespaceSplit()
     return Tokenizer(tokenizer.to_str())
 
 
 def _char_level(vocabulary: Sequence[str]) -> Tokenizer:
-    library = _library()
+    library = hugging_face()
     tokenizer = _of_list(vocabulary)
     tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = library.decoders.Fuse()
@@ -282,11 +226,11 @@ def _char_level(vocabulary: Sequence[str]) -> Tokenizer:
 def _of_list(vocabulary: Sequence[str]):
     # <unk> and <eos> are words as others are, not "special": those would be found inside of words, too
     ids = {piece: i for i, piece in enumerate(vocabulary)}
-    return _library().Tokenizer(_library().models.WordLevel(ids, unk_token=UNKNOWN))
+    return hugging_face().Tokenizer(hugging_face().models.WordLevel(ids, unk_token=UNKNOWN))
 
 
 def _bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    library = _library()
+    library = hugging_face()
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
@@ -300,7 +244,7 @@ def _bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(tokenizer.to_str())
 
 
-def _library():
+def hugging_face():
     """
     Raises:
       ValueError: it is not installed.

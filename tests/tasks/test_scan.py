@@ -289,7 +289,7 @@ def test_what_does_not_fit_the_data_is_refused_when_read(folder, changes, messag
             b"IN: walk OUT: I_WALK\nIN: run\n",
             r"line 2 is 'IN: run', where 'IN: <command> OUT",
         ),
-        ("tasks_train_simple.txt", b"IN: walk OUT: I_WALK\n\n", "line 2 is ''"),
+        ("tasks_train_simple.txt", b"IN: walk OUT: I_WALK\n\nIN: run OUT: I_RUN\n", "line 2 is ''"),
         ("tasks_train_simple.txt", b"IN: walk OUT: I_WALK\nIN: run OUT: I", "line 2 has no end: the file is truncated"),
     ],
 )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lab.text import corpus, decoding, documents, notes, sources, tokenizer
-from lab.text.corpus import Recipe, prepare
+from lab.text.corpus import prepare
+from lab.text.recipe import Recipe
 
 LINES = [f"word{i % 7} of line {i}" for i in range(40)]
 
@@ -158,7 +159,8 @@ def test_paths_that_hold_nothing_are_refused(tmp_path):
         (dict(separator="lines"), "task.separator='lines': one of line, endoftext, blank_line"),
         (dict(valid_share=1.0), r"task.valid_share=1.0: .* must lie in \[0, 1\)"),
         (dict(valid_path="b"), "task.valid_path='b': with it, task.valid_share must be 0"),
-        (dict(valid_share=0.0), "task.valid_share=0: what to evaluate on"),
+        (dict(path="nowhere.txt", valid_share=0.0), "task.valid_share=0: what to evaluate on"),
+        (dict(path="nowhere.JSONL.gz", valid_share=0.0), "task.valid_share=0: what to evaluate on"),
         (dict(column=""), "task.column='': the name of the column"),
     ],
 )
@@ -192,6 +194,15 @@ def test_folder_with_files_of_both_splits_is_read_as_them(tmp_path, capsys):
     (tmp_path / "wiki/wiki.valid.tokens").unlink()
     with pytest.raises(ValueError, match=r"no file of split 'valid'; what to evaluate on\?"):
         prepare(recipe(tmp_path / "wiki", valid_share=0.0))
+
+
+def test_a_path_that_may_be_a_folder_is_judged_when_it_is_read(tmp_path):
+    asked = recipe(tmp_path / "elsewhere", valid_share=0.0)  # as of a training on another machine
+    with pytest.raises(ValueError, match=r"elsewhere: no such file or folder$"):
+        prepare(asked)
+    written(tmp_path, "elsewhere", b"a\nb\n")
+    with pytest.raises(ValueError, match=r"no file of split 'train'; what to evaluate on\?"):
+        prepare(asked)
 
 
 def test_what_of_a_folder_is_not_read_is_said_once(tmp_path, capsys):

@@ -113,8 +113,11 @@ def test_a_folder_of_several_splits_is_no_single_text(tmp_path):
                        r"wiki\.train\.tokens \(train\), .*--config\.task\.valid_share=0 ") as error:  # fmt: skip
         as_one("task.path", str(folder))
     assert "\n" not in str(error.value)
-    (folder / "wiki.test.tokens").unlink()
-    (folder / "wiki.valid.tokens").unlink()
+    (folder / "wiki.train.tokens").rename(tmp_path / "wiki.train.tokens")
+    assert names(as_one("task.path", str(folder))[0]) == ["wiki.test.tokens", "wiki.valid.tokens"]
+    for name in ("wiki.test.tokens", "wiki.valid.tokens"):
+        (folder / name).unlink()
+    (tmp_path / "wiki.train.tokens").rename(folder / "wiki.train.tokens")
     (folder / "more.txt").write_text("b")
     assert names(as_one("task.path", str(folder))[0]) == ["more.txt", "wiki.train.tokens"]
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lab.text import tokenizer
-from lab.text.tokenizer import from_bytes, train, words
+from lab.text.tokenizer import train, words
+from lab.text.tokenizer_files import from_bytes
 
 DOCUMENTS = ["the cat sat on the mat .", "the dog <unk> on\tthe\n cat", "Zoë said “hi” <eos> the cat"]
 

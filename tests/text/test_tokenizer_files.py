@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from lab.text.corpus import Recipe, prepare
-from lab.text.tokenizer import UnknownError, adopt, from_bytes, train
+from lab.text.corpus import prepare
+from lab.text.recipe import Recipe
+from lab.text.tokenizer import UnknownError, train
+from lab.text.tokenizer_files import adopt, from_bytes
 
 library = pytest.importorskip("tokenizers")
 models, processors = library.models, library.processors
