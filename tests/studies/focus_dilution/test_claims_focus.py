@@ -17,7 +17,6 @@ RATES, RATE = (0.1, 0.5, 2.0), 0.5  # the middle one counts
 LAW = (0.75, 0.19, 0.05, 0.01)
 STEPS = np.arange(0, 2001, 20)
 SNAPSHOTS = np.arange(0, 2001, 100)
-DELTAS = (0.0, 0.01, 0.02, 0.04)
 C = 0.02  # the predicted constant, per unit time
 OUTER, INNER = slice(0, 3), slice(3, 5)
 EPS = 2.0**-52
