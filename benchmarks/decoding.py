@@ -7,7 +7,6 @@ without a cache computes the logits of one position a step, too. Rounds alternat
 within a round, and its median and quartiles are shown with the tokens a second of each.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -120,20 +119,19 @@ def show(preset: Preset, result: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = harness.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="where and how much (default: cpu)")
+    parser = harness.Parser(__doc__, PRESETS)
+    parser.add_json()
     parser.add_argument("--rounds", type=int, default=7, help="timings of each (default: 7)")
-    parser.add_argument("--json", type=argparse.FileType("w"), help="file for every number")
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
     if preset.accelerator == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    elif jax.default_backend() != "gpu":
-        parser.error("preset gpu: JAX sees no GPU: pip install 'gammalab[cuda]'")
+    else:
+        parser.use_jax(preset.accelerator)
     result = run(preset, args.rounds)
     show(preset, result)
     if args.json:
-        json.dump({"preset": args.preset, **result}, args.json, indent=1)
+        args.json.write_text(json.dumps({"preset": args.preset, **result}, indent=1))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from workload import MOST_STEPS, Workload
+from workload import MOST_STEPS, Workload, cores
 
 WORKER = Path(__file__).with_name("worker.py")
 QUIET = 0.05  # share of the machine that other programs may take, if its times are to mean anything
@@ -143,10 +145,45 @@ def started(workloads: Mapping[str, Sequence[Workload]]) -> Iterator[tuple[dict[
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for a mistake."""
+    """argparse with `--preset`, and one line for a mistake."""
+
+    def __init__(self, description: str, presets: Iterable[str]):
+        super().__init__(description=description.splitlines()[0], allow_abbrev=False)
+        self.add_argument("--preset", choices=presets, default="cpu", help="where and how much (default: cpu)")
+
+    def add_json(self) -> None:
+        self.add_argument("--json", type=_writable, help="file for every number")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+    def use_jax(self, accelerator: str) -> None:
+        """JAX on the CPU cores, as the command line has it, or on a GPU; ends the program where there is none."""
+        import jax
+
+        if accelerator == "cpu":
+            jax.config.update("jax_platforms", "cpu")
+            with contextlib.suppress(RuntimeError):  # it has begun
+                jax.config.update("jax_num_cpu_devices", cores())
+        elif jax.default_backend() != "gpu":
+            self.error("preset gpu: JAX sees no GPU: pip install 'gammalab[cuda]'")
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: a file in a folder that exists")
+    return path
+
+
+def machine(packages: Sequence[str]) -> dict[str, object]:
+    """What numbers were taken on, which is printed; packages that are not there are left out."""
+    found = {"platform": platform.platform(), "cores": cores(), "python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    print(", ".join(f"{name} {value}" for name, value in found.items()), flush=True)
+    return found
 
 
 def rounds(teams: Mapping[str, Team], repeats: int, seconds: float) -> dict[str, list[float]]:

@@ -7,8 +7,6 @@ Then it takes the catalogue's `directions` and `focus` of every row and snapshot
 read and verified, programs compiled, results written. All of that is in the times; the target is a minute for both.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +16,6 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from workload import cores
 
 TARGET = 60.0  # seconds
 
@@ -107,23 +104,15 @@ def show(preset: Preset, result: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = harness.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="where and how much (default: cpu)")
-    parser.add_argument("--json", type=argparse.FileType("w"), help="file for every number")
+    parser = harness.Parser(__doc__, PRESETS)
+    parser.add_json()
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
-    import jax
-
-    if preset.accelerator == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", cores())  # as the command line does
-    elif jax.default_backend() != "gpu":
-        parser.error("preset gpu: JAX sees no GPU: pip install 'gammalab[cuda]'")
+    parser.use_jax(preset.accelerator)
     result = run(preset)
     show(preset, result)
     if args.json:
-        json.dump({"preset": args.preset, **result}, args.json, indent=1)
+        args.json.write_text(json.dumps({"preset": args.preset, **result}, indent=1))
 
 
 if __name__ == "__main__":

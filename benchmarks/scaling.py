@@ -165,8 +165,7 @@ def _draw_line(ax, points: list[dict], stroke: Mapping) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = harness.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="where and how much (default: cpu)")
+    parser = harness.Parser(__doc__, PRESETS)
     parser.add_argument("--out", type=Path, required=True, help="folder for the numbers and the picture")
     args = parser.parse_args(argv)
     try:

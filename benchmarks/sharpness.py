@@ -9,17 +9,12 @@ the same number of products, the smallest listed at which both pass on every row
 All ways compute in float32, without TF32. Compilation is not in the rates.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 
 import harness
 import numpy as np
@@ -267,33 +262,14 @@ def show_ratios(result: Mapping) -> None:
         print(f"no ratio: {ratio}" if isinstance(ratio, str) else f"{ratio[1]:.3g}  [{ratio[0]:.3g}, {ratio[2]:.3g}]")
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """(parser, options); ends the program for a wrong one."""
-    parser = harness.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="where and how much (default: cpu)")
-    parser.add_argument("--json", type=Path, help="file for every number")
-    args = parser.parse_args(argv)
-    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        parser.error(f"--json={args.json}: a file in a folder that exists")
-    return parser, args
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser, args = parse(argv)
+    parser = harness.Parser(__doc__, PRESETS)
+    parser.add_json()
+    args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch shares the GPU
-    import jax
-
-    if preset.accelerator == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", cores())  # as the command line does
-    elif jax.default_backend() != "gpu":
-        parser.error("preset gpu: JAX sees no GPU: pip install 'gammalab[cuda]'")
-    machine = {"platform": platform.platform(), "cores": cores(), "python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            machine[name] = metadata.version(name)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    parser.use_jax(preset.accelerator)
+    machine = harness.machine(PACKAGES)
     results = []
     for n_rows in preset.rows:
         print(f"{n_rows} rows: training, and the reference", file=sys.stderr)

@@ -7,14 +7,10 @@ data of the same distribution: ours draws its batches inside the step, PyTorch's
 lie in memory. Both compute in float32, on a GPU with TF32 products. Compilation is not in the times.
 """
 
-import contextlib
 import dataclasses
 import json
-import platform
 import sys
 from collections.abc import Mapping
-from importlib import metadata
-from pathlib import Path
 
 import harness
 import numpy as np
@@ -206,29 +202,22 @@ def describe(way: str, facts: Mapping) -> str:
 
 def parse(argv: list[str] | None):
     """(parser, options); ends the program for a wrong one."""
-    parser = harness.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="where and how much (default: cpu)")
+    parser = harness.Parser(__doc__, PRESETS)
+    parser.add_json()
     parser.add_argument("--sizes", help="comma-separated, of demo, first, second (default: all of the preset)")
-    parser.add_argument("--json", type=Path, help="file for every number")
     args = parser.parse_args(argv)
     known = PRESETS[args.preset].sizes
     args.sizes = list(known) if args.sizes is None else args.sizes.split(",")
     for name in args.sizes:
         if name not in known:
             parser.error(f"--sizes: {name!r} is not among {', '.join(known)}, the sizes of preset {args.preset}")
-    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        parser.error(f"--json={args.json}: a file in a folder that exists")
     return parser, args
 
 
 def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     preset = PRESETS[args.preset]
-    machine = {"platform": platform.platform(), "cores": cores(), "python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            machine[name] = metadata.version(name)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    machine = harness.machine(PACKAGES)
     print(LEGEND, flush=True)
     results = {}
     for name in args.sizes:

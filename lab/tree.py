@@ -1,6 +1,6 @@
 """Parameter trees: names of leaves, a leafwise `where`, and sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,11 @@ def map_named(function: Callable, tree):
 def where(condition, on_true, on_false):
     """Leafwise `where` with one scalar condition: keeps `on_false` bitwise where the condition is False."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
+
+
+def stack(trees: Sequence):
+    """Equal trees as one, every leaf with a new first axis over them."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def size(tree) -> int:

@@ -33,6 +33,7 @@ PLAIN = {
     "text",
     "test_catalogue.py",
     "test_measured_precision.py",
+    "test_run.py",
     "test_stages.py",
 }
 TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer steps

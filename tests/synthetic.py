@@ -1,11 +1,13 @@
-"""Runs written by hand: numbers at the places that a claim or picture should read, garbage in all others."""
+"""Numbers for tests: runs written by hand, with garbage wherever nobody should read; and normal draws."""
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 import xarray as xr
 
 from lab import claims
+from lab.cli import main
 from lab.runs import Run, Runs
 
 GARBAGE = 77.0  # in every cell that nobody may read
@@ -71,9 +73,31 @@ class Grid:
         return Run(self.dataset, self.usual)
 
 
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 def by_gamma(*numbers, n_seeds: int = len(SEEDS)) -> np.ndarray:
     """(seed, gamma): for each gamma a number for all seeds, or one for each."""
     return np.array([np.broadcast_to(np.asarray(number, float), n_seeds) for number in numbers]).T
+
+
+def runs(study, **grids: Grid) -> Runs:
+    return Runs({name: grid.dataset for name, grid in grids.items()}, study.usual)
+
+
+def measured(study, id: str, **grids: Grid) -> claims.Result:
+    """The study's claim of this id, on runs of these variants."""
+    (claim,) = [claim for claim in study.claims if claim.id == id]
+    return claims.evaluate(claim, runs(study, **grids))
+
+
+def reproduce(study: str, folder, *options: str):
+    """Trains, measures and reports the smoke preset into a folder, from the command line; returns the folder."""
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
+        main(["reproduce", study, "--preset=smoke", f"--workdir={folder}", *options])
+    return folder
 
 
 def measure(claim, **grids: Grid):

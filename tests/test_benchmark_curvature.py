@@ -1,6 +1,5 @@
 """The curvature benchmark compares ways that answer the same question, and gives no ratio where they do not."""
 
-import importlib
 import json
 import os
 import re
@@ -109,23 +108,6 @@ def test_snapshots_of_a_training_that_never_was_are_read_as_a_trainings(tmp_path
     assert start_RxDxF.shape == (3, work.experiment.model.d_model, work.experiment.model.d_ff)
     # 1 % of the tensor's own size; the standard deviation of 1,536 numbers is known to 2 %
     assert np.std(later_RxDxF - start_RxDxF) == pytest.approx(0.01 * np.std(start_RxDxF), rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("program", "options", "says"),
-    [
-        ("sharpness", ["--preset=tpu"], "invalid choice: 'tpu'"),
-        ("sharpness", ["--json=/no/such/folder/x.json"], "a file in a folder that exists"),
-        ("measures", ["--preset=tpu"], "invalid choice: 'tpu'"),
-        ("measures", ["--json=/no/such/folder/x.json"], "/no/such/folder/x.json"),
-    ],
-)
-def test_wrong_option_ends_with_one_line(program, options, says, capsys):
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(program).main(options)
-    assert ended.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and says in printed.err
 
 
 @pytest.mark.torch

@@ -3,7 +3,6 @@
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -18,15 +17,6 @@ from lab.measuring.catalogue import weights
 
 ROWS = {"unseen": 3, "wrong": 2}
 STEPS = 40  # of the smoke preset
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Nothing here depends on a number: programs are compiled without optimizations, which is what takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
 
 
 def config(n_rows, **changes):

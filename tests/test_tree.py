@@ -57,3 +57,9 @@ def test_nothing_of_the_unselected_side_reaches_the_gradient_of_the_other():
 def test_size_counts_scalars():
     assert tree.size(state(0.0)) == 6 + 3 + 6 + 3 + 1
     assert tree.size({}) == 0
+
+
+def test_stacked_trees_have_a_first_axis_over_them():
+    stacked = tree.stack([state(1.0), state(2.0)])
+    np.testing.assert_array_equal(stacked.params["head"][1], [[1] * 3, [2] * 3])
+    assert stacked.count.tolist() == [3, 3]

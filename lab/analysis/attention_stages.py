@@ -1,4 +1,4 @@
-"""When a run condenses, focuses, dilutes and finds a new direction ("Focus and Dilution", arXiv 2605.01199).
+"""Detects stages of training: condensation, focus, dilution, new direction ("Focus and Dilution", arXiv 2605.01199).
 
 From curves over snapshots, on the host. Every event comes with the snapshots it lies between; an event that the curves
 do not show is NaN. The rules:
@@ -112,32 +112,6 @@ def detect(curves: Curves, unigram_entropy: float, thresholds: Thresholds = Thre
     return cycles
 
 
-def sensitivity(
-    curves: Curves, unigram_entropy: float, share: float, thresholds: Thresholds = Thresholds(), window: int = 1
-):
-    """How far events move when thresholds do: each of them times 1 - share and 1 + share, one at a time.
-
-    Returns:
-      for each cycle of `detect`, a dict: event -> (least step, greatest step, share of the variations that reach it),
-      the thresholds as given counted among them; of `rank` it is `rank - 1` that is varied. NaN if none reaches it.
-
-    Raises:
-      ValueError: `share` outside (0, 1), or as `detect`.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share={share}; a number between 0 and 1, such as 0.2")
-    varied = [thresholds]
-    for factor in (1 - share, 1 + share):
-        for name, value in dataclasses.asdict(thresholds).items():
-            moved = 1 + (value - 1) * factor if name == "rank" else value * factor
-            varied.append(dataclasses.replace(thresholds, **{name: moved}))
-    found = [detect(curves, unigram_entropy, one, window) for one in varied]
-    return [
-        {event: _range([cycles[c] if c < len(cycles) else None for cycles in found], event) for event in Cycle._fields}
-        for c in range(len(found[0]))
-    ]
-
-
 def swings(step_T, focus_T, hysteresis: float) -> list[Event]:
     """Turning points of F: maximum, minimum, maximum, ... as far as each is confirmed by a move of `hysteresis` back.
 
@@ -225,13 +199,6 @@ def _widen(event: Event, step_T, half: int) -> Event:
     first, last = np.searchsorted(step_T, event.earliest), np.searchsorted(step_T, event.latest)
     earliest = -math.inf if first < half or math.isinf(event.earliest) else step_T[first - half]
     return _event(earliest, event.step, step_T[min(last + half, step_T.size - 1)])
-
-
-def _range(cycles: list[Cycle | None], event: str):
-    steps = np.array([math.nan if cycle is None else getattr(cycle, event).step for cycle in cycles])
-    reached = steps[~np.isnan(steps)]
-    least, greatest = (float(reached.min()), float(reached.max())) if reached.size else (math.nan, math.nan)
-    return least, greatest, reached.size / steps.size
 
 
 def _smooth(curves: Curves, window: int) -> Curves:

@@ -1,9 +1,9 @@
-"""Which attention edges an answer needs: the effect of each, and a smallest set that keeps the behaviour.
+"""Effects of single attention edges on the answer, and a smallest set of edges that keeps it.
 
-Edges are cut after the softmax: the mass of a cut edge is lost, not shared (`lab.analysis.flow.zero_edges`). So the
-edges that stay carry exactly what they did, effects of edges do not mix through the normalization, and a query may
-keep no edge at all: it then adds nothing but the output bias to its stream. MLPs, embeddings and the residual are
-never cut. Edges are absolute positions: give sequences of one layout (key and anchors in the same places).
+Edges are cut after the softmax: the mass of a cut edge is lost, not shared. So the edges that stay carry exactly what
+they did, effects of edges do not mix through the normalization, and a query may keep no edge at all: it then adds only
+the output bias to its stream. MLPs, embeddings and the residual are never cut. Edges are absolute positions: give
+sequences of one layout (key and anchors in the same places).
 
 The answer is read at the last position.
 """

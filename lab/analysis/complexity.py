@@ -1,4 +1,4 @@
-"""Complexity measures of a trained row, and whether they predict out-of-distribution accuracy across a grid.
+"""Complexity measures of a trained row, and their rank correlation with out-of-distribution accuracy across a grid.
 
 The norms are natural logarithms: a product over ten layers of decayed weights leaves float32's range, its logarithm
 does not, and ranks, all that `predictors` reads, are the same. Everything but the intervals is exact up to rounding.
@@ -54,17 +54,6 @@ def distance(params, initial) -> dict:
     return {"log_distance": log_distance_M, "log_distance_whole": _log_root_of_squares(log_distance_M)}
 
 
-def chain_log_path_norm(kernels: Sequence):
-    """log sum over paths of prod |w| through kernels (I, J), (J, K), ...: every input to every output.
-
-    The l1 path norm (Neyshabur et al. 2015, section 5), by a forward pass of ones through |W|.
-    """
-    log_v = jnp.zeros(kernels[0].shape[:1], kernels[0].dtype)
-    for kernel in kernels:
-        log_v = _through(log_v, {"kernel": kernel})
-    return logsumexp(log_v)
-
-
 def log_path_norm(model, params):
     """log of the l1 path norm: of all inputs (tokens, positions), through all units, to all logits.
 
@@ -82,23 +71,12 @@ def log_path_norm(model, params):
         return _transformer_log_path_norm(model, params)
     if type(model) not in CHAINS:
         accepted = ", ".join(known.__name__ for known in (*CHAINS, Transformer))
-        raise ValueError(f"path norm of {type(model).__name__}: defined for {accepted}; else use chain_log_path_norm")
+        raise ValueError(f"path norm of {type(model).__name__}: defined for {accepted}")
     first, *rest = (params[name] for name in CHAINS[type(model)])
     log_v = _sources(first) if "embedding" in first else _through(jnp.zeros_like(first["kernel"][:, 0]), first)
     for layer in rest:
         log_v = _through(log_v, layer)
     return logsumexp(log_v)
-
-
-def margins(logits_NxV, targets_N):
-    """The target's logit minus the largest other, for each of N answers, in nats; negative where the answer is wrong.
-
-    What norms of nets trained with cross-entropy are to be divided by before nets are compared (Bartlett et al. 2017;
-    Jiang et al. 2020): logits, and norms with them, grow for as long as one trains.
-    """
-    is_target_NxV = targets_N[:, None] == jnp.arange(logits_NxV.shape[1])[None]
-    other_N = jnp.max(logits_NxV, axis=1, where=~is_target_NxV, initial=-jnp.inf)
-    return jnp.sum(logits_NxV, axis=1, where=is_target_NxV) - other_N
 
 
 def predictors(

@@ -5,7 +5,7 @@ take one neuron a row, so they are given `kernel_DxN.T` or `next_NxO`. Attention
 (`split_heads`, `split_output_heads`) and the rest is mapped over the heads by `vmap`.
 
 Counting neurons weighs a dead one, of tiny norm and random direction, like one that the output depends on. Functions
-with a `mass_N` weigh neurons instead: `norm_mass` or `path_mass`, and ones where every neuron counts the same.
+with a `mass_N` weigh neurons instead: `norm_mass`, and ones where every neuron counts the same.
 
 Everything here is exact up to rounding and has no error bar.
 """
@@ -51,15 +51,6 @@ def norm_mass(vectors_NxD):
     """m_i = |w_i|^2 / sum_j |w_j|^2; zeros for a zero matrix."""
     scaled_NxD, _ = by_peak(vectors_NxD)  # only ratios matter
     return _share(jnp.sum(jnp.square(scaled_NxD), axis=1))
-
-
-def path_mass(kernel_DxN, next_NxO):
-    """m_i = |w_i| |a_i| / sum_j |w_j| |a_j|, w_i into neuron i and a_i out of it; zeros if no path is left.
-
-    What a ReLU neuron can do to the output: unchanged when w_i grows and a_i shrinks by one factor.
-    """
-    (kernel_DxN, _), (next_NxO, _) = by_peak(kernel_DxN), by_peak(next_NxO)  # only ratios matter
-    return _share(jnp.linalg.norm(kernel_DxN, axis=0) * jnp.linalg.norm(next_NxO, axis=1))
 
 
 def greedy_groups(cosine_NxN, threshold):
@@ -143,8 +134,8 @@ def effective_directions(vectors_NxD, mass_N):
     """exp(H(p)), p_i = eigenvalues of sum_n m_n u_n u_n^T over their sum, u_n the unit vectors.
 
     With equal masses these are the eigenvalues of S / N: the Vendi score (Friedman & Dieng 2023) of the directions.
-    With `norm_mass` it is `rank.effective_rank_squared` of the vectors themselves. Antiparallel vectors are one
-    direction and zero vectors none, so it needs no threshold; it is at most min(N, D).
+    With `norm_mass` it is the `effective_squared` rank (`rank.soft_ranks`) of the vectors themselves. Antiparallel
+    vectors are one direction and zero vectors none, so it needs no threshold; it is at most min(N, D).
     """
     s_K = jnp.linalg.svd(jnp.sqrt(_share(mass_N))[:, None] * unit_rows(vectors_NxD), compute_uv=False)
     p_K = _share(jnp.square(s_K))

@@ -1,4 +1,4 @@
-"""How few bits or coordinates describe a trained model: quantized weights, and training in a random subspace.
+"""Description length of a trained model: bits of quantized weights, and dimensions of a random training subspace.
 
 Both bound the length of one description from above; neither is the shortest there is. Losses are
 `lab.analysis.loss_fn.Loss`: `(params, batch) -> (sum, weight)`, reported as sum / weight.

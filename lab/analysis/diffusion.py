@@ -1,4 +1,4 @@
-"""Pictures out of noise: ancestral sampling ("Denoising Diffusion Probabilistic Models", arXiv 2006.11239).
+"""Ancestral sampling of a diffusion model ("Denoising Diffusion Probabilistic Models", arXiv 2006.11239).
 
     x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) e(x_t, t)) / sqrt(1 - beta_t) + sqrt(beta_t) z
 

@@ -1,4 +1,4 @@
-"""What the prediction of noise adds to a loss: the Fisher information at the start, and an expansion in it.
+"""The loss of next-token prediction expanded around the start: its quadratic term is the Fisher information there.
 
 The T targets of some sequences are n_A answers and n_C context tokens, and L_NTP = (n_A / T) L_A + (n_C / T) L_C with
 the mean losses of either. Where context tokens are uniform noise and initial outputs are uniform, the second term has

@@ -1,6 +1,6 @@
-"""How the loss rises around given parameters: along lines, one step up, in the worst direction, and under noise.
+"""Rise of the loss around given parameters: along lines, one step up, in the worst direction, and under noise.
 
-Everything here takes a *score*: `(params, batch) -> (sum, weight)` as in `objective`, the weight depending on the batch
+Everything here takes a *score*: `(params, batch) -> (sum, weight)` as in `loss_fn`, the weight depending on the batch
 alone. A loss is one; accuracy is another where no gradient is needed. Means are over all of `batches`, minibatches
 stacked as (M, size, ...). A difference of two float32 means is rounding below about 1e-7 of the mean itself.
 
@@ -41,13 +41,6 @@ def filter_normalized(key, params, where: Where = everything):
 def along(score: Score, params, direction, alphas_A, batches):
     """rise_A = L(theta + alpha d) - L(theta). Exact up to rounding; A + 1 passes over the data."""
     return _rises(score, params, [direction], jnp.asarray(alphas_A)[:, None], batches)
-
-
-def plane(score: Score, params, first, second, alphas_A, betas_B, batches):
-    """rise_AxB = L(theta + alpha d_1 + beta d_2) - L(theta). Exact up to rounding; A B + 1 passes over the data."""
-    grid_AxB = jnp.meshgrid(jnp.asarray(alphas_A), jnp.asarray(betas_B), indexing="ij")
-    steps_Nx2 = jnp.stack([steps_AxB.ravel() for steps_AxB in grid_AxB], axis=1)
-    return _rises(score, params, [first, second], steps_Nx2, batches).reshape(grid_AxB[0].shape)
 
 
 def random_lines(score: Score, params, key, draw: Callable, n_directions: int, alphas_A, batches) -> Estimate:

@@ -38,45 +38,6 @@ def head_edges(acts: Mapping, n_layers: int):
     return jnp.stack([acts[f"block_{layer}/attn/pattern"] for layer in range(n_layers)])
 
 
-def reaching(mass_NxHxLxL, threshold, answer_position):
-    """kept_NxHxLxL: edges of mass >= `threshold` on a path that ends at the answer position; of one sequence.
-
-    A path climbs from block to block through edges of at least that mass, or stays where it is (the residual). Exact.
-    """
-    reached_L = jnp.arange(mass_NxHxLxL.shape[-1]) == answer_position
-    kept = []
-    for mass_HxLxL in mass_NxHxLxL[::-1]:
-        kept.append((mass_HxLxL >= threshold) & reached_L[None, :, None])
-        reached_L = reached_L | jnp.any(kept[-1], axis=(0, 1))
-    return jnp.stack(kept[::-1])
-
-
-def flow_graph(mass, threshold: float, answer_position: int) -> dict[Edge, float]:
-    """The information-flow graph of one sequence: edge -> mass, only what reaches the answer (see `reaching`).
-
-    The picture of arXiv 2405.05409: token j of layer l joined to token k of layer l+1 with width Attn[k, j].
-    It is drawn of attention alone, with no rollout: a wide edge may carry nothing that the answer uses. On the host.
-
-    Args:
-      mass: (N, L, L), averaged over heads, `attention_edges(acts, n)[:, item]`: edges have head None; or (N, H, L, L),
-        `head_edges(acts, n)[:, item]`.
-
-    Raises:
-      ValueError: `mass` has another number of axes, queries are missing (`readout='last'`), or there is no such
-        answer position.
-    """
-    by_head = np.ndim(mass) == 4
-    if np.ndim(mass) not in (3, 4) or mass.shape[-2] != mass.shape[-1]:
-        raise ValueError(f"mass of shape {np.shape(mass)}: (layers, L, L) or (layers, heads, L, L) with readout='all'")
-    refuse_outside("answer_position", indices("answer_position", answer_position), 0, mass.shape[-1])
-    mass_NxHxLxL = np.asarray(mass if by_head else mass[:, None])
-    kept_NxHxLxL = np.asarray(reaching(jnp.asarray(mass_NxHxLxL), threshold, answer_position))
-    return {
-        Edge(int(n), int(q), int(k), int(h) if by_head else None): float(mass_NxHxLxL[n, h, q, k])
-        for n, h, q, k in np.argwhere(kept_NxHxLxL)
-    }
-
-
 def circuit(acts: Mapping, key_position_B):
     """Attention masses on the edges of the two circuits, averaged over the batch.
 
@@ -127,7 +88,7 @@ def mask_edges(layers, query_positions, key_positions, heads=None) -> dict[str, 
 
     The softmax shares a cut edge's mass among the edges its query keeps. A query must keep one: with every visible
     score at -1e9 its softmax would be uniform over all L keys, the later ones included. This is refused where the
-    positions are known while tracing; with traced positions it is the caller's to exclude (or see `zero_edges`).
+    positions are known while tracing; with traced positions it is the caller's to exclude.
 
     Args:
       layers: a block, or E of them, one an edge; integers known while tracing.
@@ -146,22 +107,7 @@ def mask_edges(layers, query_positions, key_positions, heads=None) -> dict[str, 
     sets = _by_layer(layers, query_positions, key_positions, heads)
     for layer, edges in sets.items():
         _refuse_blind(layer, *edges)
-    return {
-        f"block_{layer}/attn/score": functools.partial(_overwrite, edges=edges, value=MASKED)
-        for layer, edges in sets.items()
-    }
-
-
-def zero_edges(layers, query_positions, key_positions, heads=None) -> dict[str, Callable]:
-    """Edits that cut a set of attention edges after the softmax: their mass is lost, not shared.
-
-    Edges left over carry exactly what they did, and a query may lose every edge: its heads then write nothing (but
-    the output bias). Arguments, result and errors as of `mask_edges`.
-    """
-    return {
-        f"block_{layer}/attn/pattern": functools.partial(_overwrite, edges=edges, value=0)
-        for layer, edges in _by_layer(layers, query_positions, key_positions, heads).items()
-    }
+    return {f"block_{layer}/attn/score": functools.partial(_mask, edges=edges) for layer, edges in sets.items()}
 
 
 def indices(name: str, values):
@@ -214,13 +160,13 @@ def _refuse_blind(layer: int, query_BxE, key_BxE, head_BxE):
         for query in readers[1][n_cut == readers[1] + 1]:
             raise ValueError(
                 f"query {query} of block {layer} loses all of its keys 0 to {query}: "
-                "its softmax would spread over every key, later ones too; keep one, or use zero_edges"
+                "its softmax would spread over every key, later ones too; keep one"
             )
 
 
-def _overwrite(edge_BxHxQxL, edges, value):
-    """`value` at the edges of a score or pattern, whose Q queries are the last of the sequence."""
-    n_heads, n_queries, length = edge_BxHxQxL.shape[1:]
+def _mask(score_BxHxQxL, edges):
+    """`MASKED` at the edges; the Q queries are the last of the sequence."""
+    n_heads, n_queries, length = score_BxHxQxL.shape[1:]
     for name, values, stop in zip(("query", "key", "head"), edges, (length, length, n_heads), strict=True):
         refuse_outside(name, values, 0, stop)
     query_BxE, key_BxE, head_BxE = (None if values is None else jnp.asarray(values) for values in edges)
@@ -230,7 +176,7 @@ def _overwrite(edge_BxHxQxL, edges, value):
     if head_BxE is not None:
         in_head_BxExH = head_BxE[..., None] == jnp.arange(n_heads, dtype=head_BxE.dtype)[None, None]
         cut_BxExHxQxL = cut_BxExHxQxL & in_head_BxExH[..., None, None]
-    return jnp.where(jnp.any(cut_BxExHxQxL, axis=1), value, edge_BxHxQxL)
+    return jnp.where(jnp.any(cut_BxExHxQxL, axis=1), MASKED, score_BxHxQxL)
 
 
 def _pattern(acts: Mapping, layer: int):

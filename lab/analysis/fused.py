@@ -1,4 +1,4 @@
-"""Fused vectors: does the last position hold the answer, or the pair of anchors? (arXiv 2405.05409)
+"""Fused vectors: cosines of last-position states by whether their answers agree (arXiv 2405.05409).
 
 v(x; p) is the activation at the last position of a sequence with key x and anchor pair p. A model that
 reasons has v(x1; p) parallel to v(x2; q) where the answers agree; one that remembers pairs does not.

@@ -1,10 +1,10 @@
-"""Rich or lazy? How far parameters moved from initialization, and whether the tangent kernel moved with them.
+"""Lazy or rich training: movement of parameters from initialization, and alignment of the tangent kernels.
 
 A lazy model moves little relative to its size and keeps its neural tangent kernel K(x, x') = <grad f(x), grad f(x')>
 (Jacot et al. 2018; Chizat et al. 2019); a rich one turns its weights and aligns its kernel with the task.
 
-*Outputs* are any function `(params, batch) -> (B, C)`. Kernels of single examples (`traced_ntk`, `projected_ntk`)
-take every leaf of the batch to have the leading axis B, and an example's outputs to depend on that example only.
+*Outputs* are any function `(params, batch) -> (B, C)`. Every leaf of the batch has the leading axis B, and an
+example's outputs depend on that example only.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from lab import models
-from lab.analysis import estimate
 from lab.analysis.estimate import Estimate
 from lab.analysis.scale import norm
 from lab.tree import named_leaves
@@ -67,49 +66,6 @@ def direction_change(params, initial):
     return {"tensor": jnp.stack(tensor_T), "whole": whole}
 
 
-def ntk(outputs: Outputs, params, batch, chunk: int = 32):
-    """The whole kernel J J^T (BC x BC), J = d outputs / d params, outputs numbered b C + c. Exact up to rounding.
-
-    Column by column, J (J^T e_i), so that J itself is never stored: B C times a vector-Jacobian and a
-    Jacobian-vector product of the whole batch, `chunk` of them at once. For small B C; `traced_ntk` takes C.
-
-    Args:
-      chunk: static; memory grows with it and nothing else depends on it.
-    """
-
-    def flat(params):
-        return jnp.ravel(outputs(params, batch))
-
-    value_N, push = jax.linearize(flat, params)
-    pull = jax.linear_transpose(push, params)
-    basis_NxN = jnp.eye(value_N.size, dtype=value_N.dtype)
-    return jax.lax.map(lambda cotangent_N: push(*pull(cotangent_N)), basis_NxN, batch_size=chunk)
-
-
-def traced_ntk(outputs: Outputs, params, batch):
-    """Kernel of the examples, averaged over outputs: K (B x B) = (1/C) sum_c J_c J_c^T. Exact up to rounding.
-
-    C gradients of every example, one output after the other; memory is B gradients.
-    """
-    shape = jax.eval_shape(outputs, params, batch)
-    basis_CxC = jnp.eye(shape.shape[1], dtype=shape.dtype)
-
-    def add(total_BxB, direction_C):
-        return total_BxB + _kernel(outputs, params, batch, direction_C), None
-
-    zero_BxB = jnp.zeros((shape.shape[0],) * 2, shape.dtype)
-    return jax.lax.scan(add, zero_BxB, basis_CxC)[0] / shape.shape[1]
-
-
-def projected_ntk(outputs: Outputs, params, batch, key, n_probes: int) -> Estimate:
-    """`traced_ntk` (B x B) estimated with random signs r in place of basis vectors: E[J_r J_r^T] = sum_c J_c J_c^T.
-
-    For large C, such as a vocabulary: `n_probes` gradients of every example, and a standard error for each entry.
-    """
-    samples_SxBxB = _probed(outputs, params, batch, key, n_probes)
-    return estimate.mean(samples_SxBxB)
-
-
 def kernel_alignment(k_NxN, l_NxN):
     """<K, L>_F / (|K|_F |L|_F), in [0, 1] for kernels: 1 where they are equal up to scale. NaN for a zero kernel."""
     k_NxN, l_NxN = k_NxN / norm(k_NxN), l_NxN / norm(l_NxN)
@@ -125,7 +81,10 @@ def centred_kernel_alignment(k_NxN, l_NxN):
 
 
 def projected_alignment(outputs: Outputs, params, initial, batch, key, n_probes: int) -> Estimate:
-    """`centred_kernel_alignment` of the two `projected_ntk` at initialization and now, with the jackknife's error.
+    """`centred_kernel_alignment` of the tangent kernels at initialization and now, with the jackknife's error.
+
+    The kernel of the examples is averaged over outputs: K (B x B) = (1/C) sum_c J_c J_c^T, estimated with random signs
+    r in place of basis vectors, E[J_r J_r^T] = sum_c J_c J_c^T: `n_probes` gradients of every example.
 
     Both kernels see the same probes, so that equal parameters give exactly 1. A quotient of estimates is biased by
     O(1 / n_probes), of the order of the squared standard error over the value.

@@ -1,4 +1,4 @@
-"""The local learning coefficient: how many parameters the loss near a minimum really constrains, times one half.
+"""The local learning coefficient: half of the number of parameters that the loss constrains near a minimum.
 
 The volume of {L < L(w*) + e} around w* shrinks as e^lambda: lambda = P/2 at a regular minimum, less at a singular one.
 Estimator of Lau et al. 2023, "The Local Learning Coefficient" (arXiv 2308.12108, equation 14 and algorithm 1), as

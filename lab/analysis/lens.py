@@ -1,4 +1,4 @@
-"""What the stream says before the end: the logit lens, and the share of every part in a logit.
+"""The logit lens, and direct attribution of a logit to embedding, heads and MLPs.
 
 Activations (`acts`) are those of an unedited run of a `Transformer`. All of this is deterministic in them.
 """

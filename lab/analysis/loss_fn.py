@@ -1,4 +1,4 @@
-"""What curvature and flatness are taken of: a loss, of some of the parameters, on data in minibatches.
+"""Losses as functions of parameters and minibatches, for curvature and flatness.
 
 A *loss* is any function `(params, batch) -> (sum, weight)`: a loss summed over tokens or examples, and how many there
 were. Sums are added up over minibatches before they are divided, so that a mean weighs every token alike however the
@@ -31,11 +31,6 @@ def score(model, score_of: Callable) -> Loss:
 def answer_loss_of(logits_BxQxV, batch):
     """Cross-entropy in nats where the batch carries weight: the answer's token in the composition task."""
     return losses.cross_entropy(logits_BxQxV, batch.targets_BxL, batch.weights_BxL)
-
-
-def token_loss_of(logits_BxQxV, batch):
-    """Cross-entropy in nats of every next token the model answers; all of them with `readout='all'`."""
-    return losses.cross_entropy(logits_BxQxV, batch.targets_BxL, jnp.ones_like(batch.weights_BxL))
 
 
 def answer_accuracy_of(logits_BxQxV, batch):

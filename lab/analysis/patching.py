@@ -1,4 +1,4 @@
-"""Activation patching: what of one run, put in its place in another, carries the answer.
+"""Activation patching: activations of one run put in their place in another.
 
 The source may be the same model on another input or another row's parameters on the same input. A patch is an edit
 (`lab.models.forward`); names are those of `lab.models.acts`. The answer is read at the last position.
@@ -85,17 +85,8 @@ def patch(source_acts: Mapping, names: str | Sequence[str], positions=None, head
     return {name: _substitution(source_acts, name, positions, heads) for name in names}
 
 
-def substitute(model, params, source_params, inputs, names, positions=None, heads=None):
-    """`(logits, acts)` of `params` with the activations that `source_params` has on the same inputs (see `patch`).
-
-    Two rows of a grid share no basis: what is carried over is whatever they agree on, as two rows of one seed may.
-    """
-    _, source_acts = models.forward(model, source_params, inputs)
-    return models.forward(model, params, inputs, patch(source_acts, names, positions, heads))
-
-
 def causal_trace(model, params, clean_BxL, corrupted_BxL, answer_B, names: Sequence[str]) -> Trace:
-    """Denoising (Meng et al. 2022, arXiv 2202.05262, section 2.1): which clean state restores the clean answer?
+    """Denoising (Meng et al. 2022, arXiv 2202.05262, section 2.1): the clean answer restored by a clean state.
 
     One run on `corrupted_BxL` for each site (name, position), with the clean run's state there; `restored` is what
     the answer gains over the unpatched corrupted run. N L + 2 forwards, one at a time, of one program.
@@ -120,26 +111,6 @@ def causal_trace(model, params, clean_BxL, corrupted_BxL, answer_B, names: Seque
 
     gain_NxLxB = _at_every_site(model, params, corrupted_BxL, clean_acts, names, gain)
     return Trace(over_batch(gain_NxLxB), over_batch(clean), over_batch(corrupted))
-
-
-def causal_strength(model, params, clean_BxL, counterfactual_BxL, names: Sequence[str]) -> estimate.Estimate:
-    """Noising: fraction of items whose top-1 changes when the state of the counterfactual run at (name, position) is
-    copied into the clean run: the causal strength of arXiv 2502.04667.
-
-    Counterfactuals must change the answer of the whole run, or nothing can be carried over: check that first.
-
-    Returns:
-      (N, L) estimate of fractions in [0, 1]. N L + 2 forwards. Arguments and errors as of `causal_trace`.
-    """
-    clean_BxQxV, _ = models.forward(model, params, clean_BxL)
-    _, source_acts = models.forward(model, params, counterfactual_BxL)
-
-    def top_1(logits_BxQxV):
-        return jnp.argmax(logits_BxQxV[:, -1], axis=-1)
-
-    top_1_NxLxB = _at_every_site(model, params, clean_BxL, source_acts, names, top_1)
-    changed_NxLxB = top_1_NxLxB != top_1(clean_BxQxV)[None, None]
-    return estimate.mean(changed_NxLxB.astype(clean_BxQxV.dtype), axis=-1)
 
 
 def _at_every_site(model, params, tokens_BxL, source_acts, names, read):
@@ -203,6 +174,6 @@ def _chosen(source_acts: Mapping, name: str, positions, heads):
 
 
 def _any_equal(values_BxP, start: int, stop: int):
-    """(B, stop - start): is each of start ... stop - 1 among the values?"""
+    """(B, stop - start): whether each of start ... stop - 1 is among the values."""
     values_BxP = jnp.asarray(values_BxP)
     return jnp.any(values_BxP[..., None] == jnp.arange(start, stop, dtype=values_BxP.dtype)[None, None], axis=1)

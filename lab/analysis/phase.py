@@ -1,4 +1,4 @@
-"""Which phase a row is in (arXiv 2501.08537), and the vote of seeds.
+"""Classification of rows into the phases of arXiv 2501.08537, and the vote of seeds.
 
 Everything here runs on the host, on DataArrays of `lab.load`. A row that diverged is NaN.
 """

@@ -1,4 +1,4 @@
-"""How many directions a weight matrix uses: soft ranks, from the singular values s_1 >= s_2 >= ...
+"""Soft ranks of weight matrices, from the singular values s_1 >= s_2 >= ...
 
 They are ordered: stable <= participation <= effective (squared) <= effective <= rank, and
 nuclear^2 <= effective. A zero matrix has rank 0 in all of them. All are exact up to rounding: no error bars.
@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from lab.analysis import token_circuits
-from lab.analysis.scale import unit_rows
-from lab.tree import named_leaves
+from lab.analysis.condensation import split_heads, split_output_heads
+from lab.tree import named_leaves, stack
 
 
 def singular_values(matrix):
@@ -30,24 +29,12 @@ def effective_rank(matrix):
     return _effective(_relative(singular_values(matrix)))
 
 
-def effective_rank_squared(matrix):
-    """exp(H(p)) with p_i = s_i^2 / sum_j s_j^2: the same, of the eigenvalues of W^T W."""
-    return _effective(jnp.square(_relative(singular_values(matrix))))
-
-
-def participation_ratio(matrix):
-    """(sum_i s_i^2)^2 / sum_i s_i^4, of the eigenvalues of W^T W. A Gaussian (I, O) matrix has about I O / (I + O)."""
-    return _participation(singular_values(matrix))
-
-
-def nuclear_ratio(matrix):
-    """|W|_* / |W|_F = sum_i s_i / sqrt(sum_i s_i^2), between 1 and sqrt(rank): its square compares to a rank."""
-    return _nuclear(singular_values(matrix))
-
-
 def soft_ranks(s_K):
-    """All of them from the singular values, largest first: `stable`, `effective`, `effective_squared`,
-    `participation` and `nuclear`, the last a ratio of norms as in `nuclear_ratio`."""
+    """Soft ranks from the singular values, largest first.
+
+    `stable` and `effective` as above; `effective_squared` = exp(H(p)) with p_i = s_i^2 / sum_j s_j^2; `participation` =
+    (sum_i s_i^2)^2 / sum_i s_i^4; `nuclear` = |W|_* / |W|_F, between 1 and the root of the rank.
+    """
     return {
         "stable": _stable(s_K),
         "effective": _effective(_relative(s_K)),
@@ -65,7 +52,7 @@ def matrix_names(params) -> list[str]:
 def ranks(params):
     """Every one of `soft_ranks` (M) of every weight matrix, in the order of `matrix_names`."""
     found = [soft_ranks(singular_values(matrix)) for matrix in _matrices(params).values()]
-    return jax.tree.map(lambda *each: jnp.stack(each), *found)
+    return stack(found)
 
 
 def spectra(params):
@@ -100,9 +87,11 @@ def circuit_factors(params, n_heads: int):
     if not n_layers:
         raise ValueError(f"no block_<i> among {', '.join(params)}: circuits are those of a lab transformer")
 
-    of_layers = [token_circuits.heads(params, layer, n_heads) for layer in range(n_layers)]
-    query, key, value, out = (jnp.stack(parts) for parts in zip(*of_layers, strict=True))
-    return {"qk": (query, jnp.swapaxes(key, 2, 3)), "ov": (value, out)}
+    def heads(matrix, split):
+        return jnp.stack([split(params[f"block_{i}"]["attn"][matrix]["kernel"], n_heads) for i in range(n_layers)])
+
+    query, key, value = (heads(matrix, split_heads) for matrix in ("query", "key", "value"))
+    return {"qk": (query, jnp.swapaxes(key, 2, 3)), "ov": (value, heads("out", split_output_heads))}
 
 
 def circuit_spectra(params, n_heads: int):
@@ -120,16 +109,6 @@ def circuit_spectra(params, n_heads: int):
         return values.reshape(n_layers, n_heads, -1)
 
     return {name: spectrum(factors) for name, factors in circuit_factors(params, n_heads).items()}
-
-
-def leading_alignment(matrix_IxO, vectors_NxI):
-    """|cos(u_1, v_n)| (N) of each vector with the leading left singular vector of W; 0 for a zero vector.
-
-    Which inputs the matrix listens to: the anchors' embeddings against W_V (arXiv 2502.04375). Arbitrary where
-    s_1 = s_2.
-    """
-    u_IxK, _, _ = jnp.linalg.svd(matrix_IxO, full_matrices=False)
-    return jnp.abs(unit_rows(vectors_NxI) @ u_IxK[:, 0])
 
 
 def _relative(s_K):

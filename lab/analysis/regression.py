@@ -1,4 +1,4 @@
-"""Linear regression of one number a row on several: which of them goes with it, and can they be told apart at all?
+"""Least-squares regression of one number a row on several, with variance inflation and intervals over groups of rows.
 
 Everything is read off the correlations R_PxP of the predictors and r_P with the target, in float64 and exact up to
 rounding: the standardized coefficients R^-1 r, the share of variance explained r^T R^-1 r, and the variance inflation

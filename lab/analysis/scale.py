@@ -1,4 +1,4 @@
-"""Norms that neither underflow nor overflow: taken of an array relative to its largest entry.
+"""Norms of arrays scaled by their largest entry, so that squares neither underflow nor overflow.
 
 Weight decay takes weights to where their squares leave float32's range, 1e-19 and below. Zero arrays stay zero, NaN
 stays NaN. Exact up to rounding.

@@ -116,7 +116,8 @@ def value_at(values: xr.DataArray, place: xr.DataArray, axis: str = "gamma") -> 
 
 def first_reached(values: xr.DataArray, level: float, axis: str = "step") -> xr.DataArray:
     """`first_where` a curve is at least at a level: +inf where it never is, NaN where its last value is missing."""
-    return first_where(values >= level, axis).fillna(np.inf).where(values.isel({axis: -1}, drop=True).notnull())
+    last = values.sortby(axis).isel({axis: -1}, drop=True)
+    return first_where(values >= level, axis).fillna(np.inf).where(last.notnull())
 
 
 class LogisticFit(NamedTuple):

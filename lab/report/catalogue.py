@@ -1,6 +1,6 @@
-"""The report's pictures of whatever the catalogue measured: a section a variant, and in it what its run holds.
+"""The report's pictures of the catalogue's measurements: a section a variant, with those that its run holds.
 
-Which complexity measure predicts the right answer out of distribution is asked of all that are there.
+Rank correlations with the answer out of distribution are of all measures that are there.
 """
 
 import contextlib

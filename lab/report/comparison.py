@@ -1,4 +1,4 @@
-"""Ours beside published numbers: phase grids and curves.
+"""Phase grids and curves of ours beside published ones.
 
 Both functions return a matplotlib Figure; NaN and cells without a phase are left blank.
 """
@@ -40,9 +40,7 @@ def phase_grids(grids: Mapping[str, xr.DataArray], agreements: Mapping[str, xr.D
         ax.set_yticks(range(grid.sizes["weight_decay"]), [style.short(w) for w in grid.weight_decay.values])
         ax.set(xlabel="init rate γ", ylabel="weight decay")
         ax.set_title(label, loc="left")
-        ax.grid(False)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        style.as_image(ax)
     names = [f"{name}: {words}" for name, words in zip(phase.PHASES, PHASE_WORDS, strict=True)]
     style.legend_below(figure, [Patch(color=c, label=n) for c, n in zip(PHASE_COLOURS, names, strict=True)])
     return figure
@@ -63,7 +61,7 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, xlabel=
     colours = dict.fromkeys(theirs, "black") | dict(zip(ours, style.CATEGORIES, strict=False))
     dashes = dict.fromkeys(ours, "-") | dict(zip(theirs, ("--", ":", "-."), strict=False))
     notes = ["median over seeds, band from the lowest to the highest"]
-    figure, axes = style.panels(len(panels), {1: 7, 2: 5.1}.get(len(panels), 3.4), 3.1, title, notes)
+    figure, axes = style.panels(len(panels), style.panel_width(len(panels)), 3.1, title, notes)
     for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
         for label, values in lines.items():
             x, y_SxX = values[values.dims[-1]].values, np.atleast_2d(values.values.astype(float))

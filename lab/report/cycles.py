@@ -52,7 +52,7 @@ def stages(step_T, panels, spans, title, levels=None, logarithmic=()):
             ax.margins(y=0.12)
         _shade(ax, spans)
         ax.set_title(name, loc="left")
-        ax.set_xscale("symlog", linthresh=np.append(times_T[times_T > 0], 1)[0], linscale=1)
+        style.log_steps(ax, times_T, 1)
         ax.set(xlim=(times_T[0], times_T[-1]), xlabel="step")
     shades = [Line2D([], [], color=shade, lw=8, label=label) for label, shade in _shades(spans).items()]
     style.legend_below(figure, [Line2D([], [], **strokes[label], label=label) for label in labels] + shades)

@@ -83,6 +83,22 @@ def _gather(run, metrics, keep, at):
     return values.sortby("gamma"), lost.sortby("gamma"), list(notes)
 
 
+def over_time(run, metrics, at):
+    """(names, curves, lost, note): name -> label, name -> values with the dims (time, gamma, seed), and the steps at
+    which rows diverged; what the lines are of. Raises ValueError for a variable without a time.
+    """
+    names, curves, notes = style.labelled(metrics), {}, []
+    for name in names:
+        dims = run[name].dims
+        time = next((dim for dim in style.TIMES if dim in dims), None)
+        if time is None:
+            raise ValueError(f"{name} has the dims {dims}; accepted: one of {', '.join(style.TIMES)} among them")
+        curves[name], note = pick(run, name, (time, "gamma", "seed"), at)
+        notes += [one for one in note if one not in notes]
+    lost, _ = select(diverged_at(run, ("gamma", "seed"), at), ("gamma", "seed"), at)
+    return names, curves, lost, ", ".join([_seeds(lost, BAND), *notes])
+
+
 def diverged_at(run, keep, at):
     """The steps at which the rows that `pick` would take diverged."""
     return run.dataset["diverged_at"].isel(run.place(keep, **_places(run, keep, at)))
@@ -104,20 +120,6 @@ def _gamma_axis(ax, gamma):
     ax.set_xlabel(RATE)
 
 
-def _diverged_marks(ax, x, colour):
-    ax.plot(
-        x,
-        np.full(len(x), 0.025),
-        "x",
-        color=colour,
-        transform=ax.get_xaxis_transform(),
-        ms=7,
-        mew=1.8,
-        zorder=4,
-        gid="diverged",
-    )
-
-
 def _lines(ax, values, lost, dim, band):
     """Median line, seed band and dots of each value of `dim` against gamma."""
     gamma = values["gamma"].values
@@ -132,20 +134,12 @@ def _lines(ax, values, lost, dim, band):
             ax.fill_between(gamma, one.min("seed"), one.max("seed"), color=colour, alpha=0.15, lw=0)
         x = np.repeat(side, n_seeds)
         if n_seeds > 1:
-            ax.plot(
-                x,
-                one.values.ravel(),
-                "o",
-                color=colour,
-                alpha=0.45 if band else 0.7,
-                ms=3 if band else 4.5,
-                mew=0,
-                gid="seeds",
-            )
+            dots = {"alpha": 0.45, "ms": 3} if band else {"alpha": 0.7, "ms": 4.5}
+            ax.plot(x, one.values.ravel(), "o", color=colour, mew=0, gid="seeds", **dots)
         if dim != "metric":
-            _diverged_marks(ax, x[gone.ravel()], colour)
+            style.mark_diverged(ax, x[gone.ravel()], colour)
     if dim == "metric":  # a row diverges in all its metrics at once
-        _diverged_marks(ax, np.repeat(gamma, n_seeds)[gone.ravel()], style.GREY)
+        style.mark_diverged(ax, np.repeat(gamma, n_seeds)[gone.ravel()], style.GREY)
     style.fit_scale(ax, values.values)
     _gamma_axis(ax, gamma)
 
@@ -156,8 +150,7 @@ def _legend(figure, dim, values, lost, extra=()):
         for value, stroke in zip(values, style.strokes(values), strict=True)
     ]
     if lost:
-        cross = {"color": style.GREY, "ls": "", "marker": "x", "mew": 1.8}
-        handles.append(Line2D([], [], **cross, label="diverged, left out"))
+        handles.append(Line2D([], [], **style.DIVERGED, label="diverged, left out"))
     style.legend_below(figure, [*handles, *extra])
 
 
@@ -166,7 +159,7 @@ def _against_gamma(run, metrics, hue, over, title, at, band):
     title = title or f"Against the init rate γ: {', '.join(style.labelled(metrics).values())}"
     notes = [", ".join([_seeds(values, BAND if band else ", dots are single seeds"), *notes])]
     n = values.sizes[over]
-    figure, axes = style.panels(n, {1: 7, 2: 5.1}.get(n, 3.4), 3.3, title, notes)
+    figure, axes = style.panels(n, style.panel_width(n), 3.3, title, notes)
     for i, ax in enumerate(axes):
         _lines(ax, values.isel({over: i}), lost.isel({over: i}), hue, band)
         ax.set_title(style.words(over, values[over].values[i]), loc="left")
@@ -233,9 +226,7 @@ def phase_diagram(run, metrics, rows="weight_decay", title="", **at):
 
 
 def _ticks(ax, gamma, rows, dim):
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
+    style.as_image(ax)
     ax.set_xticks(range(len(gamma)), [style.short(one) for one in gamma])
     ax.set_yticks(range(len(rows)), [style.short(row) for row in rows])
     ax.set(xlabel=RATE, ylabel=dim.replace("_", " "))
@@ -254,8 +245,7 @@ def _heatmap(figure, ax, median, n_lost, n_seeds):
         number = f"{value:.{0 if abs(value) >= 100 else 1 if high >= 10 else 2}f}"
         text = number if np.isfinite(value) else "" if count else "n/a"
         text += f"\n{count}/{n_seeds} ×" if count else ""
-        dark = np.isfinite(value) and np.dot(image.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5
-        ink = "white" if dark else "black"
+        ink = style.ink(image, value) if np.isfinite(value) else "black"
         if count:
             corner = (x - 0.5, y - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", ec=ink, lw=0, alpha=0.3))
@@ -273,19 +263,13 @@ def training_curves(run, metrics, gammas=None, log_steps=False, title="", **at):
     have = np.sort(np.atleast_1d(run.dataset["gamma"].values))
     spread = np.unique(np.linspace(0, len(have) - 1, min(len(have), 6)).round().astype(int))
     drawn = have[spread] if gammas is None else have[[_index(have, "gamma", gamma) for gamma in gammas]]
-    names, curves, notes = style.labelled(metrics), {}, []
-    for name in names:
-        time = next(dim for dim in style.TIMES if dim in run[name].dims)
-        curves[name], note = pick(run, name, (time, "gamma", "seed"), at)
-        notes += [one for one in note if one not in notes]
-    lost, _ = select(diverged_at(run, ("gamma", "seed"), at), ("gamma", "seed"), at)
-    notes = [", ".join([_seeds(lost, BAND), *notes])]
+    names, curves, lost, note = over_time(run, metrics, at)
     title = title or f"Over training: {', '.join(names.values())}"
-    figure, axes = style.panels(len(drawn), 3.4, 2.6, title, notes, sharex=True, sharey=True)
+    figure, axes = style.panels(len(drawn), 3.4, 2.6, title, [note], sharex=True, sharey=True)
     for ax, gamma in zip(axes, drawn, strict=True):
         _curves(ax, [values.sel(gamma=gamma) for values in curves.values()], log_steps)
         when = lost.sel(gamma=gamma).values
-        _diverged_marks(ax, when[when >= 0], style.GREY)
+        style.mark_diverged(ax, when[when >= 0], style.GREY)
         ax.set_title(style.words("gamma", gamma), loc="left")
         ax.set_xlabel("step")
         ax.tick_params(labelbottom=True)
@@ -301,5 +285,5 @@ def _curves(ax, metrics, log_steps):
         steps = values[time].values
         ax.plot(steps, values.median("seed"), **stroke, lw=1.8, gid="median")
         ax.fill_between(steps, values.min("seed"), values.max("seed"), color=stroke["color"], alpha=0.2, lw=0)
-    if log_steps:  # linear below the first step after 0
-        ax.set_xscale("symlog", linthresh=np.append(steps[steps > 0], 1)[0], linscale=0.4)
+    if log_steps:
+        style.log_steps(ax, steps, 0.4)

@@ -60,9 +60,7 @@ def _maps(maps, rows, columns, quantity, title, top=None):
         ax.set_xticks(range(len(columns)), [style.short(name) for name in columns], rotation=90 if upright else 0)
         ax.set_yticks(range(len(rows)), [style.short(name) for name in rows])
         ax.set_title(style.short(label), loc="left")
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-        ax.grid(False)
+        style.as_image(ax)
         if printed:
             _print(ax, image, map_IxJ, 2 if top < 10 else 1 if top < 100 else 0)
     bar = figure.colorbar(image, ax=axes, label=quantity, shrink=0.8, pad=0.015, aspect=6 * figure.get_figheight())
@@ -78,6 +76,5 @@ def _longest(names):
 def _print(ax, image, map_IxJ, digits):
     for (i, j), value in np.ndenumerate(map_IxJ):
         if np.isfinite(value):
-            dark = np.dot(image.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5
-            ink = "white" if dark else "black"
-            ax.text(j, i, f"{round(value, digits) + 0.0:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+            text = f"{round(value, digits) + 0.0:.{digits}f}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=style.ink(image, value))

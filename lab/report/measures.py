@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from lab.report import style
-from lab.report.figures import BAND, diverged_at, pick, select
+from lab.report.figures import over_time, select
 from lab.runs import as_run
 
 DECADES = 8  # of a density below its peak that are drawn: one eigenvalue among 10^7 still shows
@@ -32,24 +32,15 @@ def against_gamma_over_time(run, metrics, title="", **at):
     `lab.report.figures`; `at` selects all other dimensions. Raises ValueError for a variable without a
     time, or a selection that the dataset does not have.
     """
-    run, names, values, notes = as_run(run), style.labelled(metrics), {}, []
-    for name in names:
-        dims = run[name].dims
-        time = next((dim for dim in style.TIMES if dim in dims), None)
-        if time is None:
-            raise ValueError(f"{name} has the dims {dims}; accepted: one of {', '.join(style.TIMES)} among them")
-        values[name], note = pick(run, name, (time, "gamma", "seed"), at)
-        notes += [one for one in note if one not in notes]
-    lost, _ = select(diverged_at(run, ("gamma", "seed"), at), ("gamma", "seed"), at)
+    names, values, lost, note = over_time(as_run(run), metrics, at)
     lost = lost.sortby("gamma")
-    seeds = f"median of {lost.sizes['seed']} seeds{BAND}" if lost.sizes["seed"] > 1 else "one seed"
     title = title or f"Over training: {', '.join(names.values())}"
     strokes = style.strokes(lost["gamma"].values)
     keys = [style.words("gamma", gamma) for gamma in lost["gamma"].values]
     if (lost >= 0).any():
-        strokes.append({"color": style.GREY, "ls": "", "marker": "x", "mew": 1.8})
+        strokes.append(style.DIVERGED)
         keys.append("diverged, left out")
-    figure, axes = _panels(len(names), 2.9, title, ", ".join([seeds, *notes]), keys)
+    figure, axes = _panels(len(names), 2.9, title, note, keys)
     for ax, name in zip(axes, names, strict=True):
         _over_time(ax, _taken(values[name].sortby("gamma")), lost)
         ax.set_title(names[name], loc="left")
@@ -70,12 +61,9 @@ def _over_time(ax, values, lost):
         one, when = values.isel(gamma=i), lost.isel(gamma=i).values
         ax.plot(steps, one.median("seed"), **stroke, marker="o", ms=3, gid="median")
         ax.fill_between(steps, one.min("seed"), one.max("seed"), color=stroke["color"], alpha=0.15, lw=0)
-        when = when[when >= 0]
-        cross = {"color": stroke["color"], "ms": 7, "mew": 1.8, "gid": "diverged", "zorder": 4}
-        ax.plot(when, np.full(len(when), 0.025), "x", transform=ax.get_xaxis_transform(), **cross)
+        style.mark_diverged(ax, when[when >= 0], stroke["color"])
     _fit(ax, values.values)
-    first = np.append(steps[steps > 0], 1)[0]
-    ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+    first = style.log_steps(ax, steps, 0.4)
     ax.set(xlim=(0.8 * first if steps[0] > 0 else -0.3 * first, 1.3 * max(steps[-1], first)), xlabel="step")
 
 
@@ -208,7 +196,7 @@ def _counts(table):
 
 def _panels(n, height, title, note, keys, **subplots):
     """`style.panels` with room below for a legend of these keys."""
-    width = {1: 7, 2: 5.1}.get(n, 3.4)
+    width = style.panel_width(n)
     columns = max(1, int(7 // (0.65 + 0.075 * max(map(len, keys), default=0))))
     room = 0.2 * -(-len(keys) // columns)
     rows = -(-n // int(style.WIDEST // width))

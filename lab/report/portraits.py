@@ -62,12 +62,8 @@ def embedding_pca(panels, title="Token embeddings: do tokens line up by value?",
         ax.plot(x, y, color=style.GREY, lw=0.5, alpha=0.4, zorder=1)
         dots = ax.scatter(x, y, c=points[label]["token"].values, cmap=style.ORDERED, s=26, zorder=2)
         first, second = 100 * shares[label].values[:2]
-        ax.set(
-            xlabel=f"component 1 ({first:.1f} % of variance)",
-            ylabel=f"component 2 ({second:.1f} %)",
-            xticks=[],
-            yticks=[],
-        )
+        names = {"xlabel": f"component 1 ({first:.1f} % of variance)", "ylabel": f"component 2 ({second:.1f} %)"}
+        ax.set(**names, xticks=[], yticks=[])
         ax.set_title(f"{label}\norder by value {_scalar(ds, 'embedding.order', at):.2f}", loc="left")
     figure.colorbar(dots, ax=axes, label="token value", shrink=0.8, pad=0.015)
     return figure
@@ -123,22 +119,12 @@ def _flow(ax, pattern_NxQxL, roles, tokens_L):
     ax.scatter(length - 1, n_layers, s=110, c="black", zorder=2)
     ax.text(length - 1, n_layers + 0.12, "answer", ha="center", va="bottom")
     for position, (token, role) in enumerate(zip(tokens_L, roles, strict=True)):
-        ax.text(
-            position,
-            0,
-            f"{token:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            zorder=3,
-            color="white" if role else "black",
-        )
+        ink = "white" if role else "black"
+        ax.text(position, 0, f"{token:.0f}", ha="center", va="center", fontsize=8.5, zorder=3, color=ink)
         ax.text(position, -0.2, role, ha="center", va="top", fontsize=8.5, color=colours[role])
     ax.set(xlim=(-0.6, length - 0.4), ylim=(-0.42, n_layers + 0.4), xticks=[])
     ax.set_yticks(range(n_layers + 1), ["tokens"] + [f"layer {i + 1}" for i in range(n_layers)])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.grid(False)
+    style.as_image(ax)
 
 
 @style.paper()

@@ -1,4 +1,4 @@
-"""How the pictures look and what they call things: safe colours, legible sizes, no pyplot state."""
+"""Style and names of the pictures: colours that are safe for the colour-blind, legible sizes, no pyplot state."""
 
 import textwrap
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ ORDERED = "viridis"
 DIVERGING = "RdBu_r"
 DASHES = ("-", (0, (5, 2)), (0, (2, 3)))
 GREY = "#6b7280"
+DIVERGED = {"color": GREY, "ls": "", "marker": "x", "mew": 1.8}  # in a legend
 
 PNG_DPI = 110
 WIDEST = 10.25  # inches
@@ -87,6 +88,37 @@ def words(dim, value):
     """`dim` and its value for a title: "weight decay 0.1"; a metric's label alone."""
     special = {"metric": "", "gamma": "γ "} | dict.fromkeys(TIMES, "step ")
     return special.get(dim, f"{dim.replace('_', ' ')} ") + short(value)
+
+
+def mark_diverged(ax, x, colour):
+    """A cross on the floor at every x."""
+    floor = np.full(len(x), 0.025)
+    cross = {"color": colour, "ms": 7, "mew": 1.8, "zorder": 4, "gid": "diverged"}
+    ax.plot(x, floor, "x", transform=ax.get_xaxis_transform(), **cross)
+
+
+def log_steps(ax, steps, linscale):
+    """The x axis logarithmic in training steps, linear below the first step after 0, which is returned."""
+    first = np.append(steps[steps > 0], 1)[0]
+    ax.set_xscale("symlog", linthresh=first, linscale=linscale)
+    return first
+
+
+def as_image(ax):
+    """No grid, frame or tick marks."""
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def ink(image, value):
+    """Black or white, whichever is read on the colour of a finite value."""
+    return "white" if np.dot(image.to_rgba(value)[:3], (0.3, 0.59, 0.11)) < 0.5 else "black"
+
+
+def panel_width(n):
+    """Inches, of curves in n panels."""
+    return {1: 7, 2: 5.1}.get(n, 3.4)
 
 
 def strokes(values):

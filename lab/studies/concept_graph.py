@@ -166,9 +166,7 @@ def drawn_by_gamma(run: Run) -> Figure:
         ax.set_yticks([cell * (i + 0.5) - 0.5 for i in range(len(names))], [_label(one, trained) for one in names])
         ax.set(xticks=[])
         ax.set_title(title, loc="left")
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-        ax.grid(False)
+        style.as_image(ax)
     for ax in axes[1:]:
         ax.set_yticklabels([])
     return figure

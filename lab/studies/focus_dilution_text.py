@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -27,6 +26,7 @@ from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
 from lab.tasks import Text, text
+from lab.tree import stack
 
 PAPER = "arXiv 2605.01199"
 N_DECILES = 10
@@ -99,8 +99,7 @@ def attention_of_probes(experiment: Experiment) -> Measure:
             of_layer(acts[f"block_{i}/attn/pattern"][:, :, -1].mean(axis=1), tokens_BxL, frequency_I)
             for i in range(n_layers)
         ]
-        stacked = jax.tree.map(lambda *each: jnp.stack(each), *layers)
-        return stacked | {"norm": jnp.linalg.norm(embedding_VxD[chosen], axis=1)}
+        return stack(layers) | {"norm": jnp.linalg.norm(embedding_VxD[chosen], axis=1)}
 
     units = dict.fromkeys(("attention", "to_top", "to_top_error", "to_self", "focus"), "attention mass")
     dims = {"attention": ("layer", "probe", "key"), "focus": ("layer",), "norm": ("probe",)}

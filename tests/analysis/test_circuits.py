@@ -1,8 +1,6 @@
 import itertools
-import runpy
-import types
-from pathlib import Path
 
+import induction
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +17,8 @@ from lab.analysis.circuits import (
     smallest_set,
     visible_edges,
 )
-from lab.analysis.flow import Edge, zero_edges
+from lab.analysis.flow import Edge
 
-induction = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("induction.py"))))
 EPS = 2.0**-23  # float32
 LENGTH, LAST, K = induction.LENGTH, induction.LAST, 3
 MODEL = induction.transformer()
@@ -57,7 +54,15 @@ def test_keeping_some_edges_is_zeroing_all_others(random_row):
     edges = visible_edges(MODEL, LENGTH)
     kept = {edges[i] for i in np.random.default_rng(0).permutation(len(edges))[: len(edges) // 2]}
     logits, acts = models.forward(MODEL, params, tokens_BxL, keep_edges(keep_mask(MODEL, LENGTH, kept)))
-    expected, _ = models.forward(MODEL, params, tokens_BxL, zero_edges(*zip(*(set(edges) - kept), strict=True)))
+    edits = {}
+    for layer in range(2):
+        cut_HxQxL = np.ones((induction.N_HEADS, LENGTH, LENGTH), np.float32)
+        for _, query, key, head in (edge for edge in set(edges) - kept if edge[0] == layer):
+            cut_HxQxL[head, query, key] = 0
+        edits[f"block_{layer}/attn/pattern"] = lambda pattern_BxHxQxL, cut_HxQxL=cut_HxQxL: (
+            pattern_BxHxQxL * cut_HxQxL[None]
+        )
+    expected, _ = models.forward(MODEL, params, tokens_BxL, edits)
     np.testing.assert_array_equal(logits, expected)  # not jitted: the same operations on the same numbers
     nothing, acts = models.forward(MODEL, params, tokens_BxL, keep_edges(keep_mask(MODEL, LENGTH, [])))
     assert not np.asarray(acts["block_0/attn/z"]).any()

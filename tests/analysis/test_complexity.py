@@ -7,23 +7,19 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
+from synthetic import normal
 
 from lab import models
 from lab.analysis import complexity as module
-from lab.analysis.complexity import margins, predictors, rank_correlations
+from lab.analysis.complexity import predictors, rank_correlations
 from lab.analysis.rank import matrix_names
 from lab.models import EmbMLP, Transformer, TwoLayerMLP
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
 norms, distance = jax.jit(module.norms), jax.jit(module.distance)
-chain_log_path_norm = jax.jit(module.chain_log_path_norm)
 log_path_norm, forward = (jax.jit(function, static_argnums=0) for function in (module.log_path_norm, models.forward))
 RELU = TwoLayerMLP(d_in=3, d_ff=4, d_out=2, activation="relu", use_bias=False)
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def small_tree(seed=0):
@@ -77,8 +73,8 @@ def test_log_norms_of_weights_whose_squares_and_products_underflow_are_shifted_b
         # a log of about 62 (three of them, 187) rounds by half an eps of 64 (128), on both sides
         np.testing.assert_allclose(norms(tiny)[name], value + layers * shift, rtol=0, atol=layers * 64 * 2 * EPS)
     kernels = [normal(1, 4, 5), normal(2, 5, 3)]
-    tiny_path = chain_log_path_norm([kernel * np.float32(2.0**-90) for kernel in kernels])
-    assert tiny_path == pytest.approx(float(chain_log_path_norm(kernels)) + 2 * shift, abs=3 * 128 * EPS)
+    tiny_path = log_path_norm(RELU, two_layer(*(kernel * np.float32(2.0**-90) for kernel in kernels)))
+    assert tiny_path == pytest.approx(float(log_path_norm(RELU, two_layer(*kernels))) + 2 * shift, abs=3 * 128 * EPS)
 
 
 def test_zero_matrix_has_log_norm_minus_infinity_and_nan_stays_nan():
@@ -123,14 +119,10 @@ def path_sum(kernels):
 PATH_ERROR = 5 * 16 * EPS
 
 
-def test_chain_path_norm_is_the_sum_over_all_paths():
-    kernels = [normal(0, 3, 4), normal(1, 4, 2), normal(2, 2, 3)]
-    assert chain_log_path_norm(kernels) == pytest.approx(np.log(path_sum(kernels)), abs=PATH_ERROR)
-
-
 def test_float64_weights_are_measured_in_float64(float64):
     kernels = [np.random.default_rng(i).standard_normal((3, 3)) for i in range(2)]
-    assert chain_log_path_norm(kernels) == pytest.approx(np.log(path_sum(kernels)), abs=PATH_ERROR * 2.0**-29)
+    found = log_path_norm(RELU, two_layer(*kernels))
+    assert found == pytest.approx(np.log(path_sum(kernels)), abs=PATH_ERROR * 2.0**-29)
     largest = np.log([spectrum(kernel)[0] for kernel in kernels])
     result = norms({"in": {"kernel": kernels[0]}, "out": {"kernel": kernels[1]}})
     np.testing.assert_allclose(result["log_spectral"], largest, rtol=0, atol=LOG_ERROR * 2.0**-29)
@@ -209,13 +201,6 @@ def test_rescaling_layers_keeps_both_products_but_not_the_whole_norm_nor_a_tanh_
     tanh = TwoLayerMLP(d_in=3, d_ff=4, d_out=2, activation="tanh", use_bias=False)
     moved = np.abs(forward(tanh, after, x_BxD)[0] - forward(tanh, before, x_BxD)[0])
     assert moved.max() > 0.1
-
-
-def test_margin_is_the_target_minus_the_best_of_the_others():
-    logits_NxV = normal(0, 6, 4)
-    targets_N = np.concatenate([logits_NxV[:3].argmax(axis=1), logits_NxV[3:].argmin(axis=1)])  # right, then wrong
-    expected = [row[t] - max(np.delete(row, t)) for row, t in zip(logits_NxV, targets_N, strict=True)]
-    np.testing.assert_array_equal(margins(logits_NxV, targets_N), expected)  # one rounding, the same one
 
 
 def sample_rows(n=14):

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from synthetic import normal
 
 from lab.analysis import description_length as module
 from lab.analysis.description_length import intrinsic_dimension, ratio_of_sums
@@ -11,10 +12,6 @@ EPS = 2.0**-23  # float32
 quantize = jax.jit(module.quantize)
 count_sketch = jax.jit(module.count_sketch, static_argnums=1)  # the number of columns is traced
 by_quantization = jax.jit(module.by_quantization, static_argnames=("loss", "bits"))
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def on_grid(bits, step, shape=(40, 3)):

@@ -129,19 +129,6 @@ def test_rise_of_a_quadratic_along_a_line_is_its_taylor_series_however_the_data_
         assert rise_A[2] == 0
 
 
-def test_plane_of_a_quadratic_is_its_taylor_series():
-    params, d = small_params(), data()
-    first, second = small_params(seed=5), small_params(seed=6)
-    _, g_P, h_PxP = quadratic(d, vector(params))
-    betas_B = np.array([-1.0, 0.3, 2.0])
-    run = jax.jit(lambda b: flatness.plane(regression, params, first, second, ALPHAS_A, betas_B, b))
-    rise_AxB = jax.device_get(run(loss_fn.minibatches(d, 8)))
-    for a, alpha in enumerate(ALPHAS_A):
-        for b, beta in enumerate(betas_B):
-            step_P = alpha * vector(first) + beta * vector(second)
-            assert rise_AxB[a, b] == pytest.approx(g_P @ step_P + step_P @ h_PxP @ step_P / 2, abs=ROUNDING)
-
-
 def test_random_lines_of_a_quadratic_rise_by_its_scaled_trace():
     params, d = small_params(), at_minimum(data())
     batches = loss_fn.minibatches(d, 12)

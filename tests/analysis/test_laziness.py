@@ -16,9 +16,6 @@ relative_distance, direction_change = jax.jit(laziness.relative_distance), jax.j
 kernel_alignment = jax.jit(laziness.kernel_alignment)
 centred_kernel_alignment = jax.jit(laziness.centred_kernel_alignment)
 projected_alignment = jax.jit(laziness.projected_alignment, static_argnums=(0, 5))
-ntk = jax.jit(laziness.ntk, static_argnums=(0, 3))
-traced_ntk = jax.jit(laziness.traced_ntk, static_argnums=0)
-projected_ntk = jax.jit(laziness.projected_ntk, static_argnums=(0, 4))
 
 
 def normal(seed, *shape):
@@ -29,12 +26,15 @@ def linear(params, x_BxD):
     return x_BxD @ params["w"]
 
 
-def two_layers(params, x_BxD):
-    return x_BxD @ params["in"] @ params["out"]
-
-
 def curved(params, x_BxD):
     return jnp.tanh(x_BxD @ params["in"] + params["bias"][None]) @ params["out"]
+
+
+def kernel(outputs, params, batch):
+    """(1/C) sum_c J_c J_c^T, from the whole Jacobian J (B, C, P)."""
+    jacobian = jax.tree.leaves(jax.jacrev(outputs)(params, batch))
+    jacobian_BxCxP = np.concatenate([np.asarray(leaf).reshape(*leaf.shape[:2], -1) for leaf in jacobian], axis=2)
+    return np.einsum("acp,bcp->ab", jacobian_BxCxP, jacobian_BxCxP) / jacobian_BxCxP.shape[1]
 
 
 def tree(seed, n_out=3):
@@ -91,63 +91,6 @@ def test_what_left_zero_is_infinitely_far_and_what_stayed_is_not():
     np.testing.assert_array_equal(np.isnan(direction_change(now, then)["tensor"]), [True, False, True])
 
 
-def test_ntk_of_a_linear_model_is_the_inner_product_of_inputs(float64):
-    x_BxD = normal(30, 5, 4)
-    expected = np.kron(x_BxD @ x_BxD.T, np.eye(3))
-    found = ntk(linear, {"w": normal(31, 4, 3)}, x_BxD, 4)  # 15 columns: a chunk is left over
-    # Sums of 4 products below 10.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=100 * EPS64)
-    np.testing.assert_allclose(traced_ntk(linear, {"w": normal(31, 4, 3)}, x_BxD), x_BxD @ x_BxD.T, atol=100 * EPS64)
-
-
-def two_layer_kernel(params, x_BxD):
-    """f = x A B: df/dA contracts to (x x') B^T B, df/dB to (x A)(x' A)^T 1."""
-    hidden_BxF, out = x_BxD @ params["in"], params["out"]
-    return np.kron(x_BxD @ x_BxD.T, out.T @ out) + np.kron(hidden_BxF @ hidden_BxF.T, np.eye(out.shape[1]))
-
-
-def test_ntk_of_a_two_layer_linear_net_is_the_closed_form(float64):
-    params, x_BxD = tree(32), normal(33, 5, 4)
-    expected = two_layer_kernel(params, x_BxD)
-    bound = 200 * np.abs(expected).max() * EPS64  # products and sums of 4 x 6 x 6 terms
-    np.testing.assert_allclose(ntk(two_layers, params, x_BxD, 32), expected, rtol=0, atol=bound)
-    traced = np.einsum("acbc->ab", expected.reshape(5, 3, 5, 3)) / 3
-    np.testing.assert_allclose(traced_ntk(two_layers, params, x_BxD), traced, rtol=0, atol=bound)
-
-
-def test_ntk_is_the_gram_matrix_of_finite_differences(float64):
-    params, x_BxD = tree(34), normal(35, 3, 4)
-    columns, step = [], 1e-5
-    for name, leaf in params.items():
-        for i in np.ndindex(leaf.shape):
-            shift = np.zeros_like(leaf)
-            shift[i] = step
-            up, down = (curved(params | {name: leaf + sign * shift}, x_BxD) for sign in (1, -1))
-            columns.append(np.ravel(up - down) / (2 * step))
-    jacobian_NxP = np.stack(columns, axis=1)
-    # Central differences err by step^2 f''' / 6 and eps / step, some 2e-10 in a derivative below 10, of 48 parameters.
-    np.testing.assert_allclose(ntk(curved, params, x_BxD, 32), jacobian_NxP @ jacobian_NxP.T, rtol=0, atol=1e-7)
-
-
-def test_projected_ntk_is_the_traced_one_within_its_error(float64):
-    params, x_BxD = tree(36, n_out=40), normal(37, 4, 4)
-    exact = traced_ntk(curved, params, x_BxD)
-    value, error = projected_ntk(curved, params, x_BxD, jax.random.key(0), 200)
-    deviation = (value - exact) / error
-    # Ten different entries, each within 4 of its standard errors; together they are neither all 0 nor far too small.
-    assert np.abs(deviation).max() < 4
-    assert 0.3 < np.sqrt(np.mean(np.square(deviation))) < 2
-    assert np.all(error < 0.2 * np.abs(exact).max())
-
-
-def test_projected_ntk_of_one_output_needs_no_luck(float64):
-    params, x_BxD = tree(38, n_out=1), normal(39, 4, 4)
-    value, error = projected_ntk(curved, params, x_BxD, jax.random.key(1), 3)
-    # A sign squared is 1: no variance, and each entry is a sum of 48 products below 100.
-    np.testing.assert_allclose(value, traced_ntk(curved, params, x_BxD), rtol=0, atol=48 * 100 * EPS64)
-    np.testing.assert_allclose(error, 0, atol=48 * 100 * EPS64)
-
-
 def test_alignment_is_the_cosine_of_matrices_and_knows_no_scale():
     k, other = (m @ m.T for m in (normal(40, 6, 3), normal(41, 6, 4)))
     expected = np.sum(k * other) / np.sqrt(np.sum(k * k) * np.sum(other * other))
@@ -178,11 +121,20 @@ def test_a_linear_model_keeps_its_kernel_and_a_net_that_learns_does_not(float64)
 
     now, then = tree(47, n_out=20), tree(50, n_out=20)
     rich = projected_alignment(curved, now, then, x_BxD, key, 200)
-    kernels = [traced_ntk(curved, params, x_BxD) for params in (now, then)]
+    kernels = [kernel(curved, params, x_BxD) for params in (now, then)]
     exact = centred_kernel_alignment(*kernels)
     assert exact < 0.95
     assert 0 < rich.standard_error < 0.02
     assert abs(rich.value - exact) < 4 * rich.standard_error
+
+
+def test_alignment_of_one_output_needs_no_luck(float64):
+    x_BxD, now, then = normal(39, 4, 4), tree(38, n_out=1), tree(58, n_out=1)
+    found = projected_alignment(curved, now, then, x_BxD, jax.random.key(1), 3)
+    exact = centred_kernel_alignment(*(kernel(curved, params, x_BxD) for params in (now, then)))
+    # A sign squared is 1: no variance, and each entry is a sum of 48 products below 100.
+    assert float(found.value) == pytest.approx(float(exact), abs=48 * 100 * EPS64)
+    assert float(found.standard_error) == pytest.approx(0, abs=48 * 100 * EPS64)
 
 
 def test_jackknife_error_is_the_spread_over_keys(float64):
@@ -212,18 +164,16 @@ def test_answer_logits_are_the_models_at_the_last_position_of_each_example():
     # Sums of 3 x 4 x 5 products below 1.
     expected_BxV = hidden_BxF @ params["head"]["kernel"]
     np.testing.assert_allclose(outputs(params, batch), expected_BxV, rtol=0, atol=60 * EPS)
-    # Example by example and column by column are two routes to one kernel.
-    full = np.asarray(ntk(outputs, params, batch, 32)).reshape(2, 7, 2, 7)
-    traced = traced_ntk(outputs, params, batch)
-    np.testing.assert_allclose(traced, np.einsum("acbc->ab", full) / 7, rtol=0, atol=200 * EPS * np.abs(full).max())
 
 
 def test_vmapped_rows_equal_lone_rows():
     rows = [jax.tree.map(lambda leaf: leaf.astype(np.float32), tree(seed)) for seed in (60, 70)]
-    x_BxD = normal(80, 3, 4).astype(np.float32)
-    kernel = functools.partial(laziness.traced_ntk, curved)
-    together = jax.jit(jax.vmap(kernel, in_axes=(0, None)))(jax.tree.map(lambda *each: np.stack(each), *rows), x_BxD)
+    x_BxD, initial = normal(80, 3, 4).astype(np.float32), jax.tree.map(lambda leaf: leaf / 2, rows[0])
+    align = functools.partial(laziness.projected_alignment, curved, n_probes=4)
+    together = jax.jit(jax.vmap(align, in_axes=(0, None, None, None)))(
+        jax.tree.map(lambda *each: np.stack(each), *rows), initial, x_BxD, jax.random.key(5)
+    )
     for r, row in enumerate(rows):
-        # Sums of some 50 products in another order.
-        alone = traced_ntk(curved, row, x_BxD)
-        np.testing.assert_allclose(together[r], alone, rtol=0, atol=100 * EPS * np.abs(alone).max())
+        alone = projected_alignment(curved, row, initial, x_BxD, jax.random.key(5), 4)
+        # Kernels are sums of some 50 products in another order, and centring cancels to no less than a tenth.
+        np.testing.assert_allclose(together.value[r], alone.value, rtol=0, atol=10 * 100 * EPS)

@@ -1,7 +1,4 @@
-import runpy
-import types
-from pathlib import Path
-
+import induction
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,6 @@ from lab import models
 from lab.analysis.lens import lens_mrr, logit_attribution, logit_lens, resolved_layer, target_rank
 from lab.analysis.patching import stream_names
 
-induction = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("induction.py"))))
 EPS = 2.0**-23  # float32
 EPS64 = 2.0**-52
 VOCAB, LENGTH, WIDTH, D_HEAD = 11, 6, 8, 3

@@ -54,19 +54,8 @@ def test_mean_weighs_every_token_alike_however_the_data_are_cut(size):
     batches = loss_fn.minibatches(batch, size)
     # nll of order two from ten float32 operations, averaged: 100 roundings are ample.
     expected = np.sum(nll_BxL * weights_BxL) / np.sum(weights_BxL)
-    both = (loss_fn.answer_loss(model), loss_fn.score(model, loss_fn.token_loss_of))
-    answer, token = jax.jit(lambda params: [loss_fn.mean_loss(loss, params, batches) for loss in both])(params)
-    assert answer == pytest.approx(expected, rel=100 * EPS)
-    assert token == pytest.approx(nll_BxL.mean(), rel=100 * EPS)
-
-
-def test_token_loss_of_a_last_readout_is_the_last_tokens():
-    batch, model = small_batch(), transformer("last")
-    params = parameters()
-    logits_Bx1xV = logits_of(model, params, batch)
-    total, weight = jax.jit(loss_fn.score(model, loss_fn.token_loss_of))(params, batch)
-    assert weight == B
-    assert total / weight == pytest.approx(nll(logits_Bx1xV, batch.targets_BxL[:, -1:]).mean(), rel=100 * EPS)
+    mean = jax.jit(lambda params: loss_fn.mean_loss(loss_fn.answer_loss(model), params, batches))(params)
+    assert mean == pytest.approx(expected, rel=100 * EPS)
 
 
 def test_minibatches_hold_the_examples_in_order():

@@ -1,7 +1,4 @@
-import runpy
-import types
-from pathlib import Path
-
+import induction
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +6,8 @@ import pytest
 import scipy.special
 
 from lab import models
-from lab.analysis.patching import causal_strength, causal_trace, patch, read_answer, stream_names, substitute
+from lab.analysis.patching import causal_trace, patch, read_answer, stream_names
 
-induction = types.SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("induction.py"))))
 EPS = 2.0**-23  # float32
 LENGTH, LAST = induction.LENGTH, induction.LAST
 KEY_POSITION_B = np.array([3, 3, 3, 4])
@@ -86,17 +82,6 @@ def test_the_answers_position_is_patched_where_it_is_the_only_one(rows):
         patch(other_acts, "block_1/resid_post", 3)
 
 
-def test_head_of_one_row_reads_what_another_row_wrote(rows):
-    params, inputs, runs = rows
-    logits_BxLxV, _ = substitute(MODEL, params[0], params[1], inputs[0], "final", positions=[1, 4])
-    final_BxLxD = np.array(runs[0, 0][1]["final"], np.float64)
-    final_BxLxD[:, [1, 4]] = runs[1, 0][1]["final"][:, [1, 4]]
-    weight_DxV = np.asarray(params[0]["head"]["kernel"], np.float64)
-    # A product of D terms: D eps of the sum of their sizes.
-    bound_BxLxV = induction.D_MODEL * EPS * (np.abs(final_BxLxD) @ np.abs(weight_DxV))
-    assert (np.abs(logits_BxLxV - final_BxLxD @ weight_DxV) <= bound_BxLxV).all()
-
-
 def test_answer_is_read_at_the_last_position():
     logits_BxQxV = np.array([[[9, 0, 0], [1, 2, 0]], [[0, 9, 0], [3, 3, -1]], [[0, 0, 9], [3, 3, -1]]], np.float32)
     answer = read_answer(jnp.asarray(logits_BxQxV), np.array([1, 0, 1]))
@@ -127,23 +112,6 @@ def test_causal_trace_restores_an_induction_head_where_the_fact_is(induced):
         np.testing.assert_allclose(found.standard_error, gain * error_NxL, rtol=0, atol=20 * EPS * gain)
     assert (trace.clean.correct.value, trace.corrupted.correct.value) == (1, 0)
     assert (trace.clean.logit.value, trace.corrupted.logit.value) == (induction.GAIN, 0)
-
-
-def test_causal_strength_is_the_fraction_of_answers_a_state_carries_over(induced):
-    tokens_BxL, _, _, counterfactual_BxL = induced
-    counterfactual_BxL = counterfactual_BxL.copy()
-    counterfactual_BxL[0] = tokens_BxL[0]  # nothing to carry over
-    together = jax.jit(jax.vmap(causal_strength, in_axes=(None, 0, None, None, None)), static_argnums=(0, 4))
-    params = induction.parameters()
-    two_rows = jax.tree.map(lambda leaf: np.stack([leaf, np.zeros_like(leaf)]), params)  # the second says nothing
-    strength = together(MODEL, two_rows, tokens_BxL, counterfactual_BxL, tuple(stream_names(2)))
-    fraction_NxL = np.zeros((3, LENGTH))
-    fraction_NxL[:2, [4, 5]] = 2 / 4, 1 / 4
-    fraction_NxL[2, LAST] = 3 / 4
-    np.testing.assert_array_equal(strength.value, [fraction_NxL, 0 * fraction_NxL])
-    error_NxL = np.sqrt(fraction_NxL * (1 - fraction_NxL) / 3)
-    np.testing.assert_allclose(strength.standard_error[0], error_NxL, rtol=8 * EPS)  # four terms, a root, a division
-    assert (strength.standard_error[1] == 0).all()
 
 
 def test_bad_patches_are_refused(rows):

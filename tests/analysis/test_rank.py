@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from synthetic import normal
 
 from lab import models
 from lab.analysis import rank as module
@@ -9,13 +10,19 @@ from lab.analysis.rank import circuit_factors, matrix_names
 
 EPS = 2.0**-23  # float32
 stable_rank, effective_rank = jax.jit(module.stable_rank), jax.jit(module.effective_rank)
-effective_rank_squared = jax.jit(module.effective_rank_squared)
-participation_ratio, nuclear_ratio = jax.jit(module.participation_ratio), jax.jit(module.nuclear_ratio)
 ranks, spectra = jax.jit(module.ranks), jax.jit(module.spectra)
 soft_ranks, singular_values = jax.jit(module.soft_ranks), jax.jit(module.singular_values)
 product_singular_values = jax.jit(module.product_singular_values)
-leading_alignment = jax.jit(module.leading_alignment)
 circuit_spectra = jax.jit(module.circuit_spectra, static_argnums=1)
+
+
+def soft_rank(name):
+    return jax.jit(lambda matrix: module.soft_ranks(module.singular_values(matrix))[name])
+
+
+effective_rank_squared, participation_ratio, nuclear_ratio = map(
+    soft_rank, ("effective_squared", "participation", "nuclear")
+)
 RANKS = (stable_rank, effective_rank, effective_rank_squared, participation_ratio)
 INVARIANTS = (*RANKS, nuclear_ratio)
 
@@ -29,10 +36,6 @@ def rounding(n_in, n_out):
     Participation is 1 / sum p_i^2 <= K: |d| <= K^2 sum 2 p_i |dp_i| <= 2 K^2 d. The nuclear ratio errs by less: K d.
     """
     return 3 * min(n_in, n_out) ** 2 * 2 * max(n_in, n_out) * EPS
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def with_spectrum(seed, n_in, n_out, s_K):
@@ -262,15 +265,3 @@ def test_trees_without_blocks_and_heads_that_do_not_divide_are_refused():
     tree = {"block_0": {"attn": {"query": {"kernel": np.ones((4, 6))}}}}
     with pytest.raises(ValueError, match="n_heads=4 does not divide 6"):
         circuit_factors(tree, 4)
-
-
-def test_leading_alignment_is_the_cosine_with_the_planted_direction():
-    u_I, v_O = normal(15, 9), normal(16, 5)
-    orthogonal_I = normal(17, 9)
-    orthogonal_I -= u_I * (u_I @ orthogonal_I) / (u_I @ u_I)
-    matrix = np.outer(u_I, v_O)
-    vectors_NxI = np.stack([2 * u_I, -u_I * np.float32(2.0**-80), orthogonal_I, u_I + orthogonal_I, 0 * u_I])
-    norms = np.linalg.norm(u_I), np.linalg.norm(u_I + orthogonal_I)
-    # The gap is s_1, so u_1 errs by the SVD's 9 eps; the dot product by 9 eps more.
-    expected_N = [1, 1, 0, norms[0] / norms[1], 0]
-    np.testing.assert_allclose(leading_alignment(matrix, vectors_NxI), expected_N, rtol=0, atol=4 * 9 * EPS)

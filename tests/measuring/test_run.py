@@ -28,15 +28,6 @@ N_ROWS = 7  # on two devices: one of them has a row of padding
 STEPS = (0, 10)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """These programs run for microseconds: they are compiled without optimizations, which is what takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-
-
 def config():
     """The study's task, and a model without attention: only measuring is tried here."""
     (variant, *_) = configs.variants(composition.smoke()).values()
@@ -68,6 +59,10 @@ def norms(row):
         "by_input": jnp.sum(jnp.square(row.params["in"]["kernel"]), axis=1),
         "all": sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(row.params)),
     }
+
+
+def first(row):
+    return {"x": row.params["in"]["kernel"][0, 0]}
 
 
 NORMS = Measure(
@@ -167,7 +162,7 @@ def test_matrix_products_run_in_full_float32(work):
 
     def function(row):
         seen.append(jax.config.jax_default_matmul_precision)
-        return {"x": row.params["in"]["kernel"][0, 0]}
+        return first(row)
 
     before = jax.config.jax_default_matmul_precision
     measure(work, [Measure("precision", function, {"x": "1"})])
@@ -237,11 +232,6 @@ def test_snapshots_that_are_absent_or_damaged_are_the_users_to_know(work):
         measure(empty, [NORMS])
 
 
-def test_unknown_choice_of_snapshots_is_refused():
-    with pytest.raises(ValueError, match="measure norms: snapshots='first'; one of all, last, log"):
-        dataclasses.replace(NORMS, snapshots="first")
-
-
 def test_stream_of_a_measure_is_its_own(work):
     """Two measures with the same split see different sequences, and neither those of training."""
     tokens = {}
@@ -264,7 +254,7 @@ def counting(times):
 
     def function(row):
         jax.debug.callback(lambda step, seed: times.append((int(step), int(seed))), row.step, row.hparams["seed"])
-        return {"x": row.params["in"]["kernel"][0, 0], "n": row.step}
+        return first(row) | {"n": row.step}
 
     return Measure("counted", function, {"x": "1", "n": "step"})
 
@@ -305,22 +295,6 @@ def test_what_was_measured_before_it_was_stopped_is_kept(work):
     assert {step for step, _ in times} == {10} and lab.load(work.path).snapshot.values.tolist() == [0, 10]
 
 
-def test_measurement_in_float64_is_exact_and_serves_where_float32_is_asked(work):
-    def function(row):
-        return {"sum": jnp.sum(row.params["head"]["kernel"], axis=None)}
-
-    one = Measure("sum", function, {"sum": "1"}, snapshots="last")
-    measure(work, [one])
-    assert measure(work, [one], Selection(precision="float64")) == ["sum"]
-    found = lab.load(work.path)["sum.sum"].squeeze()
-    exact = params_at(10)["head"]["kernel"].astype(np.float64).sum(axis=(1, 2))
-    assert found.dtype == np.float64
-    # 603 terms whose absolute values add up to less than 700, in float64
-    np.testing.assert_allclose(found, exact, rtol=0, atol=603 * 700 * 2.0**-52)
-    assert work.read_json("analysis/sum.json")["precision"] == "float64"
-    assert measure(work, [one]) == []
-
-
 def seen_in(times):
     """A sum that rounds differently in the two precisions, and notes what it is taken of."""
 
@@ -356,6 +330,7 @@ def test_rows_taken_in_float64_leave_the_others_as_they_were(work):
     assert measure(work, [one], Selection("all", None, "float64")) == ["sum"]
     assert {*times} == {(int(step), seed) for step in STEPS for seed in range(N_ROWS)} - {(10, 1), (10, 4)}
     assert measure(work, [one], Selection("all", None, "float64")) == []
+    assert work.read_json("analysis/sum.json")["precision"] == "float64"
 
 
 def test_rows_held_in_float64_stay_so_where_the_others_are_taken_in_float32(work):
@@ -473,7 +448,7 @@ def test_progress_counts_rows_and_one_program_serves_all_groups(work, monkeypatc
 
     def function(row):
         traced.append(0)
-        return {"x": row.params["in"]["kernel"][0, 0]}
+        return first(row)
 
     measure(work, [Measure("pair", function, {"x": "1"})], Selection("last", tuple(range(jax.device_count()))))
     one_group = len(traced)
@@ -507,9 +482,6 @@ def test_ctrl_c_within_a_snapshot_loses_no_row_that_was_measured(work, monkeypat
 
 
 def test_measurements_of_other_code_are_outdated_until_taken_again(work):
-    def first(row):
-        return {"x": row.params["in"]["kernel"][0, 0]}
-
     old, other = Measure("one", functools.partial(scaled, 2.0), {"x": "1"}), Measure("other", first, {"x": "1"})
     new = dataclasses.replace(old, function=functools.partial(scaled, 3.0))
     assert stale(work, [old, other]) == []
@@ -523,7 +495,7 @@ def test_measurements_of_other_code_are_outdated_until_taken_again(work):
 
 
 def scaled(factor, row):
-    return {"x": factor * row.params["in"]["kernel"][0, 0]}
+    return {"x": factor * first(row)["x"]}
 
 
 def test_header_of_an_earlier_version_counts_as_nothing(work):
@@ -565,9 +537,12 @@ def test_two_cannot_measure_one_folder_at_once(work):
         (dict(rows=(N_ROWS,)), f"row {N_ROWS}: .* has rows 0 to {N_ROWS - 1}"),
     ],
 )
-def test_impossible_scope_is_refused(work, scope, message):
+def test_impossible_choices_are_refused(work, scope, message):
     with pytest.raises(ValueError, match=message):
         measure(work, [NORMS], Selection(**scope))
+    if "rows" not in scope:
+        with pytest.raises(ValueError, match=f"measure norms: {message.replace('None, ', '')}"):
+            dataclasses.replace(NORMS, **scope)
 
 
 def test_log_spaced_snapshots_halve_the_last_one():

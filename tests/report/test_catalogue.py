@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import spearmanr
+from shown import titles
 
 from lab.report import catalogue, page
 from lab.runs import MissingData, Run, Runs
@@ -87,10 +88,6 @@ def heights(picture):
     return [line.get_ydata() for ax in picture.figure.axes for line in ax.lines]
 
 
-def titles(picture):
-    return [ax.get_title("left") for ax in picture.figure.axes if ax.get_title("left")]
-
-
 def test_everything_that_was_measured_is_drawn_once():
     assert set(drawn(dataset())) == {*PICTURES, *OF_ALL_ROWS}
 
@@ -129,7 +126,7 @@ def test_grid_that_is_no_product_has_the_same_pictures():
     for name in PICTURES:
         for found, expected in zip(heights(rows[name]), heights(product[name]), strict=True):
             np.testing.assert_array_equal(found, expected)
-            assert titles(rows[name]) == titles(product[name])
+            assert titles(rows[name].figure) == titles(product[name].figure)
 
 
 @pytest.mark.parametrize("arrange", [lambda made: made, as_rows], ids=["product", "rows"])
@@ -176,7 +173,7 @@ def test_attention_is_drawn_at_the_first_middle_and_last_snapshot_that_it_was_ta
     made["focus.attention"][:] = made["focus.attention"].where(made.snapshot.isin(taken))
     picture = drawn(made)["focus"]
     expected = list(dict.fromkeys((taken[0], taken[len(taken) // 2], taken[-1])))
-    assert [title.split("step ")[1] for title in titles(picture)] == [str(step) for step in expected] * 2
+    assert [title.split("step ")[1] for title in titles(picture.figure)] == [str(step) for step in expected] * 2
     target = made[TARGET].isel(step=-1).stack(row=tuple(GRID))
     ends = [target.isel(row=int(at)).row.item() for at in (target.argmin("row"), target.argmax("row"))]
     one = made["focus.attention"].isel(layer=0)

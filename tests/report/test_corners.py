@@ -2,10 +2,10 @@ import re
 
 import numpy as np
 import pytest
+from synthetic import Grid
 
 from lab.report import corners
 from lab.runs import MissingData, Runs
-from tests.synthetic import Grid
 
 SPLITS = {"scan": ("train", "test"), "cogs": ("test", "gen")}
 USUAL = {"train_items": max}

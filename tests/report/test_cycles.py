@@ -5,6 +5,7 @@ import io
 import numpy as np
 from numpy.testing import assert_array_equal
 from PIL import Image
+from shown import lines
 
 from lab.report import cycles
 
@@ -18,7 +19,7 @@ def test_stages_draws_every_curve_level_and_stage_where_it_belongs():
     figure = cycles.stages(STEPS, panels, SPANS, "t", levels={"Loss": {"H": 0.5}}, logarithmic=("Ranks",))
     colours = {}
     for ax, (name, curves) in zip(figure.axes, panels.items(), strict=True):
-        drawn = {line.get_label(): line for line in ax.lines if line.get_gid() == "curve"}
+        drawn = {line.get_label(): line for line in lines(ax, "curve")}
         assert ax.get_title(loc="left") == name and drawn.keys() == curves.keys()
         for label, values in curves.items():
             shown = np.where(values > 0, values, np.nan) if name == "Ranks" else values
@@ -29,7 +30,7 @@ def test_stages_draws_every_curve_level_and_stage_where_it_belongs():
         assert [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in shaded] == [(10, 20), (20, 80)]
         assert shaded[0].get_facecolor() != shaded[1].get_facecolor()
     assert all(len(colour) == 1 for colour in colours.values())  # a label keeps its colour
-    (level,) = [line for line in figure.axes[0].lines if line.get_gid() == "level"]
+    (level,) = lines(figure.axes[0], "level")
     assert set(level.get_ydata()) == {0.5}
     assert figure.axes[1].get_yscale() == "log" and figure.axes[0].get_yscale() == "linear"
 
@@ -43,7 +44,7 @@ def test_panels_may_have_times_of_their_own():
 def test_trajectories_end_in_a_dot_and_carry_their_marks():
     paths = {"row": np.random.default_rng(1).normal(size=(5, 3, 2))}
     (ax,) = cycles.trajectories(paths, "abc", "t", {"row": (2,)}).axes
-    drawn = [line.get_xydata() for line in ax.lines if line.get_gid() == "path"]
+    drawn = [line.get_xydata() for line in lines(ax, "path")]
     assert_array_equal(np.stack(drawn, axis=1), paths["row"])
     dots = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "o"]
     assert_array_equal(dots, paths["row"][-1])
@@ -55,7 +56,7 @@ def test_laws_draws_points_line_and_scales():
     x, y = np.array([0.1, 0.2, 0.4]), np.array([3.0, 5.0, 9.0])
     panel = {"x": "delta", "y": "steps", "points": {"seed 0": (x, y), "seed 1": (x, 2 * y)}, "line": (x, y), "log": "x"}
     (ax,) = cycles.laws({"Escape": panel}, "t").axes
-    drawn = [line.get_xydata() for line in ax.lines if line.get_gid() == "points"]
+    drawn = [line.get_xydata() for line in lines(ax, "points")]
     assert_array_equal(drawn, [np.column_stack([x, y]), np.column_stack([x, 2 * y])])
     assert ax.get_xscale() == "log" and ax.get_yscale() == "linear" and ax.get_xlabel() == "delta"
 

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib import pyplot
 from matplotlib.collections import LineCollection
 from numpy.testing import assert_allclose, assert_array_equal
+from shown import band_at, heading, keys, lines, titles
 
 from lab.analysis.statistics import first_crossing
 from lab.report import figures, portraits, style
@@ -88,21 +89,13 @@ def portrait(n_groups, n_neurons=48, noise=0.4, reasoning=True):
     return xr.Dataset(both | {"diverged_at": ((), -1)}, {"snapshot": [0, 900], "token": token})
 
 
-def drawn(ax, gid):
-    return [line for line in ax.lines if line.get_gid() == gid]
-
-
-def heading(figure):
-    return " ".join([figure.get_suptitle(), *(text.get_text() for text in figure.texts)]).replace("\n", " ")
-
-
 def test_median_lines_equal_numpy_medians_and_every_gamma_has_a_tick():
     ds = synthetic()
     figure = figures.curves_against_gamma(ds, [REASONING, SYMMETRIC])
     ticks = ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8"]
     for ax, name in zip(figure.axes, [REASONING, SYMMETRIC], strict=True):
         last = ds[name].values[-1, :, :, 0, :]  # gamma, decay, seed
-        for line, expected in zip(drawn(ax, "median"), np.nanmedian(last, axis=-1).T, strict=True):
+        for line, expected in zip(lines(ax, "median"), np.nanmedian(last, axis=-1).T, strict=True):
             assert_array_equal(line.get_xdata(), GAMMA)
             assert_allclose(line.get_ydata(), expected, rtol=1e-12)
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ticks
@@ -115,33 +108,29 @@ def test_seed_band_runs_from_lowest_to_highest_seed():
     ax = figures.curves_against_gamma(ds, REASONING, weight_decay=0.1).axes[0]
     for band, decay in zip(ax.collections, DECAY, strict=True):
         last = ds[REASONING].sel(weight_decay=decay).values[-1, :, 0]
-        vertices = band.get_paths()[0].vertices
         for gamma, seeds in zip(GAMMA, last, strict=True):
-            at = vertices[np.isclose(vertices[:, 0], gamma), 1]
-            assert_allclose([at.min(), at.max()], [seeds.min(), seeds.max()], rtol=1e-12)
+            assert_allclose(band_at(band, gamma), [seeds.min(), seeds.max()], rtol=1e-12)
 
 
 def test_diverged_row_is_marked_and_left_out_of_the_median():
     ds = synthetic()
     ds[REASONING][dict(step=-1, gamma=0, weight_decay=2, seed=1)] = 0.9  # a frozen row may keep a value
     ax = figures.curves_against_gamma(ds, REASONING).axes[0]
-    marks = drawn(ax, "diverged")
+    marks = lines(ax, "diverged")
     assert [len(mark.get_xdata()) for mark in marks] == [0, 0, 1]
     assert abs(marks[2].get_xdata()[0] - 0.3) < 0.02
     healthy = ds[REASONING].values[-1, 0, 2, 0, [0, 2]]
-    assert_allclose(drawn(ax, "median")[2].get_ydata()[0], np.median(healthy), rtol=1e-12)
+    assert_allclose(lines(ax, "median")[2].get_ydata()[0], np.median(healthy), rtol=1e-12)
 
 
 def test_two_solutions_share_a_panel_when_hue_is_metric():
     ds = synthetic()
     labels = {REASONING: "reasoning", SYMMETRIC: "symmetric"}
     figure = figures.curves_against_gamma(ds, labels, hue="metric", over="weight_decay")
-    titles = [ax.get_title("left") for ax in figure.axes]
-    assert titles == ["weight decay 0", "weight decay 0.1", "weight decay 1"]
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["reasoning", "symmetric", "diverged, left out"]
+    assert titles(figure) == ["weight decay 0", "weight decay 0.1", "weight decay 1"]
+    assert keys(figure) == ["reasoning", "symmetric", "diverged, left out"]
     expected = np.nanmedian(ds[SYMMETRIC].values[-1, :, 1, 0], axis=-1)
-    assert_allclose(drawn(figure.axes[1], "median")[1].get_ydata(), expected, rtol=1e-12)
+    assert_allclose(lines(figure.axes[1], "median")[1].get_ydata(), expected, rtol=1e-12)
 
 
 def test_other_dimensions_are_selected_and_named():
@@ -152,7 +141,7 @@ def test_other_dimensions_are_selected_and_named():
     figure = figures.curves_against_gamma(smallest, REASONING, learning_rate=1e-3, step=1000)
     assert "learning rate 0.001 (one of 3), step 1000" in heading(figure)
     expected = np.nanmedian(ds[REASONING].values[3, :, 1, 1], axis=-1)
-    assert_allclose(drawn(figure.axes[0], "median")[1].get_ydata(), expected, rtol=1e-12)
+    assert_allclose(lines(figure.axes[0], "median")[1].get_ydata(), expected, rtol=1e-12)
     variants = xr.concat([ds, ds], "variant").assign_coords(variant=["2 layers", "6 layers"])
     figure = figures.phase_diagram(variants, REASONING, variant="6 layers")
     assert "variant 6 layers (one of 2)" in heading(figure)
@@ -192,15 +181,15 @@ def test_phase_diagram_of_one_weight_decay_keeps_its_row():
 def test_training_curves_equal_medians_and_mark_divergence_at_its_step():
     ds = synthetic()
     figure = figures.training_curves(ds, [REASONING, SYMMETRIC], weight_decay=1, log_steps=True)
-    assert [ax.get_title("left") for ax in figure.axes] == [f"γ {gamma:g}" for gamma in GAMMA]
+    assert titles(figure) == [f"γ {gamma:g}" for gamma in GAMMA]
     first = figure.axes[0]
     expected = np.nanmedian(ds[REASONING].values[:, 0, 2, 0], axis=-1)
-    assert_allclose(drawn(first, "median")[0].get_ydata(), expected, rtol=1e-12)
+    assert_allclose(lines(first, "median")[0].get_ydata(), expected, rtol=1e-12)
     assert first.get_xscale() == "symlog"
-    assert_array_equal(drawn(first, "diverged")[0].get_xdata(), [300])
+    assert_array_equal(lines(first, "diverged")[0].get_xdata(), [300])
     assert "weight decay 1 (one of 3)" in heading(figure)
     chosen = figures.training_curves(ds, "train_loss", gammas=[0.8, 0.5])
-    assert [ax.get_title("left") for ax in chosen.axes] == ["γ 0.8", "γ 0.5"]
+    assert titles(chosen) == ["γ 0.8", "γ 0.5"]
     assert chosen.axes[0].get_yscale() == "log"
 
 
@@ -209,10 +198,10 @@ def test_scatter_draws_every_row_and_its_crossing():
     figure = figures.scatter_against_gamma(ds, "rank.stable", rivals=(REASONING, SYMMETRIC))
     ax = figure.axes[0]
     last = ds["rank.stable"].values[-1, :, :, 0, :, 0]
-    for line, expected in zip(drawn(ax, "seeds"), np.moveaxis(last, 1, 0), strict=True):
+    for line, expected in zip(lines(ax, "seeds"), np.moveaxis(last, 1, 0), strict=True):
         assert_allclose(line.get_ydata(), expected.ravel(), rtol=1e-12)
     lead = np.median(ds[REASONING].values[-1, :, :, 0], -1) - np.median(ds[SYMMETRIC].values[-1, :, :, 0], -1)
-    for line, one in zip(drawn(ax, "crossing"), lead.T, strict=True):
+    for line, one in zip(lines(ax, "crossing"), lead.T, strict=True):
         assert_allclose(line.get_xdata(), first_crossing(one, GAMMA, 0.0), rtol=1e-12)
 
 
@@ -252,13 +241,6 @@ def test_attention_flow_width_follows_the_weight():
     assert labels[1::2] == ["", "", "key", "anchor", "anchor", "", "", "", ""]
 
 
-def test_drawing_leaves_matplotlib_as_it_was():
-    before = dict(matplotlib.rcParams)
-    figures.curves_against_gamma(synthetic(), REASONING)
-    portraits.embedding_pca({"a": portrait(3)})
-    assert dict(matplotlib.rcParams) == before and pyplot.get_fignums() == []
-
-
 def test_crowded_gammas_keep_every_tick():
     gamma = np.round(np.arange(0.3, 1.01, 0.05), 2)
     ds = synthetic(lost=()).interp(gamma=gamma, kwargs={"fill_value": "extrapolate"})
@@ -267,10 +249,11 @@ def test_crowded_gammas_keep_every_tick():
         assert {tick.get_rotation() for tick in ax.get_xticklabels()} == {90}
 
 
-@pytest.mark.parametrize("lost", [-1, 5])
-def test_figures_tolerate_nan(lost):
-    ds = synthetic().map(lambda x: x * np.nan if x.dtype.kind == "f" else xr.full_like(x, lost))
-    row = portrait(3).isel(snapshot=[0])
+@pytest.mark.parametrize(("scale", "lost"), [(1, -1), (np.nan, -1), (np.nan, 5)])
+def test_figures_leave_matplotlib_as_it_was_and_tolerate_nan(scale, lost):
+    before = dict(matplotlib.rcParams)
+    ds = synthetic().map(lambda x: x * scale if x.dtype.kind == "f" else xr.full_like(x, lost))
+    row = portrait(3).isel(snapshot=[1 if scale == 1 else 0])
     drawings = [
         figures.curves_against_gamma(ds, REASONING),
         figures.phase_diagram(ds, ["rank.stable", REASONING]),
@@ -283,3 +266,4 @@ def test_figures_tolerate_nan(lost):
     for figure in drawings:
         with style.paper():
             figure.draw_without_rendering()
+    assert dict(matplotlib.rcParams) == before and pyplot.get_fignums() == []

@@ -6,9 +6,11 @@ import pytest
 import xarray as xr
 from matplotlib import pyplot
 from numpy.testing import assert_allclose, assert_array_equal
+from shown import band_at, heading, keys, lines
 
 from lab.report import maps as heatmaps
 from lab.report import measures, style
+from lab.runs import MissingData
 
 GAMMA = np.array([0.8, 0.3, 0.5])  # not in order
 STEPS = np.array([0, 10, 100, 1000])
@@ -57,32 +59,13 @@ def table():
     )
 
 
-def drawn(ax, gid):
-    return [line for line in ax.lines if line.get_gid() == gid]
-
-
-def heading(figure):
-    return " ".join([figure.get_suptitle(), *(text.get_text() for text in figure.texts)]).replace("\n", " ")
-
-
-def keys(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def band_at(band, x):
-    """The lowest and highest ordinate of a band's outline at x."""
-    vertices = band.get_paths()[0].vertices
-    at = vertices[np.isclose(vertices[:, 0], x), 1]
-    return at.min(), at.max()
-
-
 def test_line_of_each_gamma_over_time_is_the_median_over_seeds():
     ds = synthetic()
     figure = measures.against_gamma_over_time(ds, ["sharpness.top", "rank.stable"], weight_decay=0, matrix=MATRICES[1])
     arrays = [ds["sharpness.top"].values[:, :, 0].copy(), ds["rank.stable"].values[:, :, 0, :, 1].copy()]
     for ax, array, name in zip(figure.axes, arrays, ["sharpness.top", "rank.stable"], strict=True):
         array[2:, 1, 1] = np.nan  # steps 100 and 1000 come after the divergence at 50
-        for line, g in zip(drawn(ax, "median"), np.argsort(GAMMA), strict=True):
+        for line, g in zip(lines(ax, "median"), np.argsort(GAMMA), strict=True):
             assert_array_equal(line.get_xdata(), STEPS)
             assert_allclose(line.get_ydata(), np.nanmedian(array[:, g], axis=-1), rtol=1e-12)
         assert ax.get_title("left") == name
@@ -103,9 +86,9 @@ def test_band_over_time_runs_from_lowest_to_highest_seed():
 
 def test_divergence_is_marked_at_its_step_in_the_gamma_of_its_row():
     figure = measures.against_gamma_over_time(synthetic(), "focus.share", weight_decay=0)
-    marks = drawn(figure.axes[0], "diverged")
+    marks = lines(figure.axes[0], "diverged")
     assert [list(mark.get_xdata()) for mark in marks] == [[50], [], []]  # gammas in order: 0.3 first
-    colours = [line.get_color() for line in drawn(figure.axes[0], "median")]
+    colours = [line.get_color() for line in lines(figure.axes[0], "median")]
     assert_array_equal(marks[0].get_color(), colours[0])
     assert keys(measures.against_gamma_over_time(synthetic(), "focus.share", weight_decay=1)) == [
         "γ 0.3",
@@ -131,7 +114,7 @@ def test_lines_join_the_snapshots_that_their_variable_was_taken_at():
     ds["sharpness.top"][1:3] = np.nan
     figure = measures.against_gamma_over_time(ds, ["sharpness.top", "focus.share"], weight_decay=1)
     for ax, steps, name in zip(figure.axes, ([0, 1000], STEPS), ["sharpness.top", "focus.share"], strict=True):
-        for line, g in zip(drawn(ax, "median"), np.argsort(GAMMA), strict=True):
+        for line, g in zip(lines(ax, "median"), np.argsort(GAMMA), strict=True):
             assert_array_equal(line.get_xdata(), steps)
             expected = np.median(ds[name].sel(snapshot=steps).values[:, g, 1], axis=-1)
             assert_allclose(line.get_ydata(), expected, rtol=1e-12)
@@ -143,7 +126,7 @@ def test_variable_without_a_time_and_unknown_selection_are_refused():
         ValueError, match=r"focus.share has the dims \('gamma', .*accepted: one of step, train_step, sna"
     ):
         measures.against_gamma_over_time(ds, "focus.share")
-    with pytest.raises(ValueError, match=r"weight_decay = 7 is not among 0\.0, 1\.0"):
+    with pytest.raises(MissingData, match=r"weight decay 7 \(the grid has 0, 1\)"):
         measures.against_gamma_over_time(synthetic(), "focus.share", weight_decay=7)
 
 
@@ -162,10 +145,10 @@ def test_spectrum_draws_density_band_and_eigenvalues_of_its_row():
     figure = measures.spectrum(density, grid, error, eigenvalues)
     for ax, label in zip(figure.axes, density, strict=True):
         assert ax.get_title("left") == label and ax.get_yscale() == "log"
-        (line,) = drawn(ax, "density")
+        (line,) = lines(ax, "density")
         assert_array_equal(line.get_xdata(), grid[label])
         assert_array_equal(line.get_ydata(), density[label])
-        assert_array_equal(drawn(ax, "eigenvalues")[0].get_xdata(), eigenvalues[label])
+        assert_array_equal(lines(ax, "eigenvalues")[0].get_xdata(), eigenvalues[label])
         near_zero = grid[label][5]
         expected = density[label][5] * np.array([0.8, 1.2])  # two standard errors of a tenth each
         assert_allclose(band_at(ax.collections[0], near_zero), expected, rtol=1e-12)
@@ -176,7 +159,7 @@ def test_density_below_zero_or_absent_is_left_blank():
     grid_G = np.arange(4.0)
     values_G = np.array([1.0, 0.0, -1e-3, np.nan])
     ax = measures.spectrum({"a": values_G}, {"a": grid_G}, {"a": 0 * grid_G}, {"a": []}).axes[0]
-    assert_array_equal(drawn(ax, "density")[0].get_ydata(), [1, np.nan, np.nan, np.nan])
+    assert_array_equal(lines(ax, "density")[0].get_ydata(), [1, np.nan, np.nan, np.nan])
 
 
 def test_singular_values_are_drawn_to_the_last_that_a_matrix_has():
@@ -184,7 +167,7 @@ def test_singular_values_are_drawn_to_the_last_that_a_matrix_has():
     figure = measures.singular_spectra(rows, MATRICES[::-1])
     for ax, name, n in zip(figure.axes, MATRICES[::-1], [4, 6], strict=True):
         assert ax.get_title("left") == name and ax.get_yscale() == "log"
-        for line, seed in zip(drawn(ax, "values"), (0, 1), strict=True):
+        for line, seed in zip(lines(ax, "values"), (0, 1), strict=True):
             assert_array_equal(line.get_xdata(), np.arange(1, n + 1))
             assert_array_equal(line.get_ydata(), spectra(seed).values[MATRICES.index(name), :n])
     assert keys(figure) == ["γ 0.3", "γ 0.8"]
@@ -199,13 +182,13 @@ def test_singular_values_of_unknown_matrices_or_other_dims_are_refused():
 
 def test_line_and_band_are_the_value_and_two_standard_errors():
     x = np.linspace(-0.5, 0.5, 5)
-    lines = {"NTP": (3 * x**2, 0.1 * np.abs(x)), "CTP": (9 * x**2, np.full(5, np.nan))}
-    figure = measures.lines_with_error(x, lines, "distance α", "rise of the loss, nats")
+    curves = {"NTP": (3 * x**2, 0.1 * np.abs(x)), "CTP": (9 * x**2, np.full(5, np.nan))}
+    figure = measures.lines_with_error(x, curves, "distance α", "rise of the loss, nats")
     (ax,) = figure.axes
-    for line, (value, _) in zip(drawn(ax, "value"), lines.values(), strict=True):
+    for line, (value, _) in zip(lines(ax, "value"), curves.values(), strict=True):
         assert_array_equal(line.get_xdata(), x)
         assert_array_equal(line.get_ydata(), value)
-    value, error = lines["NTP"]
+    value, error = curves["NTP"]
     for i in range(5):
         assert_allclose(
             band_at(ax.collections[0], x[i]), [value[i] - 2 * error[i], value[i] + 2 * error[i]], atol=1e-15
@@ -218,9 +201,9 @@ def test_line_and_band_are_the_value_and_two_standard_errors():
 
 
 def test_more_labels_than_colours_are_coloured_in_order():
-    lines = {f"row {i}": (np.full(2, i), np.zeros(2)) for i in range(9)}
-    ax = measures.lines_with_error([0, 1], lines, "x", "y").axes[0]
-    colours = [line.get_color() for line in drawn(ax, "value")]
+    curves = {f"row {i}": (np.full(2, i), np.zeros(2)) for i in range(9)}
+    ax = measures.lines_with_error([0, 1], curves, "x", "y").axes[0]
+    colours = [line.get_color() for line in lines(ax, "value")]
     assert_allclose(colours, matplotlib.colormaps["viridis"](np.linspace(0, 0.82, 9)))
 
 
@@ -229,17 +212,17 @@ def test_predictors_are_sorted_and_show_value_and_interval():
     (ax,) = figure.axes
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     assert names == ["stable rank", "path norm", "margin", "sharpness"]  # upwards: n/a, -0.2, 0.1, 0.7
-    raw, within = drawn(ax, "value")
+    raw, within = lines(ax, "value")
     assert_array_equal(raw.get_xdata(), [np.nan, -0.2, 0.1, 0.7])
     assert_array_equal(within.get_xdata(), [np.nan, 0.3, 0.25, -0.1])
     for dots in (raw, within):
         assert_array_equal(np.round(dots.get_ydata()), range(4))
     assert (raw.get_ydata() > within.get_ydata()).all()
-    for lines, dots in zip(ax.collections, (raw, within), strict=True):
-        ends = [segment[:, 0] for segment in lines.get_segments() if len(segment)]
+    for spans, dots in zip(ax.collections, (raw, within), strict=True):
+        ends = [segment[:, 0] for segment in spans.get_segments() if len(segment)]
         expected = np.stack([dots.get_xdata() - 0.15, dots.get_xdata() + 0.1], axis=1)
         assert_allclose(ends, expected[1:], rtol=1e-12)
-    assert_array_equal(drawn(ax, "zero")[0].get_xdata(), [0, 0])
+    assert_array_equal(lines(ax, "zero")[0].get_xdata(), [0, 0])
     assert [text.get_text() for text in ax.texts] == ["n/a", "n/a"]
     assert keys(figure) == ["over all rows", "among rows of equal gamma and weight decay"]
     assert "intervals of 90 % over resampled seeds, 16 to 17 rows, 1 diverged and left out" in heading(figure)
@@ -254,7 +237,7 @@ def test_legend_of_predictors_names_few_knobs_and_counts_the_rest():
 
 def test_predictors_draw_one_control_and_another_coefficient():
     figure = measures.predictors(table().isel(control=[1], measure=[0, 1]), "kendall")
-    (dots,) = drawn(figure.axes[0], "value")
+    (dots,) = lines(figure.axes[0], "value")
     assert_array_equal(dots.get_xdata(), [0.1, 0.1])
     assert_array_equal(dots.get_ydata(), [0, 1])
     assert figure.axes[0].get_xlabel() == "Kendall correlation"

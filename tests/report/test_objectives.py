@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from shown import keys
 from synthetic import GARBAGE, Grid
 
 from lab.objective import CTP, NTP
@@ -45,5 +46,4 @@ def test_curves_stand_side_by_side_and_a_pair_diverged_where_one_of_it_did(run):
 
 def test_every_objective_has_its_curve(run):
     figure = objectives.training_curves(run, {"test.accuracy": "held out"}, "Title")
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["CTP, held out", "NTP, held out", "diverged, left out"]
+    assert keys(figure) == ["CTP, held out", "NTP, held out", "diverged, left out"]

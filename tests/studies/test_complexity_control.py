@@ -1,29 +1,25 @@
 """Every claim on grids written by hand, on which the answer is known; presets, pictures and the page."""
 
-import jax
+import functools
+
 import numpy as np
 import pytest
+import synthetic
+from synthetic import GARBAGE, Grid, by_gamma
 
 from lab import claims
 from lab import config as configs
 from lab.analysis import phase
-from lab.cli import main
 from lab.configs import complexity_control as config
 from lab.measuring.catalogue import loss
 from lab.measuring.catalogue.anchors import QUERY
 from lab.measuring.declare import Measure
-from lab.runs import Runs
 from lab.studies import complexity_control as study
 from lab.studies.complexity_control.circuits import EQUIVALENCE
-from tests.synthetic import GARBAGE, Grid, by_gamma
 
+measured = functools.partial(synthetic.measured, study.STUDY)
 GAMMAS, DECAYS = (0.4, 0.5, 0.6, 0.7), (0.01, 1.0)
 NAN, NEVER = np.nan, 10**6
-
-
-def measured(id, **grids):
-    (claim,) = [claim for claim in study.STUDY.claims if claim.id == id]
-    return claims.evaluate(claim, Runs({name: grid.dataset for name, grid in grids.items()}, study.STUDY.usual))
 
 
 def check(id, expected, verdict, **grids):
@@ -209,7 +205,7 @@ def test_best_rate_is_taken_for_each_answer_apart():
             grid.put(f"ood_43.{name}", by_gamma(*[0.8 if rate == best else 0.0] * 4), learning_rate=rate)
         grid.put(f"ood_43.{name}", by_gamma(*usual))
     grid.diverge(7, gamma=0.4, seed=0, weight_decay=0.01, learning_rate=1e-3)
-    runs = Runs({"depth_2": grid.dataset}, study.STUDY.usual)
+    runs = synthetic.runs(study.STUDY, depth_2=grid)
     best, fixed = (study.answers_by_depth(runs, best) for best in (True, False))
     assert best.dataset.n_layers.values.tolist() == [2]
     assert all((best.dataset[f"ood_43.{name}"] == 0.8).all() for name in ("reasoning", "symmetric"))
@@ -238,8 +234,7 @@ def test_smoke_preset_draws_every_part(tmp_path, monkeypatch):
     monkeypatch.setattr(loss, "quantized", cheap("quantization", "description_length"))
     tiny = ("steps=4", "eval_every=2", "checkpoint_every=4", "eval_size=32", "grid.seed=(0,)")
     options = ["--variants=phase,noise_1_depth_2", *(f"--config.{option}" for option in tiny)]
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
-        main(["reproduce", "complexity_control", "--preset=smoke", f"--workdir={tmp_path}", *options])
+    synthetic.reproduce("complexity_control", tmp_path, *options)
     assert {
         "phase-grid", "phase-slice", "phase-accuracies", "complexity-rank", "complexity-measures",
         "complexity-predictors", "masked-seen", "masked-unseen", "circuit-equivalence", "circuit-outputs",

@@ -3,28 +3,27 @@
 import itertools
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import synthetic
+from shown import lines
+from synthetic import Grid
 
 from lab import config as configs
-from lab.cli import main
-from lab.configs import base, composition
+from lab.configs import base
 from lab.configs import complexity_control_language as config
 from lab.measuring.declare import Row
-from lab.runs import Runs
 from lab.studies import complexity_control_language as study
 from lab.tasks import Batch
-from tests.synthetic import Grid
 
 TINY = ["--config.steps=4", "--config.eval_every=2", "--config.checkpoint_every=4", "--config.eval_size=32"]
 SMALL, LARGE = {"gamma": 0.8, "weight_decay": 1.0}, {"gamma": 0.3, "weight_decay": 0.01}
 
 
-def pictures(name, grid):
-    runs = Runs({name: grid.dataset}, study.STUDY.usual)
-    return {picture.name: picture.figure for section in study.sections(runs) for picture in section.pictures}
+def pictures(**grids):
+    sections = study.sections(synthetic.runs(study.STUDY, **grids))
+    return {picture.name: picture.figure for section in sections for picture in section.pictures}
 
 
 def test_accuracy_along_an_axis_is_of_the_corners_and_of_the_largest_training_set():
@@ -35,13 +34,13 @@ def test_accuracy_along_an_axis_is_of_the_corners_and_of_the_largest_training_se
         accuracy = size / 200 + weight / 10 + 0.01 * np.arange(-2, 3)
         grid.put("test.accuracy", accuracy, **SMALL, **at).put("test.accuracy", np.zeros(5), **LARGE, **at)
         grid.put("train.accuracy", np.ones(5), **SMALL, **at).put("train.accuracy", np.ones(5), **LARGE, **at)
-    drawn = pictures("scan", grid)
+    drawn = pictures(scan=grid)
     assert set(drawn) == {"scan-grid", "scan-training", "scan-train-items", "scan-ntp-weight"}
     # lines: in distribution at both corners, then out of it
-    *_, small, large = (line for line in drawn["scan-ntp-weight"].axes[0].lines if line.get_gid() == "value")
+    *_, small, large = lines(drawn["scan-ntp-weight"].axes[0], "value")
     np.testing.assert_allclose(small.get_xydata(), [[0, 0.5], [1, 0.6]])
     assert not large.get_ydata().any()
-    *_, small, _ = (line for line in drawn["scan-train-items"].axes[0].lines if line.get_gid() == "value")
+    *_, small, _ = lines(drawn["scan-train-items"].axes[0], "value")
     np.testing.assert_allclose(small.get_xydata(), [[10, 0.15], [100, 0.6]])  # of several weights the usual one
 
 
@@ -83,12 +82,6 @@ def test_published_embeddings_have_the_fixed_scale():
     assert 768**-gamma == pytest.approx(0.02, rel=1e-12)  # float64, one power
 
 
-def test_other_tasks_are_refused():
-    experiment = configs.experiment(configs.variants(composition.get_config("smoke"))["unseen"])
-    with pytest.raises(ValueError, match="on scan or cogs, not Transformer on Composition"):
-        study.measures(experiment)
-
-
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
     """Commands of three words, and a study trained on them."""
@@ -101,15 +94,13 @@ def scan(tmp_path_factory):
             for verb, way, n in part
         )
         (folder / f"tasks_{split}_addprim_turn_left.txt").write_text("".join(said))
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
-        reproduce(folder, "w", "(8,16)", *TINY)
+    reproduce(folder, "w", "(8,16)", *TINY)
     return folder
 
 
 def reproduce(folder: Path, name: str, train_items: str, *options: str):
     options = [f"--config.task.path={folder}", f"--config.grid.train_items={train_items}", *options]
-    root = f"--workdir={folder / name}"
-    main(["reproduce", "complexity_control_language", "--preset=smoke", root, "--config.task.length=12", *options])
+    synthetic.reproduce("complexity_control_language", folder / name, "--config.task.length=12", *options)
 
 
 def test_study_runs_from_a_folder_to_a_page(scan):

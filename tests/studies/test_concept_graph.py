@@ -1,14 +1,9 @@
 """The study of concept graphs from the command line to its page, its claims, and the mosaic of what is drawn."""
 
-import jax
 import numpy as np
 import pytest
-from synthetic import Grid, measure
+from synthetic import Grid, measure, reproduce
 
-from lab import config as configs
-from lab.cli import main
-from lab.configs import composition
-from lab.configs import concept_graph as config
 from lab.disk.load import load
 from lab.studies import concept_graph as study
 from lab.tasks import shapes
@@ -18,11 +13,9 @@ GAMMAS = (0.3, 0.5, 0.7, 0.9)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("concepts") / "w"
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):  # optax raises whole numbers
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study.attributes, "STEPS", 100)
-        main(["reproduce", "concept_graph", "--preset=smoke", f"--workdir={folder}"])
-    return folder
+        return reproduce("concept_graph", tmp_path_factory.mktemp("concepts") / "w")
 
 
 def test_score_is_the_product_of_accuracies_by_class_and_its_means_are_of_seen_and_unseen(root):
@@ -84,17 +77,3 @@ def test_mosaic_lays_out_classes_down_and_examples_across():
     np.testing.assert_array_equal(mosaic[5:9, 5:9], (image[1, 1] + 1) / 2)
     assert (mosaic[4] == 1).all() and (mosaic[5:9, 10:14] == 0.5).all()
     assert study._label("011", ("000",)) == "011 small blue circle *"
-
-
-def test_other_tasks_and_models_and_pictures_noised_once_are_refused():
-    (variant, *_) = configs.variants(composition.smoke()).values()
-    with pytest.raises(ValueError, match="concept_graph measures a model of shapes, not of Composition"):
-        study.measures(configs.experiment(variant))
-    changed = config.smoke()
-    changed.model = {**composition.smoke().model}
-    with pytest.raises(ValueError, match=r"Transformer reads tokens, Shapes gives noised pictures; .* read by unet$"):
-        configs.experiment(configs.variants(changed)["main"])
-    changed = config.smoke()
-    changed.train_size = 64
-    with pytest.raises(ValueError, match=r"train_size=64: would fix noise .* task\.images_per_class"):
-        configs.experiment(configs.variants(changed)["main"])

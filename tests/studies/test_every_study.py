@@ -5,6 +5,8 @@ import collections
 import pytest
 
 from lab import claims, studies
+from lab import config as configs
+from lab.configs import base
 from lab.runs import Runs
 
 NAMES = studies.names()
@@ -40,6 +42,14 @@ def test_without_any_training_every_claim_is_open_and_says_what_is_missing(study
 
 def test_a_report_without_any_training_has_no_pictures(study):
     assert not [picture for section in study.sections(Runs({})) for picture in section.pictures]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trainings_of_another_study_are_refused_by_what_they_are(name):
+    other = base.load("composition" if name == "concept_graph" else "concept_graph", "smoke")
+    experiment = configs.experiment(next(iter(configs.variants(other).values())))
+    with pytest.raises(ValueError, match=rf"{name}\b.*\bmeasures .*\bnot .*(UNet|Shapes|Composition)"):
+        studies.get(name).measures(experiment)
 
 
 def test_unknown_study_is_refused_with_those_there_are():

@@ -2,20 +2,15 @@
 
 import math
 
-import jax
 import numpy as np
 import pytest
+from synthetic import Grid, measured, reproduce
 
-from lab import claims, models, rng
-from lab import config as configs
-from lab.cli import main
-from lab.configs import composition
+from lab import models, rng
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
-from lab.runs import Runs
 from lab.studies import focus_dilution_text as study
 from lab.tasks import text
-from tests.synthetic import Grid
 
 STEPS = np.arange(0, 100, 10)
 UP_AND_DOWN = np.array([0.15, 0.15, 0.3, 0.9, 0.99, 0.6, 0.3, 0.2, 0.1, 0.1])
@@ -33,11 +28,9 @@ def root(tmp_path_factory):
     (folder / "words.txt").write_text("\n".join(" ".join(f"w{word}" for word in line) for line in words))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GAMMALAB_CACHE", str(folder / "cache"))
-        changes = [f"--config.task.path={folder / 'words.txt'}", "--config.steps=8", "--config.eval_every=4"]
-        changes += ["--config.checkpoint_every=8", f"--workdir={folder / 'w'}", "--variants=one_layer"]
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
-            main(["reproduce", "focus_dilution_text", "--preset=smoke", *changes])
-        yield folder / "w"
+        tiny = ("--config.steps=8", "--config.eval_every=4", "--config.checkpoint_every=8", "--variants=one_layer")
+        path = f"--config.task.path={folder / 'words.txt'}"
+        yield reproduce("focus_dilution_text", folder / "w", path, *tiny)
 
 
 def test_probes_attend_as_a_plain_loop_says(root):
@@ -84,12 +77,7 @@ def drawn(variant, name, *curves_TxI):
     made = Grid(steps=STEPS, gamma=(1.2,), seed=range(len(curves_TxI)))
     layered = [np.stack([curve_TxI, curve_TxI[::-1]], axis=1) for curve_TxI in curves_TxI]
     values = np.stack(layered, axis=1)[:, :, None]
-    return {variant: made.put(name, values, "snapshot", {"layer": range(2), "probe": LABELS}).run()}
-
-
-def evaluated(name, runs):
-    (claim,) = [claim for claim in study.STUDY.claims if claim.id == name]
-    return claims.evaluate(claim, Runs({variant: run.dataset for variant, run in runs.items()}))
+    return {variant: made.put(name, values, "snapshot", {"layer": range(2), "probe": LABELS})}
 
 
 @pytest.mark.parametrize(("name", "variant"), [("T1", "one_layer"), ("T3", "two_layer")])
@@ -99,33 +87,27 @@ def test_t1_and_t3_count_the_probes_of_middle_frequency_that_go_and_return(name,
     keeps = np.interp(STEPS, (0, 40, 90), (0.1, 0.9, 0.51))
     pairs = [(UP_AND_DOWN, FLAT), (UP_AND_DOWN, UP_AND_DOWN), (rises, FLAT), (moves, FLAT), (keeps, FLAT)]
     runs = drawn(variant, "probes.to_top", *(np.column_stack([UP_AND_DOWN, *pair]) for pair in pairs))
-    result = evaluated(name, runs)
+    result = measured(study.STUDY, name, **runs)
     assert result.values_S.tolist() == [1, 2, 0, 0, 0]
     assert [result.claim.threshold.kept(value) for value in result.values_S] == [True, True, False, False, False]
     if name == "T1":
         assert "1 of 2, first peak at step 40; 2 of 2, first peak at step 40; 0 of 2" in result.note
-    runs[variant].dataset["diverged_at"].loc[{"seed": 0}] = 60
-    assert np.isnan(evaluated(name, runs).values_S).tolist() == [True, False, False, False, False]
+    runs[variant].diverge(60, seed=0)
+    assert np.isnan(measured(study.STUDY, name, **runs).values_S).tolist() == [True, False, False, False, False]
 
 
 def test_t1_needs_probes_of_middle_frequency():
     runs = drawn("one_layer", "probes.to_top", np.column_stack([FLAT] * 3))
-    runs["one_layer"] = Runs({"": runs["one_layer"].dataset.sel(probe=["the (1)"])})[""]
-    assert "lacks probes of middle frequency" in evaluated("T1", runs).note
+    runs["one_layer"].dataset = runs["one_layer"].dataset.sel(probe=["the (1)"])
+    assert "lacks probes of middle frequency" in measured(study.STUDY, "T1", **runs).note
 
 
 def test_t2_counts_the_turns_of_the_entropy_of_all_probes():
     once, twice = 5 - 4 * UP_AND_DOWN, 5 - 4 * np.append(UP_AND_DOWN[:-1], 0.5)
     curves = [np.column_stack([entropy_T] * 3) for entropy_T in (once, twice, FLAT)]
-    result = evaluated("T2", drawn("one_layer", "probes.entropy", *curves))
+    result = measured(study.STUDY, "T2", **drawn("one_layer", "probes.entropy", *curves))
     assert result.values_S.tolist() == [1, 2, 0]  # once: it falls and rises
     assert [result.claim.threshold.kept(value) for value in result.values_S] == [False, True, False]
-
-
-def test_other_tasks_are_refused():
-    experiment = configs.experiment(composition.smoke())
-    with pytest.raises(ValueError, match="measures training on text, not on Composition"):
-        study.measures(experiment)
 
 
 # --- probes ---

@@ -6,20 +6,15 @@ GAMMALAB_PRONTOQA and GAMMALAB_PROSQA: paths of the published files, on which an
 import json
 import os
 
-import jax
 import numpy as np
 import pytest
-from synthetic import Grid
+from synthetic import Grid, measured, reproduce
 
-from lab import config as configs
 from lab import models
-from lab.claims import evaluate
 from lab.cli import main
-from lab.configs import base
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
 from lab.objective import CTP, NTP
-from lab.runs import Runs
 from lab.studies import ntp_ctp_files
 from lab.text import question_files
 
@@ -41,9 +36,7 @@ def root(tmp_path_factory):
     items = [question(name, *pair) for pair in (("impus", "rompus"), ("rompus", "impus")) for name in NAMES]
     (folder / "items.json").write_text(json.dumps(items))
     changes = [f"--config.task.path={folder / 'items.json'}", "--config.task.test_share=0.3", "--config.task.length=40"]
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
-        main(["reproduce", "ntp_ctp_files", "--preset=smoke", *changes, f"--workdir={folder / 'w'}"])
-    return folder / "w"
+    return reproduce("ntp_ctp_files", folder / "w", *changes)
 
 
 def test_held_out_accuracy_is_that_of_every_held_out_question_once(root):
@@ -76,7 +69,7 @@ def test_claims_are_the_lead_of_ntp_and_the_standard_errors_above_a_coin():
         accuracy_Sx1 = np.broadcast_to(accuracies, 5)[:, None]
         for name, values in (("accuracy", accuracy_Sx1), ("plausible", 0.9), ("questions", 25)):
             made.put(f"held_out.{name}", values, time=None, ntp_weight=objective)
-    found = {claim.id: evaluate(claim, Runs({"main": made.dataset}, study.usual)) for claim in study.claims}
+    found = {claim.id: measured(study, claim.id, main=made) for claim in study.claims}
     np.testing.assert_allclose(found["Q1"].values_S, [0.2, 0.1, 0, -0.1, -0.2], atol=1e-15)
     # of 25 questions a standard error is 0.1
     np.testing.assert_allclose(found["Q2"].values_S, [2] * 5)
@@ -84,12 +77,10 @@ def test_claims_are_the_lead_of_ntp_and_the_standard_errors_above_a_coin():
     assert found["Q2"].note.startswith("Accuracy 0.70 on 25 held-out questions; 90% of the answers")
 
 
-def test_a_path_is_asked_for_and_other_tasks_are_refused(capsys):
+def test_a_path_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         main(["reproduce", "ntp_ctp_files", "--preset=smoke"])
     assert "task.path='': the path of a PrOntoQA or ProsQA file, --config.task.path=FILE" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="measures question files, not Composition"):
-        ntp_ctp_files.measures(configs.experiment(base.load("ntp_ctp", "smoke")))
 
 
 def published(variable):

@@ -1,14 +1,14 @@
 """Measurements of a transformer's attention and circuits: focus, heads, lens, attribution, tracing, edges."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lab import models, rng
-from lab.analysis import circuits, estimate, focus, heads, lens, patching, token_circuits
+from lab.analysis import circuits, estimate, focus, heads, lens, patching
 from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
+from lab.tree import stack
 
 SEQUENCES = 256
 TOKENS = 8  # most frequent ones, whose attention is looked at
@@ -23,12 +23,12 @@ def attention(experiment: Experiment) -> Measure:
     def function(row):
         _, acts = models.forward(row.model, row.params, row.batch.tokens_BxL)
         base_V = focus.unigram(row.batch.tokens_BxL, experiment.task.vocab_size)
-        embedding_VxD = token_circuits.token_embedding(row.params)
+        embedding_VxD = row.params["embed"]["token"]["embedding"]
         embedded = focus.embedding_direction(embedding_VxD, base_V.astype(float), tokens[0])
         layers = [_attention_of(acts[f"block_{i}/attn/pattern"], row.batch.tokens_BxL, tokens, base_V)
                   for i in range(row.model.n_layers)]  # fmt: skip
         kept = ("second_ratio", "off_direction", "alignment", "redistribution")
-        return jax.tree.map(lambda *each: jnp.stack(each), *layers) | {name: embedded[name] for name in kept}
+        return stack(layers) | {name: embedded[name] for name in kept}
 
     by_head = {"entropy": "nats", "distance_to_uniform": "attention mass", "sink": "attention mass"}
     by_token = {"attention": "attention mass", "attention_error": "attention mass", "lift": "of the base rate"}
@@ -52,7 +52,7 @@ def head_scores(experiment: Experiment) -> Measure:
         tokens_BxL = heads.repeated_sequences(row.key, seen_S, SEQUENCES, half).astype(jnp.int32)
         _, acts = models.forward(row.model, row.params, tokens_BxL)
         layers = [heads.head_scores(acts[f"block_{i}/attn/pattern"], tokens_BxL) for i in range(row.model.n_layers)]
-        by_kind = jax.tree.map(lambda *each: jnp.stack(each), *layers)
+        by_kind = stack(layers)
         return {output: values for kind in by_kind for output, values in named(kind, by_kind[kind]).items()}
 
     units = errors(dict.fromkeys(heads.EDGES, "attention mass"))

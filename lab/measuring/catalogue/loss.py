@@ -90,7 +90,7 @@ def sharp(experiment: Experiment) -> Measure:
     edges = ("edge", "edge_at_peak", *(("adam_edge", "adam_edge_at_peak") if adam else ()))
     units |= {"rate": "learning rate"} | dict.fromkeys(edges, "of the stable learning rate")
     dims = {name: ("eigenvalue",) for name in units if name.startswith(("top", "bottom"))}
-    return Measure("sharpness", function, units, dims, snapshots="last", n=SEQUENCES, stream=STREAM)
+    return of_loss("sharpness", function, units, dims)
 
 
 def density(experiment: Experiment) -> Measure:
@@ -104,7 +104,7 @@ def density(experiment: Experiment) -> Measure:
 
     units = {"node": "nats per weight^2", "weight": "share"}
     dims = dict.fromkeys(units, ("probe", "node_index"))
-    return Measure("density", function, units, dims, snapshots="last", n=SEQUENCES, stream=STREAM)
+    return of_loss("density", function, units, dims)
 
 
 def flat(experiment: Experiment) -> Measure:
@@ -130,9 +130,7 @@ def flat(experiment: Experiment) -> Measure:
     dims = {"line": ("alpha",), "line_error": ("alpha",), "sam": ("radius",), "worst": ("radius",)}
     dims |= {"worst_adaptive": ("relative_radius",)}
     coords = {"alpha": ALPHAS, "radius": RADII, "relative_radius": RELATIVE_RADII}
-    return Measure(
-        "flatness", function, dict.fromkeys(dims, "nats"), dims, coords, snapshots="last", n=SEQUENCES, stream=STREAM
-    )
+    return of_loss("flatness", function, dict.fromkeys(dims, "nats"), dims, coords)
 
 
 def noise(experiment: Experiment) -> Measure:
@@ -154,7 +152,7 @@ def noise(experiment: Experiment) -> Measure:
     units = errors({f"{of}_{name}": unit for of in ("weight", "input") for name, unit in
                      (("loss", "nats"), ("accuracy", "share"))})  # fmt: skip
     dims = dict.fromkeys(units, ("sigma",))
-    return Measure("noise", function, units, dims, {"sigma": SIGMAS}, "last", n=SEQUENCES, stream=STREAM)
+    return of_loss("noise", function, units, dims, {"sigma": SIGMAS})
 
 
 def singular(experiment: Experiment) -> Measure:
@@ -174,9 +172,7 @@ def singular(experiment: Experiment) -> Measure:
         return named("coefficient", found) | {"rise": jnp.mean(rise_CxT, axis=0)}
 
     units = errors({"coefficient": "parameters"}) | {"rise": "nats"}
-    return Measure(
-        "learning_coefficient", function, units, {"rise": ("draw",)}, snapshots="last", n=SEQUENCES, stream=STREAM
-    )
+    return of_loss("learning_coefficient", function, units, {"rise": ("draw",)})
 
 
 def quantized(experiment: Experiment) -> Measure:
@@ -192,7 +188,7 @@ def quantized(experiment: Experiment) -> Measure:
     units = {"bits": "bits a weight", "description_length": "bits", "loss_by_bits": "nats"}
     coords = {"bits_tried": description_length.BITS}
     dims = {"loss_by_bits": ("bits_tried",)}
-    return Measure("quantization", function, units, dims, coords, snapshots="last", n=SEQUENCES, stream=STREAM)
+    return of_loss("quantization", function, units, dims, coords)
 
 
 def subspace(experiment: Experiment) -> Measure:
@@ -220,9 +216,7 @@ def subspace(experiment: Experiment) -> Measure:
 
     units = errors({"loss": "nats"}) | {"dimension": "dimensions"}
     dims = {"loss": ("subspace",), "loss_error": ("subspace",)}
-    return Measure(
-        "subspace", function, units, dims, {"subspace": dims_tried}, snapshots="last", n=SEQUENCES, stream=STREAM
-    )
+    return of_loss("subspace", function, units, dims, {"subspace": dims_tried})
 
 
 def top_eigenvalue(experiment: Experiment, matvecs: int) -> Measure:
@@ -234,13 +228,18 @@ def top_eigenvalue(experiment: Experiment, matvecs: int) -> Measure:
         return largest("top", matvec, like_P, row.key, matvecs)
 
     units = dict.fromkeys(("top", "top_residual"), "nats per weight^2") | {"top_converged": "yes or no"}
-    return Measure("minimum", function, units, snapshots="last", n=SEQUENCES, stream=STREAM)
+    return of_loss("minimum", function, units)
 
 
 def largest(name: str, matvec, like_P, key, matvecs: int) -> dict[str, jax.Array]:
     """The largest eigenvalue of an operator as `<name>`, its residual as `<name>_residual`, and `<name>_converged`."""
     found = sharpness.top(matvec, like_P, key, 1, matvecs, TOLERANCE)
     return {output: values_1[0] for output, values_1 in _ritz(name, found).items()}
+
+
+def of_loss(name: str, function, units, dims=None, coords=None) -> Measure:
+    """Of trained rows, on the sequences that all measurements of the loss share."""
+    return Measure(name, function, units, dims or {}, coords or {}, snapshots="last", n=SEQUENCES, stream=STREAM)
 
 
 def _ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:

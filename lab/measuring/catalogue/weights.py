@@ -1,13 +1,12 @@
 """Measurements of weight matrices alone: ranks, spectra, condensation, norms, and how far they moved."""
 
 import jax
-import jax.numpy as jnp
 
 from lab import models, rng
 from lab.analysis import complexity, condensation, laziness, rank
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
-from lab.tree import named_leaves
+from lab.tree import named_leaves, stack
 
 THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)
 
@@ -48,7 +47,7 @@ def directions(experiment: Experiment) -> Measure:
     def function(row):
         leaves = named_leaves(row.params)
         found = [condensation.condensation_numbers(leaves[name].T, THRESHOLD) for name in kernels]
-        return jax.tree.map(lambda *each: jnp.stack(each), *found)
+        return stack(found)
 
     units = {
         "n_groups": "groups",

@@ -120,7 +120,7 @@ def alike_but_wrong(run: Run, keep: Sequence[str] = KEPT, **at) -> xr.DataArray:
 
 
 def predictors(run: Run) -> xr.Dataset:
-    """`complexity.predictors` of the phase, from 1 to 3: which measure of complexity goes with it?"""
+    """`complexity.predictors` of the phase, from 1 to 3, by measures of complexity."""
     candidates = {
         "stable rank of W_Q": run.final("rank.stable", run.axes).sel(matrix=QUERY),
         "neuron groups of W_Q": run.final("condensation.n_groups", run.axes),

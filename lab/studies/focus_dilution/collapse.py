@@ -137,28 +137,6 @@ def energy(reduced: Reduced):
     return reduced.value_D @ reduced.in_DxF @ reduced.out_F
 
 
-def energy_rate(reduced: Reduced):
-    """dE/dt = |grad E|^2 in the leading-order flow. At least 3 E^(4/3): the three parts' product is at least E^4."""
-    forward_F, backward_D = reduced.value_D @ reduced.in_DxF, reduced.in_DxF @ reduced.out_F
-    between = jnp.sum(jnp.square(reduced.value_D)) * jnp.sum(jnp.square(reduced.out_F))
-    return jnp.sum(jnp.square(forward_F)) + jnp.sum(jnp.square(backward_D)) + between
-
-
-def blow_up_bound(energy):
-    """T* <= E(0)^(-1/3), in time units of 1/s_1, by integrating that bound; inf where E(0) <= 0, which bounds nothing.
-
-    In time units of the loss's gradient flow it is this over s_1.
-    """
-    positive = energy > 0
-    return jnp.where(positive, jnp.where(positive, energy, 1) ** (-1 / 3), jnp.inf)
-
-
-def conserved(reduced: Reduced):
-    """W_v,k^2 - sum_k' W_1,kk'^2 (D) and W_2,k^2 - sum_k' W_1,k'k^2 (F): constant in the leading-order flow."""
-    square_DxF = jnp.square(reduced.in_DxF)
-    return jnp.square(reduced.value_D) - square_DxF.sum(axis=1), jnp.square(reduced.out_F) - square_DxF.sum(axis=0)
-
-
 def balance(outer: Outer):
     """W_V^T W_V - W_1 W_1^T (DxD) and W_1^T W_1 - W_2 W_2^T (FxF): the same for many outputs.
 

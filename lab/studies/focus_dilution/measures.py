@@ -102,7 +102,7 @@ def population_limit(experiment: Experiment) -> Measure:
 
 
 def gradient_flow(experiment: Experiment) -> Measure:
-    """`population_limit` by steps `FINER` times smaller, at the same times: how much of it is gradient flow?
+    """`population_limit` by steps `FINER` times smaller, at the same times: close to gradient flow.
 
     Sharpness grows along the flow; where it exceeds 2 / learning rate, steps of that size go another way.
     """

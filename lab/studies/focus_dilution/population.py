@@ -88,38 +88,6 @@ def descend(params, law_V, transition_VxV, learning_rate, recorded_T):
     return jax.lax.scan(segment, params, jnp.diff(recorded_T, prepend=jnp.zeros_like(recorded_T[:1])))[1]
 
 
-def flow(params, law_V, transition_VxV, time_T, rtol: float, atol: float):
-    """Gradient flow d params / dt = -grad L, by diffrax's Tsit5 with adaptive steps.
-
-    Stability, not accuracy, limits its steps, to about 2 / sharpness, and the sharpness grows from 1 to 41: up to time
-    10 000 they are 110 000 at any tolerance. `descend` at a rate below 2 / sharpness costs less.
-
-    Args:
-      time_T: T times, increasing, at which the parameters are kept.
-      rtol, atol: of the local error; `atol` well below the initial scale epsilon, whose growth is what is watched.
-
-    Returns:
-      `(parameters with an axis T in front, number of accepted and rejected steps)`.
-
-    Raises:
-      ImportError: diffrax is not installed.
-    """
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError("gradient flow needs diffrax: pip install 'gammalab[theory]'") from error
-
-    def velocity(_, params, __):
-        return jax.tree.map(jnp.negative, jax.grad(loss)(params, law_V, transition_VxV))
-
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # diffrax relies on both
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(velocity), diffrax.Tsit5(), 0.0, time_T[-1], None, params,
-            saveat=diffrax.SaveAt(ts=time_T), stepsize_controller=diffrax.PIDController(rtol, atol), max_steps=None,
-        )  # fmt: skip
-    return solution.ys, solution.stats["num_steps"]
-
-
 def plane(params):
     """Two orthonormal directions (Dx2) of the model's width that hold most of W_0: its leading right singular vectors.
 

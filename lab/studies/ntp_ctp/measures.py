@@ -70,9 +70,7 @@ def minimum(experiment: Experiment) -> Measure:
     dims = dict.fromkeys(errors({"line": ""}), ("alpha",))
     dims |= dict.fromkeys(errors({"weight_accuracy": "", "input_accuracy": ""}), ("sigma",))
     coords = {"alpha": loss.ALPHAS, "sigma": loss.SIGMAS}
-    return Measure(
-        "minimum", function, nats | OF_MATRIX | shares, dims, coords, "last", n=loss.SEQUENCES, stream=loss.STREAM
-    )
+    return loss.of_loss("minimum", function, nats | OF_MATRIX | shares, dims, coords)
 
 
 def information(experiment: Experiment) -> Measure:
@@ -85,7 +83,7 @@ def information(experiment: Experiment) -> Measure:
         found = loss.largest("top", matvec, like_P, top_key, MATVECS)
         return found | named("trace", sharpness.trace(matvec, like_P, trace_key, PROBES))
 
-    return Measure("fisher", function, OF_MATRIX, snapshots="last", n=loss.SEQUENCES, stream=loss.STREAM)
+    return loss.of_loss("fisher", function, OF_MATRIX)
 
 
 def terms(experiment: Experiment) -> Measure:

@@ -146,7 +146,7 @@ def predictors(run: Run) -> Picture:
 
 
 def predictor_correlations(run: Run) -> xr.Dataset:
-    """`complexity.predictors` of accuracy out of distribution: does flatness, norm or the objective go with it?
+    """`complexity.predictors` of accuracy out of distribution: flatness, norm and the objective.
 
     Beyond the knobs means among rows of the same scale, decay and noise: the objective is a predictor there, no knob.
     """

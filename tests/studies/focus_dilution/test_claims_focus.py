@@ -5,20 +5,18 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from synthetic import GARBAGE, Grid, measured
 
 from lab import claims
-from lab.runs import Runs
 from lab.studies.focus_dilution import STUDY, collapse
 from lab.studies.focus_dilution.claims import plateau_at
 from lab.studies.focus_dilution.companion import border_steps
-from tests.synthetic import GARBAGE, Grid
 
 GAMMAS = LARGE, SMALL = (1.661, 2.4914)  # the smaller gamma is the larger initial scale
 RATES, RATE = (0.1, 0.5, 2.0), 0.5  # the middle one counts
 LAW = (0.75, 0.19, 0.05, 0.01)
 STEPS = np.arange(0, 2001, 20)
 SNAPSHOTS = np.arange(0, 2001, 100)
-DELTAS = (0.0, 0.01, 0.02, 0.04)
 C = 0.02  # the predicted constant, per unit time
 OUTER, INNER = slice(0, 3), slice(3, 5)
 EPS = 2.0**-52
@@ -112,11 +110,11 @@ def put(made, rows, **at):
 
 def cycle(*rows, gamma=SMALL):
     """The variant `cycle`; of the other gamma and other learning rates nothing may be read."""
-    return {"cycle": put(grid(len(rows)), rows, gamma=gamma).run()}
+    return {"cycle": put(grid(len(rows)), rows, gamma=gamma)}
 
 
 def collapsing(*rows, variant="collapse"):
-    return {variant: put(put(grid(len(rows)), rows, gamma=SMALL), rows, gamma=LARGE).run()}
+    return {variant: put(put(grid(len(rows)), rows, gamma=SMALL), rows, gamma=LARGE)}
 
 
 def escaping(by_delta):
@@ -127,17 +125,12 @@ def escaping(by_delta):
         kept = [{f"limit.{name}": row[f"limit.{name}"] for name in ("gap", "rank_embedding", "ratio_embedding")}
                 for row in rows]  # fmt: skip
         put(made, kept, gamma=SMALL, delta=delta)
-    return {"escape": made.run()}
+    return {"escape": made}
 
 
-def evaluated(name, runs):
-    (claim,) = [claim for claim in STUDY.claims if claim.id == name]
-    return claims.evaluate(claim, Runs({variant: run.dataset for variant, run in runs.items()}))
-
-
-def check(name, runs, values, kept=None, tolerance=0.0):
+def check(name, grids, values, kept=None, tolerance=0.0):
     """One number a seed, and which of them are on the threshold's side: all that are there, if not said."""
-    result = evaluated(name, runs)
+    result = measured(STUDY, name, **grids)
     assert result.values_S == pytest.approx(values, abs=tolerance, rel=0, nan_ok=True)
     wanted = [not math.isnan(value) for value in values] if kept is None else kept
     assert [result.claim.threshold.kept(value) for value in result.values_S] == wanted
@@ -188,7 +181,7 @@ def test_plateau_is_between_condensation_and_the_first_move_of_attention():
     gradient[(STEPS < 100) | (STEPS >= 820)] = 1e-9
     returns = limit(gradient_norm=gradient, focus=through((800, 0.75), (1000, 0.9), (1200, 0.75)))
     hurried = limit(focus=through((60, 0.75), (160, 0.9), (1000, 0.75)))  # moved at 80, condensed at 100, back at 1000
-    run = cycle(returns, hurried)["cycle"]
+    run = cycle(returns, hurried)["cycle"].run()
     steps = plateau_at(lambda name: run.over_time(name, ("seed",), gamma=max))
     assert steps.values == pytest.approx([200, NAN], nan_ok=True)
 
@@ -196,7 +189,7 @@ def test_plateau_is_between_condensation_and_the_first_move_of_attention():
 @pytest.mark.parametrize("name", ["F2", "F4a", "F4b"])
 def test_claims_of_the_plateau_miss_a_seed_without_one(name):
     hurried = limit(focus=through((0, 0.75), (80, 0.9)))
-    assert np.isnan(evaluated(name, cycle(limit(), hurried, limit())).values_S).tolist() == [False, True, False]
+    assert np.isnan(measured(STUDY, name, **cycle(limit(), hurried, limit())).values_S).tolist() == [False, True, False]
 
 
 # --- F3: focus and dilution ---
@@ -302,7 +295,7 @@ def test_f6b_is_the_rank_correlation_of_the_steps_to_escape_with_delta():
      ("F6b", (0.0, 0.01), "two values of delta above 0")],
 )  # fmt: skip
 def test_f6_needs_its_deltas(name, deltas, missing):
-    result = evaluated(name, escaping({delta: [NEVER] * 5 for delta in deltas}))
+    result = measured(STUDY, name, **escaping({delta: [NEVER] * 5 for delta in deltas}))
     assert result.verdict == claims.OPEN and result.note == f"This run lacks {missing}."
 
 
@@ -340,7 +333,7 @@ def test_f9_counts_the_turns_of_the_entropy_from_its_first_fall():
              ((0, 0.73), (500, 0.4)), ((0, 0.73), (500, 0.4), (900, 0.6)),
              ((0, 0.73), (500, 0.4), (900, 0.499), (1300, 0.3)), ((0, 0.4), (500, 0.7), (900, 0.4))]  # fmt: skip
     seeds = [entropies(through(*each, steps=SNAPSHOTS)[:, None]) for each in knots]
-    result = evaluated("F9", cycle(*seeds, gamma=LARGE))
+    result = measured(STUDY, "F9", **cycle(*seeds, gamma=LARGE))
     assert result.values_S[:3].tolist() == [2.0, 4.0, 2.0] and (result.values_S[3:] < 2).all()
 
 
@@ -375,7 +368,9 @@ def test_r1_is_the_step_of_collapse_over_that_of_condensation():
 
 
 def test_companions_example_has_the_borders_it_says():
-    steps = border_steps(collapsing(signals())["collapse"], gamma=max).sel(border=["condensation_end", "collapse_end"])
+    steps = border_steps(collapsing(signals())["collapse"].run(), gamma=max).sel(
+        border=["condensation_end", "collapse_end"]
+    )
     assert steps.values.tolist() == [[400, 1200]]
 
 
@@ -425,13 +420,13 @@ def everything():
     sampled |= entropies(through((0, 0.73), (500, 0.4), (900, 0.6), (1300, 0.4), steps=SNAPSHOTS)[:, None])
     rows = [limit() | sampled | {"fine.focus": flow}] * 5
     escapes = {0.0: NEVER * 0.9, 0.01: escape_at(900), 0.02: escape_at(600), 0.04: escape_at(300)}
-    made = {"cycle": put(put(grid(5), rows, gamma=SMALL), rows, gamma=LARGE).run()}
+    made = collapsing(*rows, variant="cycle")
     made |= escaping({delta: [ratio] * 5 for delta, ratio in escapes.items()})
     return made | collapsing(*[signals()] * 5) | collapsing(*[signals()] * 5, variant="descent")
 
 
-def results(runs):
-    return {claim.id: evaluated(claim.id, runs) for claim in STUDY.claims}
+def results(grids):
+    return {claim.id: measured(STUDY, claim.id, **grids) for claim in STUDY.claims}
 
 
 def test_all_claims_hold_where_the_papers_are_right():
@@ -440,9 +435,7 @@ def test_all_claims_hold_where_the_papers_are_right():
 
 def test_row_that_diverged_in_training_counts_in_its_exact_limit_alone():
     """Its snapshots are there: they hold the weights at which it was frozen."""
-    runs = everything()
-    for run in runs.values():
-        run.dataset["diverged_at"].loc[{"seed": 1}] = 900
+    runs = {name: made.diverge(900, seed=1) for name, made in everything().items()}
     missing = {name for name, result in results(runs).items() if np.isnan(result.values_S).tolist() == [0, 1, 0, 0, 0]}
     assert missing == {"F8", "F9", "R1", "R2", "R3", "R4", "R5", "R6"}
     assert all(result.verdict == "holds" for name, result in results(runs).items() if name not in missing)

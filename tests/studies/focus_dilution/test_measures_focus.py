@@ -1,9 +1,10 @@
-"""What is measured of snapshots written by hand, against the closed forms in numpy, float64."""
+"""What is measured of snapshots written by hand: every row in its own limit, with its own start, in float64."""
 
 import dataclasses
 import functools
-import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -16,13 +17,14 @@ from lab.disk import files, store
 from lab.disk.workdir import Workdir
 from lab.measuring.run import Selection, measure
 from lab.studies import focus_dilution as study
+from lab.studies.focus_dilution import population
 from lab.studies.focus_dilution.measures import DIMS, FINER, SEQUENCES, limit_steps
 from lab.tree import named_leaves
 
 STEPS, RATE, D = 40, 0.5, 4
 LAW, STAYS = np.array([0.5, 0.3125, 0.1875]), (0.5, 0.25)  # exact in float32, in which the task hands its law over
 EPS32, EPS64 = 2.0**-23, 2.0**-52
-W_0, W_Q, W_K, W_1 = NAMES = (
+W_0, W_Q, W_K, W_1 = (
     "embed/token/embedding", "block_0/attn/query/kernel", "block_0/attn/key/kernel", "head/kernel",
 )  # fmt: skip
 
@@ -74,80 +76,19 @@ def cycle(tmp_path_factory):
 
 @functools.cache
 def row_of(work, at):
-    """What was measured of the first or the last row; pi, P and its parameters at both snapshots, float64."""
+    """What was measured of the first or the last row, (pi, P), and its parameters at both snapshots in float64."""
     where = dict(gamma=0.5, learning_rate=RATE, weight_decay=0.0, seed=0, stay=STAYS[at])
     dataset = lab.load(work.path)
-    transition = STAYS[at] * np.eye(3) + (1 - STAYS[at]) * LAW
-    params = [named_leaves(dataset.lab.params(step, **where)) for step in (0, STEPS)]
-    return (
-        dataset.sel(where), LAW, transition, *({name: np.float64(leaf) for name, leaf in p.items()} for p in params)
-    )  # fmt: skip
+    chain = LAW, STAYS[at] * np.eye(3) + (1 - STAYS[at]) * LAW
+    params = [jax.tree.map(np.float64, dataset.lab.params(step, **where)) for step in (0, STEPS)]
+    return dataset.sel(where), chain, *params
 
 
 def of(row, measure, name):
     return row[f"{measure}.{name}"].transpose(..., *DIMS.get(name, ())).values
 
 
-# --- by hand: the limit by the paper's closed forms in its lumped matrices ---
-
-
-def forward(p, law):
-    """A, M and the answers' probabilities."""
-    phi = p[W_0] @ p[W_Q] @ p[W_K].T @ p[W_0].T / math.sqrt(D)
-    attention = law * np.exp(phi)
-    attention = attention / attention.sum(axis=1, keepdims=True)
-    answer = np.exp(attention @ p[W_0] @ p[W_1])
-    return attention, p[W_0] @ p[W_1], answer / answer.sum(axis=1, keepdims=True)
-
-
-def loss(p, law, transition):
-    return -(law[:, None] * transition * np.log(forward(p, law)[2])).sum()
-
-
-def gradient(p, law, transition):
-    """dL/dM = sum_i pi_i A_i^T (p_i - P_i), dL/dPhi_ik = pi_i A_ik (e_k - A_i) M (p_i - P_i)^T, and the chain rule."""
-    attention, lumped, answer = forward(p, law)
-    error = law[:, None] * (answer - transition)
-    by_m, along = attention.T @ error, error @ lumped.T
-    by_phi = attention * (along - (attention * along).sum(axis=1, keepdims=True)) / math.sqrt(D)
-    query, key = p[W_0] @ p[W_Q], p[W_0] @ p[W_K]
-    return {
-        W_0: by_m @ p[W_1].T + by_phi @ key @ p[W_Q].T + by_phi.T @ query @ p[W_K].T,
-        W_Q: p[W_0].T @ by_phi @ key,
-        W_K: p[W_0].T @ by_phi.T @ query,
-        W_1: p[W_0].T @ by_m,
-    }
-
-
-def descended(p, law, transition, rate, n_steps):
-    for _ in range(n_steps):
-        slope = gradient(p, law, transition)
-        p = {name: leaf - rate * slope[name] for name, leaf in p.items()}
-    return p
-
-
-def numbers(p, law, transition):
-    attention = forward(p, law)[0]
-    u, s, _ = np.linalg.svd(p[W_0])
-    spectrum = np.linalg.svd(p[W_Q], compute_uv=False)
-    share = spectrum / spectrum.sum()
-    gamma = u[:, 0] * s[0] * np.sign(u[0, 0])
-    return {
-        "loss": loss(p, law, transition),
-        "gap": loss(p, law, transition) + law @ np.log(law),
-        "excess": loss(p, law, transition) + (law[:, None] * transition * np.log(transition)).sum(),
-        "gradient_norm": math.sqrt(sum((leaf**2).sum() for leaf in gradient(p, law, transition).values())),
-        "attention": attention,
-        "focus": law @ attention[:, 0],
-        "entropy": -(attention * np.log(attention)).sum(axis=1),
-        "token_norm": np.linalg.norm(p[W_0], axis=1),
-        "norm_query": np.linalg.norm(p[W_Q]),
-        "rank_query": math.exp(-(share * np.log(share)).sum()),
-        "gamma": gamma,
-        "redistribution": (1 - law[0]) * gamma[0] - law[0] * gamma[1:].sum(),
-        "singular_ratios": s[1:3] / s[0],
-    }
-
+# --- `population` has its own oracles; here it is whether it is given the right row, chain, rate and steps ---
 
 # Weights are below 3 and sums have at most four terms: a gradient is made of products of five matrices, 4^4 terms below
 # 3^5, and errs by at most 6e4 roundings; a state by that times the rate 0.5 for each of 40 steps, or a twentieth of it
@@ -155,105 +96,62 @@ def numbers(p, law, transition):
 BOUND = 10 * 6.2e4 * RATE * STEPS * EPS64  # 3e-9: float32 would miss it by two orders
 
 ROWS = pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
+descend, portraits = jax.jit(population.descend), jax.jit(population.portraits)
 
 
 @ROWS
-def test_state_is_the_portrait_of_every_snapshot_in_its_rows_own_limit(cycle, at):
-    row, law, transition, *snapshots = row_of(cycle, at)
-    for step, p in zip((0, STEPS), snapshots, strict=True):
-        for name, expected in numbers(p, law, transition).items():
+def test_state_is_the_portrait_of_every_snapshot_in_its_rows_own_limit(float64, cycle, at):
+    row, chain, *snapshots = row_of(cycle, at)
+    for step, params in zip((0, STEPS), snapshots, strict=True):
+        expected = jax.jit(population.portrait)(params, *chain, jnp.zeros((D, 2)))
+        del expected["coordinates"]
+        for name, values in expected.items():
             found = of(row.sel(snapshot=step), "state", name)
-            np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND, err_msg=f"{name} at {step}")
+            np.testing.assert_allclose(found, values, rtol=0, atol=BOUND, err_msg=f"{name} at {step}")
 
 
 @ROWS
-def test_limit_is_gradient_descent_from_the_first_snapshot(cycle, at):
-    row, law, transition, start, _ = row_of(cycle, at)
+def test_limit_is_gradient_descent_from_the_first_snapshot(float64, cycle, at):
+    """Paths are drawn in the plane of the last state; the growth constant is that of each."""
+    row, chain, start, _ = row_of(cycle, at)
     assert row.time.values.tolist() == list(range(STEPS + 1))
-    for step in (0, 1, 13, STEPS):
-        for name, expected in numbers(descended(start, law, transition, RATE, step), law, transition).items():
-            found = of(row.sel(time=step), "limit", name)
-            np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND, err_msg=f"{name} at {step}")
+    params_T = descend(start, *chain, RATE, row.time.values)
+    expected = portraits(params_T, *chain, population.plane(jax.tree.map(lambda leaf: leaf[-1], params_T)))
+    expected["predicted"] = jax.vmap(lambda gamma_V: population.growth_constant(gamma_V, LAW, STAYS[at], D))(
+        expected["gamma"]
+    )
+    assert {f"limit.{name}" for name in expected} == {name for name in row if name.startswith("limit.")}
+    for name, values in expected.items():
+        np.testing.assert_allclose(of(row, "limit", name), values, rtol=0, atol=BOUND, err_msg=name)
+        assert not np.allclose(values[0], values[-1]), name
 
 
 @ROWS
-def test_limit_begins_where_training_does(cycle, at):
-    row, *_ = row_of(cycle, at)
-    both = {name.split(".")[1] for name in row if name.startswith("state.")}
-    only = {name.split(".")[1] for name in row if name.startswith("limit.")} - both
-    assert only == {"coordinates", "predicted"} and "attention" in both
-    for name in both:
-        found = of(row.isel(time=0), "limit", name), of(row.isel(snapshot=0), "state", name)
-        np.testing.assert_allclose(*found, rtol=0, atol=BOUND, err_msg=name)
-        assert not np.allclose(of(row.isel(time=0), "limit", name), of(row.isel(time=-1), "limit", name)), name
-
-
-@ROWS
-def test_limit_predicts_the_growth_constant_of_each_state(cycle, at):
-    row, law, transition, start, _ = row_of(cycle, at)
-    square, entropy = law @ law, -law @ np.log(law)
-    # sum_i pi_i^2 (log pi_i + H), and sum_k pi_k^3 - (sum_k pi_k^2)^2
-    fixed = (law**2 @ (np.log(law) + entropy)) * (law @ law**2 - square**2) / square**2
-    for step in (0, STEPS):
-        s_1 = np.linalg.norm(descended(start, law, transition, RATE, step)[W_0], 2)  # |gamma| = |W_0 v_1|
-        expected = STAYS[at] / math.sqrt(D) * s_1**2 * fixed
-        np.testing.assert_allclose(of(row.sel(time=step), "limit", "predicted"), expected, rtol=0, atol=BOUND)
-
-
-@ROWS
-def test_limit_draws_paths_in_the_plane_of_the_last_state(cycle, at):
-    row, law, transition, start, _ = row_of(cycle, at)
-    last = descended(start, law, transition, RATE, STEPS)[W_0]
-    axes = np.linalg.svd(last)[2][:2].T
-    axes = axes * np.sign([column[np.abs(column).argmax()] for column in (last @ axes).T])
-    for step in (0, 7, STEPS):
-        expected = descended(start, law, transition, RATE, step)[W_0] @ axes
-        found = of(row.sel(time=step), "limit", "coordinates")
-        np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
-
-
-@ROWS
-def test_fine_is_twenty_times_as_many_steps_of_a_twentieth(cycle, at):
-    row, law, transition, start, _ = row_of(cycle, at)
+def test_fine_is_twenty_times_as_many_steps_of_a_twentieth(float64, cycle, at):
+    row, chain, start, _ = row_of(cycle, at)
     assert FINER == 20
-    for step in (0, 1, STEPS):
-        p = descended(start, law, transition, RATE / 20, 20 * step)
-        wanted = numbers(p, law, transition)
-        wanted["to_top"] = wanted["attention"][:, 0]
-        for name in ("loss", "focus", "token_norm", "to_top"):
-            found = row[f"fine.{name}"].sel(time=step).values
-            np.testing.assert_allclose(found, wanted[name], rtol=0, atol=BOUND, err_msg=f"{name} at {step}")
+    params_T = descend(start, *chain, RATE / 20, 20 * row.time.values)
+    expected = portraits(params_T, *chain, jnp.zeros((D, 2)))
+    expected["to_top"] = expected["attention"][:, :, 0]
+    for name in ("loss", "focus", "token_norm", "to_top"):
+        found = row[f"fine.{name}"].transpose("time", ...)
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=BOUND, err_msg=name)
     apart = abs(row["fine.loss"] - row["limit.loss"]).max("time")
     assert float(apart) > 1e6 * BOUND  # they are not the same descent
 
 
 @ROWS
-def test_spectra_are_those_of_the_gradients_differences(cycle, at):
-    row, law, transition, start, _ = row_of(cycle, at)
+def test_spectra_are_those_of_the_limits_hessian(float64, cycle, at):
+    row, chain, start, _ = row_of(cycle, at)
     assert set(row.spectrum_time.values) <= set(row.time.values) and {0, STEPS} <= set(row.spectrum_time.values)
-    h = 1e-4
-    for step in (0, STEPS):
-        p = descended(start, law, transition, RATE, step)
-        columns = []
-        for name in NAMES:
-            for i in range(p[name].size):
-                ends = []
-                for sign in (1, -1):
-                    moved = p[name].copy()
-                    moved.flat[i] += sign * h
-                    slope = gradient(p | {name: moved}, law, transition)
-                    ends.append(np.concatenate([slope[each].ravel() for each in NAMES]))
-                columns.append((ends[0] - ends[1]) / (2 * h))
-        hessian = np.array(columns)
-        outer = np.concatenate([np.full(p[name].size, name in (W_0, W_1)) for name in NAMES])
-        for block, chosen in (("whole", outer | True), ("outer", outer), ("inner", ~outer)):
-            values = np.linalg.eigvalsh(hessian[np.ix_(chosen, chosen)])
-            now = row.sel(spectrum_time=step)
-            # the differences leave out h^2 / 6 of third derivatives below 100, and eigenvalues move by at most the
-            # norm of that, 56 times as much; gradients are exact to 6e4 roundings, over h
-            bound = 56 * (h**2 / 6 * 100 + 6.2e4 * EPS64 / h)
-            assert float(now[f"spectra.{block}_least"]) == pytest.approx(values[0], abs=bound)
-            assert float(now[f"spectra.{block}_largest"]) == pytest.approx(values[-1], abs=bound)
+    params_T = descend(start, *chain, RATE, row.spectrum_time.values)
+    for t in (0, -1):
+        found = jax.jit(population.critical)(jax.tree.map(lambda leaf, t=t: leaf[t], params_T), *chain)
+        for block, values_N in (("whole", found.whole_N), ("outer", found.outer_N), ("inner", found.attention_N)):
+            for end, value in (("least", values_N[0]), ("largest", values_N[-1])):
+                spectrum = row[f"spectra.{block}_{end}"].isel(spectrum_time=t)
+                # 56 entries of the Hessian a row, each a gradient's slope
+                assert float(spectrum) == pytest.approx(float(value), abs=56 * BOUND), (block, end)
 
 
 def test_rows_that_are_asked_only_when_they_escape_are_spared_the_finer_descent_and_the_spectra():
@@ -322,20 +220,13 @@ def by_matrix(params):
 def test_signals_are_the_companions_of_the_row_on_its_own_sequences(companion, seed, step):
     row, params = companion_at(companion, seed, step)
     _, start = companion_at(companion, seed, 0)
-    neurons, before = by_matrix(params), by_matrix(start)
     # products of neurons are sums of at most five terms below 9, and squared norms by which they are divided above 1/4
     bound = 5 * 9 * 4 * EPS32
-    for name, matrix in neurons.items():
-        unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
-        cosine = np.abs(unit @ unit.T)[np.triu_indices(len(unit), 1)].mean()
-        assert float(row["signals.cosine"].sel(matrix=name)) == pytest.approx(cosine, abs=bound), name
-        share = np.linalg.svd(matrix, compute_uv=False) / np.linalg.svd(matrix, compute_uv=False).sum()
-        rank = math.exp(-(share * np.log(share)).sum())
-        assert float(row["signals.effective_rank"].sel(matrix=name)) == pytest.approx(rank, abs=bound), name
-    for name, group in (("outer", ("value", "in", "out")), ("inner", ("query", "key"))):
-        moved, norm = (sum((part[m] ** 2).sum() for m in group) for part in (
-            {m: neurons[m] - before[m] for m in group}, before))  # fmt: skip
-        assert float(row[f"signals.change_{name}"]) == pytest.approx(math.sqrt(moved / norm), abs=bound), name
+    for group in (("value", "in", "out"), ("query", "key")):
+        neurons, before = (np.concatenate([by_matrix(each)[m].ravel() for m in group]) for each in (params, start))
+        moved = np.linalg.norm(neurons - before) / np.linalg.norm(before)
+        name = "signals.change_outer" if "value" in group else "signals.change_inner"
+        assert float(row[name]) == pytest.approx(moved, abs=bound), name
     expected = leading(companion, params)
     for name, value in expected.items():
         # G is a sum over 512 sequences, and its leading pair loses the gap to the second, above a tenth of the first

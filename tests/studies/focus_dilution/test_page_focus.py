@@ -2,17 +2,18 @@
 
 import io
 import math
+import re
 
 import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
+from shown import lines, titles
 
-from lab.report import page
 from lab.runs import Runs
 from lab.studies.focus_dilution import collapse
 from lab.studies.focus_dilution import page as module
-from lab.studies.focus_dilution.page import LEAD, TITLE, sections, spans
+from lab.studies.focus_dilution.page import sections, spans
 
 LAW = (0.75, 0.19, 0.05, 0.01)
 TIMES, SNAPSHOTS, SPECTRA = np.arange(0, 2001, 20), np.arange(0, 2001, 100), np.arange(0, 2001, 400)
@@ -123,7 +124,7 @@ def found(complete):
 def heights(picture, panel, gid="curve"):
     """Label -> values drawn in the panel whose title begins so."""
     (ax,) = [ax for ax in picture.figure.axes if ax.get_title(loc="left").startswith(panel)]
-    return {line.get_label(): np.asarray(line.get_ydata()) for line in ax.lines if line.get_gid() == gid}
+    return {line.get_label(): np.asarray(line.get_ydata()) for line in lines(ax, gid)}
 
 
 def shaded(picture):
@@ -194,7 +195,7 @@ def test_complete_report_has_all_sections_and_in_every_picture_something(complet
     assert [section.title for section in complete] == [*THREE, "Condensation, then rank collapse"]
     assert set(found) == WITHOUT_ESCAPE | OF_COLLAPSE
     for name, picture in found.items():
-        assert picture.title and picture.caption, name
+        assert picture.title and picture.caption and re.fullmatch(r"[a-z0-9_-]+", name), name
         for ax in picture.figure.axes:
             drawn = [line.get_ydata() for line in ax.lines if line.get_gid()] + [im.get_array() for im in ax.images]
             assert drawn or ax.collections, name  # a colour bar has collections
@@ -202,19 +203,19 @@ def test_complete_report_has_all_sections_and_in_every_picture_something(complet
 
 
 @pytest.mark.parametrize(
-    ("made", "titles", "names"),
+    ("made", "headings", "names"),
     [
         ({"escape": escape}, [], set()),  # without the cycle it has nothing to be compared with
         ({"collapse": companion}, ["Condensation, then rank collapse"], OF_COLLAPSE),
         ({"cycle": cycle}, THREE, WITHOUT_ESCAPE),
     ],
 )
-def test_report_has_the_sections_of_the_variants_that_were_trained(made, titles, names):
+def test_report_has_the_sections_of_the_variants_that_were_trained(made, headings, names):
     there = sections(Runs({name: make() for name, make in made.items()}))
-    assert [section.title for section in there] == titles
+    assert [section.title for section in there] == headings
     assert {picture.name for section in there for picture in section.pictures} == names
     for picture in (picture for section in there for picture in section.pictures if picture.name == "laws"):
-        assert [ax.get_title(loc="left") for ax in picture.figure.axes] == ["First plateau"]
+        assert titles(picture.figure) == ["First plateau"]
 
 
 def test_film_is_a_gif_of_the_limit_from_its_start_to_its_end(found):
@@ -222,8 +223,7 @@ def test_film_is_a_gif_of_the_limit_from_its_start_to_its_end(found):
     assert film[:6] == b"GIF89a"
     with Image.open(io.BytesIO(film)) as frames:
         assert frames.n_frames == N_FRAMES
-    still = [ax.get_title(loc="left") for ax in found["limit-film"].figure.axes if ax.get_title(loc="left")]
-    assert still == ["step 0", "step 1000", "step 2000"]  # F is highest at 1000
+    assert titles(found["limit-film"].figure) == ["step 0", "step 1000", "step 2000"]  # F is highest at 1000
 
 
 def test_pictures_draw_what_was_measured(found):
@@ -258,8 +258,8 @@ def test_line_of_the_laws_is_least_squares_through_all_rows():
         begins = 500 + 400 * g + 100 * s
         made["limit.focus"][{"gamma": g, "seed": s}] = through((begins, 0.75), (begins + 400, 0.9))[None, None]
     figure = pictures_of({"cycle": made})["laws"].figure
-    (line,) = [line for line in figure.axes[0].lines if line.get_gid() == "line"]
-    points = np.concatenate([line.get_xydata() for line in figure.axes[0].lines if line.get_gid() == "points"])
+    (line,) = lines(figure.axes[0], "line")
+    points = np.concatenate([line.get_xydata() for line in lines(figure.axes[0], "points")])
     # F has risen by 0.01 two snapshots after it begins; the mean of two seeds at each scale
     assert sorted(points[:, 1]) == [540, 640, 940, 1040]
     np.testing.assert_allclose(line.get_xydata(), np.stack([np.unique(points[:, 0]), [590, 990]], axis=1), rtol=1e-12)
@@ -272,27 +272,7 @@ def test_shaded_are_the_borders_of_the_companion_and_nothing_where_it_did_not_co
 
 
 def test_balances_are_drawn_as_trained_and_beside_it_by_plain_descent_where_there_is_any(found):
-    def titles(figure):
-        return [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
-
     both = pictures_of({"collapse": companion(), "descent": companion()})["balances"].figure
     assert titles(both) == [f"{what}, {how}" for what in ("Drift of the balances", "Energy")
                             for how in ("as trained", "plain descent")]  # fmt: skip
     assert titles(found["balances"].figure) == titles(both)[::2]
-
-
-def test_page_of_all_variants_is_written(complete, tmp_path, monkeypatch):
-    """Names are fit for files; that a figure can be drawn is tried on one of each kind."""
-    drawn, draw = set(), page._draw
-
-    def once(figure, kind, **options):
-        kind_of = (kind, len(figure.axes))
-        if kind == "svg" or kind_of in drawn:
-            return b""
-        drawn.add(kind_of)
-        return draw(figure, kind, **options)
-
-    monkeypatch.setattr(page, "_draw", once)
-    path = page.write_page(tmp_path, page.Page(TITLE, LEAD, {}, [], complete, []))
-    assert {file.stem for file in (path.parent / "figures").glob("*.png")} == WITHOUT_ESCAPE | OF_COLLAPSE
-    assert [file.stem for file in (path.parent / "figures").glob("*.gif")] == ["limit-film"]

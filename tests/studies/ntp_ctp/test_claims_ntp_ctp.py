@@ -1,19 +1,21 @@
 """Every claim on grids written by hand, on which the answer is known; and every preset is built and measured."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
 from synthetic import Grid
 
 from lab import config as configs
-from lab.claims import HOLDS, OPEN, evaluate
+from lab.claims import HOLDS, OPEN
 from lab.configs import base
 from lab.engine import init_from
 from lab.objective import CTP, NTP
-from lab.runs import MissingData, Runs
+from lab.runs import MissingData
 from lab.studies.ntp_ctp import STUDY, claims, transfer
 from lab.studies.ntp_ctp.claims import KNOWN, SCORES
 from lab.studies.ntp_ctp.measures import measures
@@ -45,9 +47,7 @@ def answered(ctp, ntp, made=None, **at):
     return put(made or grid(), "ood.accuracy", ctp, ntp, **at)
 
 
-def measure(id, **grids):
-    (claim,) = [claim for claim in STUDY.claims if claim.id == id]
-    return evaluate(claim, Runs({name: made.dataset for name, made in grids.items()}, STUDY.usual))
+measure = functools.partial(synthetic.measured, STUDY)
 
 
 def values(id, **grids):
@@ -105,7 +105,7 @@ def test_controls_of_a_task_and_second_trainings_are_no_tasks():
     for of in claims.CONTROLS:
         assert values("N2", a=made, **{f"a_{of}": other}) == values("N2", a=made)
     later = put(answered(0.9, 0.1), KNOWN, 1, 1)
-    runs = Runs({"a": made.dataset, "later": later.dataset, "one": grid(ntp_weight=(NTP,)).dataset}, STUDY.usual)
+    runs = synthetic.runs(STUDY, a=made, later=later, one=grid(ntp_weight=(NTP,)))
     assert [*claims.with_both_objectives(runs)] == ["a"] and [*transfer.finetuned_variants(runs)] == ["later"]
 
 

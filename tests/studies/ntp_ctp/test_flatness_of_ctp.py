@@ -1,14 +1,17 @@
 """Which CTP counts as flat as NTP, what claims make of it, and what is drawn: on grids written by hand."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
-from synthetic import Grid
+import synthetic
+from shown import lines
+from synthetic import Grid, runs
 
-from lab.claims import OPEN, evaluate
+from lab.claims import OPEN
 from lab.objective import CTP, NTP
-from lab.runs import MissingData, Runs
+from lab.runs import MissingData
 from lab.studies.ntp_ctp import STUDY, flatness
 from lab.studies.ntp_ctp.claims import controlled
 from lab.studies.ntp_ctp.flatness import MARKERS, NORM, match_sharpness, regression_table, regularized
@@ -38,13 +41,7 @@ def variant(axis, pairs, **axes):
     return made
 
 
-def runs_of(grids):
-    return Runs({name: made.dataset for name, made in grids.items()}, STUDY.usual)
-
-
-def measure(id, **grids):
-    (claim,) = [claim for claim in flatness.CLAIMS if claim.id == id]
-    return evaluate(claim, runs_of(grids))
+measure = functools.partial(synthetic.measured, STUDY)
 
 
 @pytest.mark.parametrize(("id", "axis", "label"), [("N5d", "sam_radius", "SAM"), ("N5e", "weight_noise", "noise")])
@@ -107,7 +104,7 @@ def test_tasks_are_pooled():
 def test_rows_that_diverged_or_have_no_positive_sharpness_do_not_decide_the_match():
     pairs = {0.02: ([9, 9, 9, 1e9, 1e9], 0.5), 0.05: ([-1, 30, 30, 30, -1], 0.9), 0.1: (-1, 0.9)}
     made = variant("sam_radius", pairs).diverge(7, sam_radius=0.02, seed=[3, 4])
-    of_task = controlled(runs_of({"a": task(), "a_sam_radius": made}))["a"]
+    of_task = controlled(runs(STUDY, a=task(), a_sam_radius=made))["a"]
     candidates, (_, ntp) = regularized(of_task, "sam_radius"), flatness.plain(of_task)
     assert match_sharpness(candidates, ntp).strength == 0.02
     assert [round(math.exp(one.log_sharpness), 3) for one in candidates[:2]] == [9, 30]
@@ -119,7 +116,7 @@ def test_rows_that_diverged_or_have_no_positive_sharpness_do_not_decide_the_matc
 
 def test_controls_are_those_beyond_the_usual_value_and_of_the_same_seeds():
     both = variant("weight_decay", {1.0: (10, 0.9), 0.01: (80, 0.2)})
-    (one,) = regularized(controlled(runs_of({"a": task(), "a_weight_decay": both}))["a"], "weight_decay")
+    (one,) = regularized(controlled(runs(STUDY, a=task(), a_weight_decay=both))["a"], "weight_decay")
     assert one.strength == 1.0
     other_seeds = variant("weight_decay", {1.0: (10, 0.9)}, seed=(0, 1, 2, 3, 5))
     assert "the seeds of a in variant" in measure("N5c", a=task(), a_weight_decay=other_seeds).note
@@ -144,7 +141,7 @@ def with_norm(made):
 def test_regression_pools_a_task_with_its_controls_and_leaves_out_what_diverged():
     made = random_task().diverge(3, ntp_weight=NTP, gamma=0.8, label_noise=0.2, seed=1)
     held = with_norm(variant("sam_radius", {0.05: ([3, 4, 5, 6, 7], [0.5, 0.6, 0.7, 0.8, 0.9])}))
-    columns = regression_table(controlled(runs_of({"a": made, "a_shuffled": task(), "a_sam_radius": held}))["a"])
+    columns = regression_table(controlled(runs(STUDY, a=made, a_shuffled=task(), a_sam_radius=held))["a"])
     assert {len(column) for column in columns.values()} == {40 + 5}
     accuracy, log_top, norm, objective = (columns[label] for label in ("accuracy", *flatness.PREDICTORS))
     assert np.isnan(accuracy).sum() == 1 and np.isnan(norm[np.isnan(accuracy)]).all()
@@ -154,30 +151,26 @@ def test_regression_pools_a_task_with_its_controls_and_leaves_out_what_diverged(
     np.testing.assert_allclose(accuracy[:-5], 0.4 + 0.1 * objective[:-5] + 0.02 * log_top[:-5])
 
 
-def drawn(picture, gid):
-    return [line for line in picture.figure.axes[0].get_lines() if line.get_gid() == gid]
-
-
 def test_pictures_show_the_rows_and_the_regression():
     accuracies = [0.1, 0.2, 0.3, 0.4, 0.5]
     made = put(put(random_task(), [7, 8, -9, 7, 7], accuracies, ntp_weight=CTP), 5, 0.8, ntp_weight=NTP)
     grids = {"a": made, "a_sam_radius": with_norm(variant("sam_radius", {0.05: (3, 0.5), 0.1: (2, 0.6)}))}
-    (section,) = flatness.sections(runs_of(grids))
+    (section,) = flatness.sections(runs(STUDY, **grids))
     scatter, bars = section.pictures
     assert [scatter.name, bars.name] == ["a-controls", "a-regression"]
-    ctp, ntp, noise, *sam = drawn(scatter, "rows")
+    ctp, ntp, noise, *sam = lines(scatter.figure.axes[0], "rows")
     np.testing.assert_array_equal(ctp.get_xydata(), np.transpose([[7, 8, np.nan, 7, 7], accuracies]))
     np.testing.assert_array_equal(ntp.get_xydata(), [[5, 0.8]] * 5)
     np.testing.assert_array_equal(np.concatenate([one.get_xydata() for one in sam]), [[3, 0.5]] * 5 + [[2, 0.6]] * 5)
     labels = ("CTP", "NTP", "CTP + label noise", "CTP + SAM")
     assert [one.get_marker() for one in (ctp, ntp, noise, sam[0])] == [MARKERS[label] for label in labels]
     assert len(set(MARKERS.values())) == 6
-    columns = regression_table(controlled(runs_of(grids))["a"])
+    columns = regression_table(controlled(runs(STUDY, **grids))["a"])
     known = np.isfinite(np.stack([*columns.values()])).all(axis=0)
     x = np.stack([columns[label][known] for label in flatness.PREDICTORS], axis=1)
     y = columns["accuracy"][known]
     slopes = np.linalg.lstsq((x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std(), rcond=None)[0]
-    (dots,) = drawn(bars, "value")
+    (dots,) = lines(bars.figure.axes[0], "value")
     np.testing.assert_allclose(dots.get_xdata(), slopes, atol=1e-10)  # float64, fifty rows
     assert dots.get_ydata().tolist() == [2, 1, 0]
     assert [text.get_text() for text in bars.figure.axes[0].get_yticklabels()] == list(flatness.PREDICTORS)
@@ -185,10 +178,10 @@ def test_pictures_show_the_rows_and_the_regression():
 
 
 def test_report_says_what_it_cannot_draw():
-    (section,) = flatness.sections(runs_of({"a": task()}))
+    (section,) = flatness.sections(runs(STUDY, a=task()))
     assert len(section.pictures) == 1 and section.text.endswith(f"(this run lacks {NORM}).")
     few = random_task()
     few.dataset = few.dataset.isel(gamma=[1], label_noise=[0], seed=[0])
-    (section,) = flatness.sections(runs_of({"a": few}))
+    (section,) = flatness.sections(runs(STUDY, a=few))
     assert "2 rows with finite numbers: 3 predictors need at least 5" in section.text
-    assert flatness.sections(runs_of({"b": variant("sam_radius", {0.1: (1, 1)})})) == []
+    assert flatness.sections(runs(STUDY, b=variant("sam_radius", {0.1: (1, 1)}))) == []

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic import Grid
+from shown import lines, titles
+from synthetic import Grid, runs
 
 from lab.objective import CTP, NTP
-from lab.runs import Run, Runs
+from lab.runs import Run
 from lab.studies.ntp_ctp import STUDY, pictures, transfer
 from lab.studies.ntp_ctp.claims import KNOWN, SCORES
 from lab.studies.ntp_ctp.flatness import NORM
@@ -59,8 +60,7 @@ def test_flow_has_a_panel_an_objective_with_its_scores():
     rows = made.dataset["diverged_at"]
     made.dataset["flow.pattern"] = rows * 0 + xr.DataArray([pattern] * 2, dims=("layer", "query", "position"))
     made.dataset["flow.tokens"] = rows * 0 + xr.DataArray([50, 60, 4, 3, 70, 71, 72, 73, 74], dims="position")
-    titles = [ax.get_title(loc="left") for ax in pictures.flow(made.run()).figure.axes]
-    assert titles == [
+    assert titles(pictures.flow(made.run()).figure) == [
         "CTP: reasoning circuit 0.10, symmetric circuit 0.40", "NTP: reasoning circuit 0.50, symmetric circuit 0.20"
     ]  # fmt: skip
 
@@ -68,15 +68,14 @@ def test_flow_has_a_panel_an_objective_with_its_scores():
 def test_noises_that_the_grid_varies_have_a_picture_of_their_own():
     made = both(grid(sam_radius=(0.0, 0.1)), "ood.accuracy", 0.2, 0.4)
     one = both(grid(ntp_weight=(CTP, NTP)), "ood.accuracy", 0.2, 0.4)
-    found = pictures.sections(Runs({"a": made.dataset, "b": one.dataset}, STUDY.usual))
+    found = pictures.sections(runs(STUDY, a=made, b=one))
     assert [[one.name for one in section.pictures] for section in found] == [["a-sam-radius"], []]
 
 
 def test_second_task_has_a_curve_an_objective_and_task():
     second = both(both(grid(), "train.accuracy", 0.1, 0.2), KNOWN, 0.3, 0.4)
     first = both(grid(), "train.accuracy", 0.5, 0.6)
-    (section,) = transfer.sections(Runs({"first": first.dataset, "second": second.dataset}, STUDY.usual))
+    (section,) = transfer.sections(runs(STUDY, first=first, second=second))
     (picture,) = section.pictures
     assert picture.name == "second-transfer"
-    lines = [line for line in picture.figure.axes[0].lines if line.get_gid() == "median"]
-    assert {line.get_ydata()[-1] for line in lines} == {0.1, 0.2, 0.3, 0.4}
+    assert {line.get_ydata()[-1] for line in lines(picture.figure.axes[0], "median")} == {0.1, 0.2, 0.3, 0.4}
