@@ -5,7 +5,6 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Mapping
 
@@ -13,10 +12,13 @@ import ml_collections
 
 from lab import grid as grids
 from lab import limits, models, tasks
+from lab.config_json import differences, from_json, to_json
 from lab.experiment import Experiment
 from lab.objective import Objective
 from lab.optim import Optim
 from lab.tasks import Task
+
+__all__ = ["differences", "experiment", "from_json", "grid", "to_json", "variants"]
 
 SECTIONS = ("task", "objective", "model", "start", "optim", "grid", "variants")
 START = {"variant": str, "row": ml_collections.ConfigDict}
@@ -111,32 +113,6 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
             "sequences; use train_size=0, an endless stream"
         )
     return grids.product(config.grid.to_dict(), (*task.hparams, *(Objective.hparams if task.has_answer else ())))
-
-
-def to_json(config: ml_collections.ConfigDict) -> dict:
-    """Plain JSON values; `from_json` undoes it."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def from_json(data: Mapping) -> ml_collections.ConfigDict:
-    def tuples(value):
-        if isinstance(value, Mapping):
-            return {name: tuples(entry) for name, entry in value.items()}
-        return tuple(tuples(entry) for entry in value) if isinstance(value, list) else value
-
-    return ml_collections.ConfigDict(tuples(data))
-
-
-def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """`name: old -> new` for every leaf that differs."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name, "absent"), new.get(name, "absent")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before} -> {after}")
-    return lines
 
 
 def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:

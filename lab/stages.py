@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import functools
-import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from lab import claims, studies
 from lab import config as configs
 from lab.configs import base
+from lab.disk import claims_file
 from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
@@ -23,7 +24,6 @@ from lab.report.page import Page, write_page
 from lab.runs import Runs
 
 PAGE = Path("report") / "index.html"
-CLAIMS = "claims.json"
 SIZES = (("layers", "model", "n_layers"), ("d_model", "model", "d_model"), ("steps", "steps"),
          ("sequences a step", "batch_size"))  # fmt: skip
 LEFT_OUT = "stale: measured by an older version of the code; `python -m lab analyze` takes them again by name"
@@ -63,16 +63,17 @@ def report(root: Path) -> tuple[Path, list[dict]]:
     study = _study(trained)
     for name, work in trained.items():
         if run.missing(work, _own(work)):
-            raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
+            command = f"python -m lab analyze {shlex.quote(str(root))}"
+            raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `{command}` first")
     left_out = stale(root)
     runs = Runs({name: load(work.path, without=left_out.get(name, ())) for name, work in trained.items()}, study.usual)
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
     table = claims.table(study.claims, runs, command, _scale(next(iter(trained.values())).config))
     sections = study.sections(runs) + catalogue_pages.sections(runs, study.target)
-    commands = [command, f"python -m lab claims --workdir={root}"]
+    commands = [command, f"python -m lab claims --workdir={shlex.quote(str(root))}"]
     facts = _facts(trained) | {f"left out {name}": f"{', '.join(of)} ({LEFT_OUT})" for name, of in left_out.items()}
     page = Page(study.title, study.lead, facts, table["claims"], sections, commands)
-    write_json(root / CLAIMS, table)
+    write_json(root / claims_file.NAME, table)
     return write_page(root / PAGE.parent, page), table["claims"]
 
 
@@ -106,22 +107,6 @@ def reported(root: Path) -> bool:
     page = root / PAGE
     sources = [*root.glob("*/analysis/*.json"), *root.glob("*/config.json")]
     return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources)
-
-
-def read_claims(root: Path) -> list[dict]:
-    """The rows of `claims.json`.
-
-    Raises:
-      WorkdirError: there is no claims table, or another version of the package wrote it.
-    """
-    again = f"`python -m lab report --workdir={root}` makes it"
-    try:
-        table = json.loads((root / CLAIMS).read_text())
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{root}: no claims table ({error}); {again}") from error
-    if not isinstance(table, dict) or table.get("version") != claims.VERSION:
-        raise WorkdirError(f"{root / CLAIMS}: not of version {claims.VERSION}, which this package reads; {again}")
-    return table["claims"]
 
 
 def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:

@@ -10,7 +10,21 @@ import lab
 from lab.configs import base
 
 LAB = Path(lab.__file__).parent
-VALUES = {"grid", "init", "optim", "losses", "rng", "schedule", "tree", "perturb", "objective", "limits", "cache"}
+VALUES = {
+    "grid",
+    "init",
+    "optim",
+    "losses",
+    "rng",
+    "schedule",
+    "tree",
+    "perturb",
+    "objective",
+    "limits",
+    "cache",
+    "verdicts",
+    "config_json",
+}
 TOP = {
     "config": "experiment",
     "experiment": "experiment",

@@ -21,7 +21,8 @@ def _run(argv: list[str] | None) -> None:
             arguments.refuse(config_args, args.known)
         if command.takes_folder:
             args.workdir = arguments.one_folder(args.folder, args.workdir)
-        devices.use_cores(getattr(args, "simulate", None))
+        if command.computes:
+            devices.use_cores(getattr(args, "simulate", None))
         commands.COMMANDS[args.command](args, config_args)
     except KeyboardInterrupt:
         print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)

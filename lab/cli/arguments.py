@@ -56,12 +56,14 @@ class Command:
       options: option, or positional argument -> settings for `add_argument`.
       workdir: `required`, `optional` or `none`. Without a config a required one may be given as the first word.
       takes_config: `--config` and overrides of the config's options.
+      computes: on JAX's devices, which take a while to start.
     """
 
     text: str
     options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     workdir: str = "required"
     takes_config: bool = False
+    computes: bool = True
 
     @property
     def takes_folder(self) -> bool:
@@ -112,12 +114,16 @@ STUDY = {
     "study": {"help": "see `list`"},
     "--preset": {"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
 }
+LISTED = {"study": {"nargs": "?", "metavar": "STUDY", "help": "its name, or its file"}}
+WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
 FORMAT = {
     "--json": {"action": "store_true", "help": "as JSON"},
     "--markdown": {"action": "store_true", "help": "as a table for a README; with --workdir"},
 }
 COMMANDS = {
-    "list": Command("studies, presets with their cost, claims, and measurements", workdir="none"),
+    "list": Command(
+        "the studies; of one its presets with their cost, claims and measurements", LISTED, "none", False, False
+    ),
     "train": Command(f"train the grid of {CONFIG}", ONLY | EXACT | PROCESSES, takes_config=True),
     "plan": Command(
         f"say what the grid of {CONFIG} needs: memory, rows at once, rate", ONLY | PLANNING, "none", takes_config=True
@@ -125,7 +131,7 @@ COMMANDS = {
     "launch": Command(
         f"train the grid of {CONFIG} in jobs of a cluster, one a variant", ONLY | JOBS, takes_config=True
     ),
-    "status": Command("how far the trainings of a workdir are"),
+    "status": Command("how far the trainings of a workdir are", WATCH, computes=False),
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
     "report": Command("evaluate the claims of a workdir and write its report"),
     "verify": Command("check every file of a workdir and say what is damaged"),
@@ -133,7 +139,7 @@ COMMANDS = {
     "reproduce": Command(
         "train, analyze and report a study, skipping what is done", STUDY | ONLY | EXACT, "optional", takes_config=True
     ),
-    "claims": Command("the claims table: of a workdir, or what the studies claim", FORMAT, "optional"),
+    "claims": Command("the claims table: of a workdir, or what the studies claim", FORMAT, "optional", computes=False),
 }
 
 

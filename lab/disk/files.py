@@ -54,6 +54,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise SaveError(f"{path}: could not be written ({reason(error)})") from error
 
 
+def link(place: Path, target: Path) -> None:
+    """Makes `place` a symbolic link to `target`, in place of one to somewhere else.
+
+    Raises:
+      SaveError: it could not be made.
+    """
+    try:
+        if not (place.is_symlink() and place.readlink() == target):
+            place.unlink(missing_ok=True)
+            place.symlink_to(target)
+    except OSError as error:
+        raise SaveError(f"{place}: no link to {target} could be made ({reason(error)})") from error
+
+
 def write_json(path: Path, value) -> None:
     """Writes JSON atomically; a dict is signed, for `read_json`."""
     write_bytes(path, _signed(value) if isinstance(value, dict) else _text(value))
@@ -163,6 +177,13 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError:
             return
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps saved in a folder, oldest first; unfinished saves and foreign names are not among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and is_step(path.name))
 
 
 def is_step(name: str) -> bool:

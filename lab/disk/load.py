@@ -51,7 +51,7 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
     dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
     dataset.attrs = {
         "workdir": str(work.path),
-        "variant": variant or work.path.name,
+        "variant": variant or work.path.resolve().name,
         "config": configs.to_json(work.config),
     }
     return dataset

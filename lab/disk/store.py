@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lab.disk import files, shard_files
-from lab.disk.files import DamagedError, SaveError, read_json, write_json
+from lab.disk.files import DamagedError, SaveError, read_json, steps, write_json
 
 MANIFEST = "manifest.json"
 
@@ -81,13 +81,6 @@ def take_row(tree_R, row: int):
 def take_rows(tree_R, first: int, last: int):
     """Rows `first` to `last` - 1 of a tree of host arrays."""
     return jax.tree.map(lambda leaf: leaf[first:last], tree_R)
-
-
-def steps(folder: Path) -> list[int]:
-    """Steps saved in a folder, oldest first; unfinished saves and foreign names are not among them."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and files.is_step(path.name))
 
 
 def newest_whole(folder: Path, like, report: Callable[[str], None], newest: int | None = None) -> int | None:
