@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import ml_collections
 
+from lab import families, limits, models
 from lab import grid as grids
-from lab import limits, models, tasks
 from lab.config_json import differences, from_json, to_json
 from lab.experiment import Experiment
 from lab.objective import Objective
@@ -84,8 +84,8 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
     """The static half of one variant."""
     _check_names(config)
-    task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
-    model = _build(models.FAMILIES, config.model.to_dict(), "model")
+    task = _build("task", config.task.to_dict(), "task")
+    model = _build("model", config.model.to_dict(), "model")
     objective = _construct(Objective, config.objective.to_dict(), "objective")
     _check_fit(model, task)
     objective.check_fit(task, getattr(model, "readout", "all"), config.grid)
@@ -105,7 +105,7 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
     Raises:
       ValueError: as `grid.product`, or an axis that varies the data of a finite training set.
     """
-    task = _family(tasks.FAMILIES, config.task.family, "task")
+    task = families.find("task", config.task.family, "task")
     varied = [name for name in task.hparams if name in config.grid]
     if varied and config.train_size:
         raise ValueError(
@@ -159,14 +159,8 @@ def _check_start(start) -> None:
         raise ValueError("start.row says which row of another variant, and start.variant names none")
 
 
-def _build(families: Mapping, options: dict, section: str):
-    return _construct(_family(families, options.pop("family", None), section), options, section)
-
-
-def _family(families: Mapping, name: str | None, section: str):
-    if name not in families:
-        raise ValueError(f"{section}.family={name!r}: one of {', '.join(families)}")
-    return families[name]
+def _build(kind: str, options: dict, section: str):
+    return _construct(families.find(kind, options.pop("family", None), section), options, section)
 
 
 def _construct(kind: type, options: dict, section: str):
@@ -177,7 +171,7 @@ def _construct(kind: type, options: dict, section: str):
             raise ValueError(f"{section}.{name}: unknown option{_nearest(name, fields)}")
         wanted = fields[name].type
         if isinstance(wanted, type) and issubclass(wanted, Task) and isinstance(value, dict):
-            options[name] = value = _build(tasks.FAMILIES, dict(value), f"{section}.{name}")
+            options[name] = value = _build("task", dict(value), f"{section}.{name}")
         accepted = (int, float) if wanted is float else wanted
         if isinstance(wanted, type) and (
             not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)

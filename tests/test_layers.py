@@ -28,6 +28,7 @@ VALUES = {
 TOP = {
     "config": "experiment",
     "experiment": "experiment",
+    "families": "experiment",
     "runs": "runs",
     "claims": "runs",
     "__main__": "cli",

@@ -115,6 +115,7 @@ STUDY = {
     "--preset": {"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
 }
 LISTED = {"study": {"nargs": "?", "metavar": "STUDY", "help": "its name, or its file"}}
+PARTIAL = {"--partial": {"action": "store_true", "help": "of what is trained and analyzed so far; the rest is open"}}
 WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
 FORMAT = {
     "--json": {"action": "store_true", "help": "as JSON"},
@@ -133,7 +134,7 @@ COMMANDS = {
     ),
     "status": Command("how far the trainings of a workdir are", WATCH, computes=False),
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
-    "report": Command("evaluate the claims of a workdir and write its report"),
+    "report": Command("evaluate the claims of a workdir and write its report", PARTIAL),
     "verify": Command("check every file of a workdir and say what is damaged"),
     "verify-row": Command("train one row again, alone, and say how far it is from what the grid left", ROW),
     "reproduce": Command(

@@ -102,7 +102,7 @@ def _analyze(args, config_args) -> None:
 
 
 def _report(args, config_args) -> None:
-    _write_report(args.workdir)
+    _write_report(args.workdir, args.partial)
 
 
 def _reproduce(args, config_args) -> None:
@@ -174,11 +174,11 @@ def _measure(workdir: Path, *chosen, **scope) -> list[str]:
     return taken
 
 
-def _write_report(workdir: Path) -> None:
+def _write_report(workdir: Path, partial: bool = False) -> None:
     from lab import stages
     from lab.report import claims_table
 
-    page, rows = stages.report(workdir)
+    page, rows = stages.report(workdir, partial)
     print(claims_table.text(rows))
     for variant, names in stages.stale(workdir).items():
         print(f"left out of {variant}: {', '.join(names)} ({stages.LEFT_OUT})")

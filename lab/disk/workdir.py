@@ -47,13 +47,20 @@ class Workdir:
     @functools.cached_property
     def experiment(self) -> "Experiment":
         from lab import config as configs  # and with it JAX and Flax, which names and numbers do without
+        from lab import families
 
+        families.bring_back(self.classes)
         return configs.experiment(self.config)
 
     @property
     def data_hashes(self) -> dict[str, str]:
         """sha256 of the files that the task keeps, by name; see `Task.files`."""
         return self._read_as("config.json", lambda held: held["data"])
+
+    @property
+    def classes(self) -> list[dict]:
+        """Where tasks and models of the user's own are, see `families.own`; none in a folder from before."""
+        return self._read_as("config.json", lambda held: held.get("classes", []))
 
     @property
     def started_from(self) -> dict[str, str]:
