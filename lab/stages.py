@@ -47,8 +47,9 @@ def analyze(
     selection = Selection(**scope)
     trained = _trained(root, variants)
     due = {name: _measures(work, names) for name, work in trained.items()}
-    for work in trained.values():
+    for name, work in trained.items():
         run.refuse_unknown_rows(work, selection)
+        run.missing(work, due[name], selection)  # refuses what is asked for and not there
     return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], selection)]
 
 

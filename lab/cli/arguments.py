@@ -37,6 +37,12 @@ def row_ranges(text: str) -> tuple[range, ...]:
     return tuple(range(pair[0], pair[-1] + 1) for pair in ends)
 
 
+def sequences(text: str) -> int | str:
+    """For argparse: a number above 0, or `all`."""
+    return text if text == "all" else positive(int)(text)
+
+
+sequences.__name__ = "number of sequences, or `all`,"
 row_ranges.__name__ = "list of rows, e.g. 0,3,8-11,"
 
 
@@ -103,6 +109,7 @@ SCOPE = {
     "--measure": {"metavar": "NAMES", "help": "comma-separated, see `list`, or `all`"},
     "--snapshots": {"choices": ("all", "last", "log"), "help": "which snapshots (default: as each measurement says)"},
     "--rows": {"type": row_ranges, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of grid.json"},
+    "--n": {"type": sequences, "metavar": "N|all", "help": "of how many sequences (default: as each measurement says)"},
     "--precision": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
 }
 ROW = {

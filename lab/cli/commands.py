@@ -98,7 +98,7 @@ def _analyze(args, config_args) -> None:
 
     names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
     rows = args.rows and arguments.expand(args.rows, max(len(work.grid) for work in variants_in(args.workdir).values()))
-    _measure(args.workdir, names, variants, snapshots=args.snapshots, rows=rows, precision=args.precision)
+    _measure(args.workdir, names, variants, snapshots=args.snapshots, rows=rows, n=args.n, precision=args.precision)
 
 
 def _report(args, config_args) -> None:

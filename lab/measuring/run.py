@@ -3,6 +3,7 @@
 Results are cached by snapshot and row, and written to disk every few seconds.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -38,6 +39,8 @@ class Selection:
     Attributes:
       snapshots: see `Measure`; None: as each measurement says.
       rows: indices into the grid; None: all.
+      n: how many sequences, for measurements of any: a number, or `all` of a finite training set. None: as each
+        measurement says, or as a result that is there was asked for.
       precision: `float32` or `float64`. A float64 result also satisfies a float32 request.
 
     Raises:
@@ -46,6 +49,7 @@ class Selection:
 
     snapshots: str | None = None
     rows: Sequence[int] | None = None
+    n: int | str | None = None
     precision: str = "float32"
 
     def __post_init__(self):
@@ -68,6 +72,7 @@ def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = S
     """
     if not work.snapshot_steps():
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
+    measures = [_sized(work, declared, selection) for declared in measures]
     with only_writer(work.analysis):
         store.tidy(work.analysis)
         due = [(declared, rows_at) for declared in measures if (rows_at := _rows_missing(work, declared, selection))]
@@ -85,7 +90,8 @@ def missing(work: Workdir, measures: Sequence[Measure], selection: Selection = S
     Raises:
       ValueError: no such row.
     """
-    return [declared for declared in measures if _rows_missing(work, declared, selection)]
+    sized = [_sized(work, declared, selection) for declared in measures]
+    return [declared for declared in sized if _rows_missing(work, declared, selection)]
 
 
 def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
@@ -96,7 +102,7 @@ def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
             header = work.read_json(f"analysis/{declared.name}.json")
         except DamagedError:  # not there, or `load` refuses it
             continue
-        if not header.items() >= _identity(declared).items():
+        if not header.items() >= _identity(_sized(work, declared, Selection())).items():
             names.append(declared.name)
     return names
 
@@ -110,6 +116,29 @@ def refuse_unknown_rows(work: Workdir, selection: Selection) -> None:
     for row in selection.rows or ():
         if not 0 <= row < n_rows:
             raise ValueError(f"row {row}: {work.path} has rows 0 to {n_rows - 1}")
+
+
+def _sized(work: Workdir, declared: Measure, selection: Selection) -> Measure:
+    """The measurement of as many sequences as the user names, or as he once named for the result that is there.
+
+    Raises:
+      ValueError: there are not so many, or no end of them.
+    """
+    if declared.n == 1:  # of the weights alone
+        return declared
+    n, train_size = selection.n, work.experiment.train_size if declared.split == "train" else 0
+    if n is None:
+        with contextlib.suppress(DamagedError):
+            header = work.read_json(f"analysis/{declared.name}.json")
+            if header.get("n_asked"):
+                n = header["batch"][1]
+    elif n == "all":
+        if not train_size:
+            raise ValueError(f"n=all: {work.path} draws its {declared.split} sequences without end; give a number")
+        n = train_size
+    elif train_size and n > train_size:
+        raise ValueError(f"n={n}: {work.path} has {train_size} training sequences")
+    return declared if n is None else dataclasses.replace(declared, n=n, n_asked=True)
 
 
 def chosen_steps(steps: list[int], choice: str) -> list[int]:
@@ -222,6 +251,7 @@ def _identity(declared: Measure) -> dict:
         "coords": {name: list(values) for name, values in declared.coords.items()},
         "units": dict(declared.units),
         "batch": [declared.split, declared.n, declared.stream],
+        **({"n_asked": True} if declared.n_asked else {}),
         "matmul": MATMUL,
         "code": fingerprint.fingerprint(declared.function),
         "version": lab.__version__,
