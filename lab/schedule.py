@@ -4,6 +4,8 @@ import itertools
 
 import ml_collections
 
+KEPT_CHECKPOINTS = 2  # the newest ones
+
 
 def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], set[int]]:
     """The steps at which chunks end, those of them that are evaluated, and those at which a snapshot is kept.

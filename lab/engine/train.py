@@ -27,7 +27,6 @@ from lab.engine.sigterm import sigterm_flag
 from lab.experiment import Experiment
 from lab.grid import Grid
 
-KEPT_CHECKPOINTS = 2
 LOG_SECONDS = 30  # between lines of progress where nobody watches
 
 
@@ -267,7 +266,7 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
     if checkpoint:
         store.save(work.checkpoints, chunk.end, state, first, parts)
         if multihost.is_first():
-            store.keep_newest(work.checkpoints, KEPT_CHECKPOINTS)
+            store.keep_newest(work.checkpoints, schedule.KEPT_CHECKPOINTS)
 
 
 def _say(line: str) -> None:
