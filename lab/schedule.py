@@ -34,3 +34,12 @@ def chunks(config: ml_collections.ConfigDict) -> dict[int, range]:
 def longest_chunk(config: ml_collections.ConfigDict) -> int:
     """The most steps that are asked for at once."""
     return max(map(len, chunks(config).values()))
+
+
+def chosen(steps: list[int], choice: str) -> list[int]:
+    """`all` snapshots, the `last`, or a `log`-spaced part: the first, the last, and the last halved again and again."""
+    if choice == "log":
+        wanted = {steps[-1] >> k for k in range(steps[-1].bit_length())}
+        near = {min(steps, key=lambda step, want=want: abs(step - want)) for want in wanted}
+        return sorted(near | {steps[0]})
+    return steps if choice == "all" else steps[-1:]

@@ -122,6 +122,15 @@ STUDY = {
     "--preset": {"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
 }
 LISTED = {"study": {"nargs": "?", "metavar": "STUDY", "help": "its name, or its file"}}
+PRUNING = {
+    "--keep-checkpoints": {"type": int, "metavar": "N", "help": "the newest N; at least 1 (default: all)"},
+    "--keep-snapshots": {
+        "choices": ("all", "log", "last"),
+        "default": "all",
+        "help": "log: a log-spaced part; last: the first and the last (default: all)",
+    },
+    "--dry-run": {"action": "store_true", "help": "say what would go, drop nothing"},
+}
 PARTIAL = {"--partial": {"action": "store_true", "help": "of what is trained and analyzed so far; the rest is open"}}
 WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
 FORMAT = {
@@ -143,6 +152,7 @@ COMMANDS = {
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
     "report": Command("evaluate the claims of a workdir and write its report", PARTIAL),
     "verify": Command("check every file of a workdir and say what is damaged"),
+    "prune": Command("drop checkpoints and snapshots by rule; what training and measuring need stays", PRUNING),
     "verify-row": Command("train one row again, alone, and say how far it is from what the grid left", ROW),
     "reproduce": Command(
         "train, analyze and report a study, skipping what is done", STUDY | ONLY | EXACT, "optional", takes_config=True

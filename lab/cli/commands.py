@@ -132,6 +132,21 @@ def _verify(args, config_args) -> None:
     sys.exit(1 if found else 0)
 
 
+def _prune(args, config_args) -> None:
+    from lab.disk.prune import prune
+    from lab.disk.workdir import variants_in
+    from lab.engine.plan import size
+
+    if args.keep_checkpoints is None and args.keep_snapshots == "all":
+        raise ValueError("what may go? --keep-checkpoints=N, --keep-snapshots=log or --keep-snapshots=last, or both")
+    would, freed = "would drop" if args.dry_run else "dropped", 0
+    for work in variants_in(args.workdir).values():
+        for place, n_bytes in prune(work, args.keep_checkpoints, args.keep_snapshots, args.dry_run):
+            print(f"{would} {place} ({size(n_bytes)})")
+            freed += n_bytes
+    print(f"{args.workdir}: {size(freed)} {'would be free' if args.dry_run else 'freed'}")
+
+
 def _verify_row(args, config_args) -> None:
     from lab.disk.workdir import find
     from lab.engine import verify_row
@@ -202,6 +217,7 @@ COMMANDS = {
     "analyze": _analyze,
     "report": _report,
     "verify": _verify,
+    "prune": _prune,
     "verify-row": _verify_row,
     "reproduce": _reproduce,
     "claims": _claims,

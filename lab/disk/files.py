@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 PLAN = "plan.json"  # how the rows are computed; not there before training, and not needed after it
+PRUNED = "pruned.json"  # snapshots that were dropped on purpose; not there in most folders
 IDENTITY = ("config.json", "grid.json")  # the files that say which training a folder holds
 SEAL = 64  # bytes at the end of an npz: which training it belongs to, and the sha256 of everything before
 REMOVE_TRIES = 5

@@ -109,8 +109,13 @@ def keep_newest(folder: Path, count: int) -> None:
     """Deletes all but the newest `count` saves; folders without their manifest are not counted and not touched."""
     saved = [step for step in steps(folder) if _has_manifest(folder / str(step))]
     for step in saved[:-count]:
-        (folder / str(step)).rename(folder / f".{step}.tmp")  # half deleted, it must not look like a damaged save
-        files.remove(folder / f".{step}.tmp")
+        drop(folder, step)
+
+
+def drop(folder: Path, step: int) -> None:
+    """Deletes a save."""
+    (folder / str(step)).rename(folder / f".{step}.tmp")  # half deleted, it must not look like a damaged save
+    files.remove(folder / f".{step}.tmp")
 
 
 def tidy(folder: Path) -> None:

@@ -6,6 +6,7 @@ metrics/<step>.npz         one file a chunk, each metric (n, R) or (n, R, ...), 
 checkpoints/<step>/        everything needed to continue, all rows, hashed
 snapshots/<step>/          parameters only, kept for analysis, hashed
 analysis/<name>.npz .json  measurements of the snapshots, sealed, and what they are, signed
+pruned.json                snapshots that were dropped on purpose, signed
 damaged-*                  found damaged by a training and renamed; nothing reads it
 """
 
@@ -66,6 +67,14 @@ class Workdir:
     def started_from(self) -> dict[str, str]:
         """Hash of the weights that the training started from, see `init_from.identity`; empty where drawn anew."""
         return self._read_as("config.json", lambda held: held["start"])
+
+    @property
+    def pruned(self) -> set[int]:
+        """Steps of the snapshots that were dropped on purpose, see `prune`; none where the note is damaged."""
+        try:
+            return set(self.read_json(files.PRUNED)["snapshots"])
+        except (DamagedError, KeyError):
+            return set()
 
     def snapshot_steps(self) -> list[int]:
         return files.steps(self.snapshots)

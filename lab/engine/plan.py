@@ -107,9 +107,9 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
     experiment, grid, options = configs.experiment(config), configs.grid(config), sweep.options(config)
     mesh = shard.run_mesh(len(grid), config.data_devices)
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
-    n_params = tree.size(state.params)
+    count = tree.size(state.params)
     lines = [
-        f"{len(grid)} rows of {n_params:,} parameters, {tree.n_bytes(state) / 1e6:,.1f} MB each with the moments of the "
+        f"{len(grid)} rows of {count:,} parameters, {tree.n_bytes(state) / 1e6:,.1f} MB each with the moments of the "
         f"optimizer, {flops(experiment, grid) / 1e9:,.2f} GFLOP a step; on {mesh.shape['run']} x {mesh.shape['data']} "
         "devices (run x data)"
     ]

@@ -57,7 +57,7 @@ def read(work: Workdir, name: str, identity: Mapping) -> Cache:
         return cached
     if not header.items() >= identity.items() or not header.keys() >= KEYS:
         return cached
-    whole = set(work.snapshot_steps())
+    whole = {*work.snapshot_steps(), *work.pruned}
     for i, step in enumerate(header["snapshots"]):
         if step in whole:
             values = {name: a[i] if header["every_snapshot"] else a for name, a in arrays.items()}

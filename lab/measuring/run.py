@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lab
-from lab import rng
+from lab import rng, schedule
 from lab.disk import store
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
@@ -141,15 +141,6 @@ def _sized(work: Workdir, declared: Measure, selection: Selection) -> Measure:
     return declared if n is None else dataclasses.replace(declared, n=n, n_asked=True)
 
 
-def chosen_steps(steps: list[int], choice: str) -> list[int]:
-    """`all` snapshots, the `last`, or a `log`-spaced part: the first, the last, and the last halved again and again."""
-    if choice == "log":
-        wanted = {steps[-1] >> k for k in range(steps[-1].bit_length())}
-        near = {min(steps, key=lambda step, want=want: abs(step - want)) for want in wanted}
-        return sorted(near | {steps[0]})
-    return steps if choice == "all" else steps[-1:]
-
-
 def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress) -> None:
     identity = _identity(declared)
     cached = cache.read(work, declared.name, identity)
@@ -240,7 +231,7 @@ def _rows_missing(work: Workdir, declared: Measure, selection: Selection) -> dic
     precision = selection.precision_for(declared)
     rows = range(len(work.grid)) if selection.rows is None else selection.rows
     cached = cache.read(work, declared.name, _identity(declared))
-    steps = chosen_steps(work.snapshot_steps(), selection.snapshots or declared.snapshots)
+    steps = schedule.chosen(work.snapshot_steps(), selection.snapshots or declared.snapshots)
     return {step: absent for step in steps if (absent := cached.missing(step, rows, precision))}
 
 

@@ -19,7 +19,8 @@ from lab.disk.workdir import Workdir
 from lab.engine.multihost import only_writer
 from lab.measuring import run as measuring
 from lab.measuring.declare import Measure, summary
-from lab.measuring.run import Selection, chosen_steps, measure, missing, stale
+from lab.measuring.run import Selection, measure, missing, stale
+from lab.schedule import chosen as chosen_steps
 from lab.tasks import Composition
 from lab.tree import named_leaves
 
