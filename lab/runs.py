@@ -205,7 +205,7 @@ class Runs(Mapping[str, Run]):
         """
         if not self._runs:
             raise MissingData("any training")
-        (run,) = self._runs.values()
+        (run,) = self.values()
         return run
 
     def where(self, keep: Callable[[str, Run], bool]) -> "Runs":

@@ -29,9 +29,9 @@ def _run(argv: list[str] | None) -> None:
         sys.exit(130)
     except Exception as error:
         from lab.disk.files import WorkdirError
-        from lab.engine.train import Interrupted
 
-        if isinstance(error, Interrupted):
+        training = sys.modules.get("lab.engine.train")  # a mistake needs no JAX
+        if training is not None and isinstance(error, training.Interrupted):
             print(error)
         elif isinstance(error, (ValueError, WorkdirError, OSError)) and "LAB_DEBUG" not in os.environ:
             print(f"lab: {error}", file=sys.stderr)

@@ -547,3 +547,67 @@ def test_log_spaced_snapshots_halve_the_last_one():
     assert chosen_steps(list(range(0, 101)), "log") == [0, 1, 3, 6, 12, 25, 50, 100]
     assert chosen_steps([0, 40, 100], "log") == [0, 40, 100]
     assert chosen_steps([0, 40, 100], "last") == [100] and chosen_steps([0, 40, 100], "all") == [0, 40, 100]
+
+
+# --- of how many sequences ---
+
+
+def count(row):
+    """How many sequences there are, and which."""
+    return {"sequences": jnp.float32(len(row.batch.tokens_BxL)), "first": row.batch.tokens_BxL[0, 0].astype(float)}
+
+
+COUNT = Measure("count", count, units={"sequences": "1", "first": "1"}, n=4)
+
+
+@pytest.fixture
+def finite(work):
+    """With a training set of 577 sequences, a prime number."""
+    options = configs.to_json(config()) | {"train_size": 577}
+    files.write_json(work.path / "config.json", {"config": options, "data": {}, "start": {}})
+    return Workdir(work.path)
+
+
+def counted(work):
+    found = lab.load(work.path)["count.sequences"]
+    assert len({*found.values.ravel()}) == 1 and found.attrs["n_sequences"] == found.values.ravel()[0]
+    return found.attrs["n_sequences"], found.attrs["split"]
+
+
+@pytest.mark.parametrize(("asked", "n"), [(None, 4), (3, 3), (577, 577), ("all", 577)])
+def test_as_many_sequences_as_asked_and_the_number_stands_beside_the_result(finite, asked, n):
+    # fewer snapshots would not be another number
+    assert measure(finite, [COUNT], Selection(n=asked, snapshots="last", rows=(0,))) == ["count"]
+    header, _ = measurements.read(finite, "count")
+    assert header["batch"][:2] == ["train", n]
+    found = lab.load(finite.path)["count.sequences"]
+    assert (found.attrs["n_sequences"], found.attrs["split"]) == (n, "train") and np.nanmax(found) == n
+
+
+def test_number_once_asked_for_stays_until_another_is(finite):
+    measure(finite, [COUNT], Selection(n=7, snapshots="last"))
+    assert missing(finite, [COUNT], Selection(snapshots="last")) == [] and stale(finite, [COUNT]) == []
+    measure(finite, [COUNT])  # the other snapshots, of as many
+    assert counted(finite) == (7, "train")
+    assert measure(finite, [COUNT], Selection(n=7)) == []
+    assert measure(finite, [COUNT], Selection(n=5)) == ["count"]
+    assert counted(finite) == (5, "train")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [(578, "n=578: .*w has 577 training sequences"), ("all", "n=all: .*w draws its train sequences without end")],
+)
+def test_sequences_that_are_not_there_are_refused(finite, work, asked, message):
+    of = finite
+    if asked == "all":
+        files.write_json(work.path / "config.json", {"config": configs.to_json(config()), "data": {}, "start": {}})
+        of = Workdir(work.path)
+    with pytest.raises(ValueError, match=message):
+        measure(of, [COUNT], Selection(n=asked))
+    assert not (of.analysis / "count.json").exists()
+
+
+def test_number_of_sequences_is_nothing_to_a_measurement_of_weights(work):
+    measure(work, [NORMS], Selection(n="all"))
+    assert "n_sequences" not in lab.load(work.path)["norms.all"].attrs and missing(work, [NORMS]) == []
