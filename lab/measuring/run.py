@@ -39,9 +39,9 @@ class Selection:
     Attributes:
       snapshots: see `Measure`; None: as each measurement says.
       rows: indices into the grid; None: all.
+      precision: `float32` or `float64`. A float64 result also satisfies a float32 request.
       n: how many sequences, for measurements of any: a number, or `all` of a finite training set. None: as each
         measurement says, or as a result that is there was asked for.
-      precision: `float32` or `float64`. A float64 result also satisfies a float32 request.
 
     Raises:
       ValueError: an unknown choice.
@@ -49,8 +49,8 @@ class Selection:
 
     snapshots: str | None = None
     rows: Sequence[int] | None = None
-    n: int | str | None = None
     precision: str = "float32"
+    n: int | str | None = None
 
     def __post_init__(self):
         for name, accepted in (("snapshots", (None, *SNAPSHOTS)), ("precision", PRECISIONS)):

@@ -60,9 +60,15 @@ def params_at(step):
 
 @pytest.fixture
 def work(tmp_path):
-    made = Workdir(tmp_path / "w")
+    return trained(tmp_path / "w")
+
+
+def trained(path, **changes):
+    """What training leaves, of weights drawn here."""
+    made = Workdir(path)
     made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config()), "data": {}, "start": {}})
+    options = configs.to_json(config()) | changes
+    files.write_json(made.path / "config.json", {"config": options, "data": {}, "start": {}})
     files.write_json(made.path / "grid.json", grid.product(config().grid.to_dict()).to_json())
     n = np.zeros((0, N_ROWS), np.float32)
     chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": n, "diverged_at": np.zeros(N_ROWS)}
@@ -561,11 +567,9 @@ COUNT = Measure("count", count, units={"sequences": "1", "first": "1"}, n=4)
 
 
 @pytest.fixture
-def finite(work):
+def finite(tmp_path):
     """With a training set of 577 sequences, a prime number."""
-    options = configs.to_json(config()) | {"train_size": 577}
-    files.write_json(work.path / "config.json", {"config": options, "data": {}, "start": {}})
-    return Workdir(work.path)
+    return trained(tmp_path / "finite", train_size=577)
 
 
 def counted(work):
@@ -596,13 +600,10 @@ def test_number_once_asked_for_stays_until_another_is(finite):
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [(578, "n=578: .*w has 577 training sequences"), ("all", "n=all: .*w draws its train sequences without end")],
+    [(578, "n=578: .*finite has 577 training sequences"), ("all", "n=all: .*w draws its train sequences without end")],
 )
 def test_sequences_that_are_not_there_are_refused(finite, work, asked, message):
-    of = finite
-    if asked == "all":
-        files.write_json(work.path / "config.json", {"config": configs.to_json(config()), "data": {}, "start": {}})
-        of = Workdir(work.path)
+    of = work if asked == "all" else finite
     with pytest.raises(ValueError, match=message):
         measure(of, [COUNT], Selection(n=asked))
     assert not (of.analysis / "count.json").exists()
