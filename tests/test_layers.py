@@ -48,7 +48,7 @@ ALLOWED = {
     "cluster": {"values", "experiment", "disk", "engine"},
     "measuring": {"values", "models", "tasks", "experiment", "disk", "engine", "analysis"},
     "runs": {"values", "disk", "analysis"},
-    "report": {"runs", "analysis"},
+    "report": {"values", "runs", "analysis"},
 }
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
 ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "measuring", "runs", "report", "studies"}

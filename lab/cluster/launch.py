@@ -180,7 +180,6 @@ def _jobs_folder(root: Path) -> Path:
     plain = [part for part in (folder, *folder.parents) if "%" not in str(part)]
     if folder in plain:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     link = plain[0] / f".lab-jobs-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     files.link(link, folder)
     return link

@@ -56,12 +56,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def link(place: Path, target: Path) -> None:
-    """Makes `place` a symbolic link to `target`, in place of one to somewhere else.
+    """Makes `place` a symbolic link to the folder `target`, which is made, too; in place of one to somewhere else.
 
     Raises:
       SaveError: it could not be made.
     """
     try:
+        target.mkdir(parents=True, exist_ok=True)
         if not (place.is_symlink() and place.readlink() == target):
             place.unlink(missing_ok=True)
             place.symlink_to(target)
