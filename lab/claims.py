@@ -16,10 +16,8 @@ import xarray as xr
 
 from lab.analysis import statistics
 from lab.runs import MissingData, Runs
+from lab.verdicts import FAILS, FEWEST_SEEDS, HOLDS, OPEN, VERSION
 
-VERSION = 2  # of claims.json
-FEWEST_SEEDS = 5
-HOLDS, FAILS, OPEN = "holds", "does not hold", "open"
 # what a threshold may rest on
 PRINTED, FIGURE, DIRECTION, OURS = "printed number", "read off a figure", "a direction in words", "our choice"
 
@@ -214,15 +212,6 @@ def table(claims: tuple[Claim, ...], runs: Runs, command: str, scale: str = "") 
     """
     ordered = sorted(claims, key=lambda claim: not claim.headline)
     return {"version": VERSION, "claims": [evaluate(claim, runs).row(command, scale) for claim in ordered]}
-
-
-def wrong_by_chance(rows: list[dict]) -> float:
-    """How many of the verdicts, at most, are expected to be wrong by chance alone.
-
-    A verdict is wrong where the median lies beyond the far end of its interval: probability (1 - coverage) / 2.
-    """
-    decided = [row for row in rows if row["verdict"] != OPEN and not row["exact"]]
-    return sum((1 - (row["coverage"] or 0)) / 2 for row in decided)
 
 
 def _json(value: float) -> float | str | None:

@@ -5,19 +5,20 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Mapping
 
 import ml_collections
-import numpy as np
 
+from lab import families, limits, models
 from lab import grid as grids
-from lab import limits, models, tasks
+from lab.config_json import differences, from_json, plain, to_json
 from lab.experiment import Experiment
 from lab.objective import Objective
 from lab.optim import Optim
 from lab.tasks import Task
+
+__all__ = ["differences", "experiment", "from_json", "grid", "to_json", "variants"]
 
 SECTIONS = ("task", "objective", "model", "start", "optim", "grid", "variants")
 START = {"variant": str, "row": ml_collections.ConfigDict}
@@ -84,8 +85,8 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     """The static half of one variant."""
     config = plain(config)
     _check_names(config)
-    task = _build(tasks.FAMILIES, config.task.to_dict(), "task")
-    model = _build(models.FAMILIES, config.model.to_dict(), "model")
+    task = _build("task", config.task.to_dict(), "task")
+    model = _build("model", config.model.to_dict(), "model")
     objective = _construct(Objective, config.objective.to_dict(), "objective")
     _check_fit(model, task)
     objective.check_fit(task, getattr(model, "readout", "all"), config.grid)
@@ -106,7 +107,7 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
       ValueError: as `grid.product`, or an axis that varies the data of a finite training set.
     """
     config = plain(config)
-    task = _family(tasks.FAMILIES, config.task.family, "task")
+    task = families.find("task", config.task.family, "task")
     varied = [name for name in task.hparams if name in config.grid]
     if varied and config.train_size:
         raise ValueError(
@@ -114,48 +115,6 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
             "sequences; use train_size=0, an endless stream"
         )
     return grids.product(config.grid.to_dict(), (*task.hparams, *(Objective.hparams if task.has_answer else ())))
-
-
-def to_json(config: ml_collections.ConfigDict) -> dict:
-    """Plain JSON values; `from_json` undoes it."""
-    return json.loads(json.dumps(plain(config).to_dict()))
-
-
-def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy, not locked, in which NumPy's and JAX's scalars are numbers of Python and their arrays tuples."""
-
-    def python(value):
-        if isinstance(value, Mapping):
-            return {name: python(entry) for name, entry in value.items()}
-        if isinstance(value, tuple | list):
-            return (list if isinstance(value, list) else tuple)(map(python, value))
-        if isinstance(value, np.generic) or hasattr(value, "__array__"):
-            found = np.asarray(value)
-            return tuple(map(python, found)) if found.ndim else found.item()
-        return value
-
-    return ml_collections.ConfigDict(python(config.to_dict()))
-
-
-def from_json(data: Mapping) -> ml_collections.ConfigDict:
-    def tuples(value):
-        if isinstance(value, Mapping):
-            return {name: tuples(entry) for name, entry in value.items()}
-        return tuple(tuples(entry) for entry in value) if isinstance(value, list) else value
-
-    return ml_collections.ConfigDict(tuples(data))
-
-
-def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """`name: old -> new` for every leaf that differs."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name, "absent"), new.get(name, "absent")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before} -> {after}")
-    return lines
 
 
 def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
@@ -202,14 +161,8 @@ def _check_start(start) -> None:
         raise ValueError("start.row says which row of another variant, and start.variant names none")
 
 
-def _build(families: Mapping, options: dict, section: str):
-    return _construct(_family(families, options.pop("family", None), section), options, section)
-
-
-def _family(families: Mapping, name: str | None, section: str):
-    if name not in families:
-        raise ValueError(f"{section}.family={name!r}: one of {', '.join(families)}")
-    return families[name]
+def _build(kind: str, options: dict, section: str):
+    return _construct(families.find(kind, options.pop("family", None), section), options, section)
 
 
 def _construct(kind: type, options: dict, section: str):
@@ -220,7 +173,7 @@ def _construct(kind: type, options: dict, section: str):
             raise ValueError(f"{section}.{name}: unknown option{_nearest(name, fields)}")
         wanted = fields[name].type
         if isinstance(wanted, type) and issubclass(wanted, Task) and isinstance(value, dict):
-            options[name] = value = _build(tasks.FAMILIES, dict(value), f"{section}.{name}")
+            options[name] = value = _build("task", dict(value), f"{section}.{name}")
         accepted = (int, float) if wanted is float else wanted
         if isinstance(wanted, type) and (
             not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)

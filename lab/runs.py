@@ -173,6 +173,7 @@ class Runs(Mapping[str, Run]):
 
     def __init__(self, datasets: Mapping[str, xr.Dataset], usual: Mapping[str, Place] | None = None):
         self._runs = {name: Run(dataset, usual or {}) for name, dataset in datasets.items()}
+        self._absent: Mapping[str, str] = {}
 
     def __getitem__(self, variant: str) -> Run:
         """
@@ -180,17 +181,35 @@ class Runs(Mapping[str, Run]):
           MissingData: it was not trained.
         """
         if variant not in self._runs:
-            raise MissingData(f"variant {variant}")
+            reason = f" ({self._absent[variant]})" if variant in self._absent else ""
+            raise MissingData(f"variant {variant}{reason}")
         return self._runs[variant]
 
     def __contains__(self, variant) -> bool:
+        if variant in self._absent:
+            self[variant]
         return variant in self._runs
 
     def __iter__(self) -> Iterator[str]:
+        for variant in self._absent:
+            self[variant]
         return iter(self._runs)
 
     def __len__(self) -> int:
         return len(self._runs)
+
+    def without(self, absent: Mapping[str, str]) -> "Runs":
+        """The same runs, of a study whose other variants are not there yet.
+
+        To ask for one of those, or for all variants in turn, raises `MissingData`: a number that is meant to be of all
+        must not be of some.
+
+        Args:
+          absent: variant -> why it is not there.
+        """
+        known = Runs({})
+        known._runs, known._absent = self._runs, absent
+        return known
 
     def only(self) -> Run:
         """The run of a study that has one variant.
@@ -200,13 +219,13 @@ class Runs(Mapping[str, Run]):
         """
         if not self._runs:
             raise MissingData("any training")
-        (run,) = self._runs.values()
+        (run,) = self.values()
         return run
 
     def where(self, keep: Callable[[str, Run], bool]) -> "Runs":
         """The runs for which `keep(variant, run)` is true."""
         chosen = Runs({})
-        chosen._runs = {name: run for name, run in self._runs.items() if keep(name, run)}
+        chosen._runs = {name: run for name, run in self.items() if keep(name, run)}
         return chosen
 
 

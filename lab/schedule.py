@@ -4,6 +4,8 @@ import itertools
 
 import ml_collections
 
+KEPT_CHECKPOINTS = 2  # the newest ones
+
 
 def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], set[int]]:
     """The steps at which chunks end, those of them that are evaluated, and those at which a snapshot is kept.
@@ -32,3 +34,12 @@ def chunks(config: ml_collections.ConfigDict) -> dict[int, range]:
 def longest_chunk(config: ml_collections.ConfigDict) -> int:
     """The most steps that are asked for at once."""
     return max(map(len, chunks(config).values()))
+
+
+def chosen(steps: list[int], choice: str) -> list[int]:
+    """`all` snapshots, the `last`, or a `log`-spaced part: the first, the last, and the last halved again and again."""
+    if choice == "log":
+        wanted = {steps[-1] >> k for k in range(steps[-1].bit_length())}
+        near = {min(steps, key=lambda step, want=want: abs(step - want)) for want in wanted}
+        return sorted(near | {steps[0]})
+    return steps if choice == "all" else steps[-1:]

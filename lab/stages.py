@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 from lab import claims, studies
 from lab import config as configs
 from lab.configs import base
-from lab.disk.files import DamagedError, WorkdirError, read_json, write_json
+from lab.disk import claims_file
+from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
 from lab.engine import numerics
@@ -20,12 +22,12 @@ from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
 from lab.report import catalogue as catalogue_pages
 from lab.report.page import Page, write_page
-from lab.runs import Runs
+from lab.runs import MissingData, Runs
 
 PAGE = Path("report") / "index.html"
-CLAIMS = "claims.json"
 SIZES = (("layers", "model", "n_layers"), ("d_model", "model", "d_model"), ("steps", "steps"),
          ("sequences a step", "batch_size"))  # fmt: skip
+NO_STUDY = "Trained by a config that belongs to no study: pictures of what was measured, and no claims."
 LEFT_OUT = "stale: measured by an older version of the code; `python -m lab analyze` takes them again by name"
 
 
@@ -46,34 +48,51 @@ def analyze(
     selection = Selection(**scope)
     trained = _trained(root, variants)
     due = {name: _measures(work, names) for name, work in trained.items()}
-    for work in trained.values():
+    for name, work in trained.items():
         run.refuse_unknown_rows(work, selection)
+        run.missing(work, due[name], selection)  # refuses what is asked for and not there
     return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], selection)]
 
 
 @numerics.fixed()
-def report(root: Path) -> tuple[Path, list[dict]]:
+def report(root: Path, partial: bool = False) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
 
     Measurements that other code took are left out, and the page says so: see `stale`.
 
+    Args:
+      partial: what is not trained or not analyzed yet is left out, too. Claims that need it are open and name it.
+
     Raises:
-      WorkdirError: not trained to the end, or not analyzed.
+      WorkdirError: not trained to the end, or not analyzed; with `partial`: nothing is trained to its end.
     """
-    trained = _trained(root)
+    trained, absent = _ended(root) if partial else (_trained(root), {})
     study = _study(trained)
+    left_out = {name: f"{', '.join(of)} ({LEFT_OUT})" for name, of in stale(root).items()}
+    without = stale(root)
     for name, work in trained.items():
-        if run.missing(work, _own(work)):
-            raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `python -m lab analyze` first")
-    left_out = stale(root)
-    runs = Runs({name: load(work.path, without=left_out.get(name, ())) for name, work in trained.items()}, study.usual)
+        due = [measure.name for measure in run.missing(work, _own(work, study))]
+        if due and not partial:
+            command = f"python -m lab analyze {shlex.quote(str(root))}"
+            raise WorkdirError(f"{work.path}: variant {name} is not analyzed; run `{command}` first")
+        if due:
+            without[name] = [*without.get(name, ()), *due]
+            left_out[name] = "; ".join(filter(None, [left_out.get(name), f"{', '.join(due)} (not analyzed yet)"]))
+    runs = Runs({name: load(work.path, without=without.get(name, ())) for name, work in trained.items()}, study.usual)
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
-    table = claims.table(study.claims, runs, command, _scale(next(iter(trained.values())).config))
-    sections = study.sections(runs) + catalogue_pages.sections(runs, study.target)
-    commands = [command, f"python -m lab claims --workdir={root}"]
-    facts = _facts(trained) | {f"left out {name}": f"{', '.join(of)} ({LEFT_OUT})" for name, of in left_out.items()}
+    scale = _scale(next(iter(trained.values())).config)
+    table = claims.table(study.claims, runs.without(absent), command, scale)
+    sections = catalogue_pages.sections(runs, study.target or _target(trained))
+    try:
+        sections = study.sections(runs) + sections
+    except MissingData as missing:
+        if not partial:
+            raise
+        left_out["pictures"] = f"of the study (this run lacks {missing})"
+    commands = [command, f"python -m lab claims --workdir={shlex.quote(str(root))}"]
+    facts = _facts(trained) | {f"left out {name}": why for name, why in (absent | left_out).items()}
     page = Page(study.title, study.lead, facts, table["claims"], sections, commands)
-    write_json(root / CLAIMS, table)
+    write_json(root / claims_file.NAME, table)
     return write_page(root / PAGE.parent, page), table["claims"]
 
 
@@ -109,22 +128,6 @@ def reported(root: Path) -> bool:
     return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources)
 
 
-def read_claims(root: Path) -> list[dict]:
-    """The rows of `claims.json`.
-
-    Raises:
-      WorkdirError: there is no claims table, or another version of the package wrote it.
-    """
-    again = f"`python -m lab report --workdir={root}` makes it"
-    try:
-        table = read_json(root / CLAIMS)
-    except DamagedError as error:
-        raise WorkdirError(f"{root}: no claims table ({error}); {again}") from error
-    if table.get("version") != claims.VERSION:
-        raise WorkdirError(f"{root / CLAIMS}: not of version {claims.VERSION}, which this package reads; {again}")
-    return table["claims"]
-
-
 def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:
     found = variants_in(root)
     for name in variants or ():
@@ -137,8 +140,43 @@ def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Wor
     return chosen
 
 
+def _ended(root: Path) -> tuple[dict[str, Workdir], dict[str, str]]:
+    """The variants that are trained to their end, and of all others why they are not here.
+
+    Raises:
+      WorkdirError: there is none of the former.
+    """
+    found = variants_in(root)
+    trained = {name: work for name, work in found.items() if work.trained()}
+    if not trained:
+        raise WorkdirError(f"{root}: no variant is trained to its last step; train first")
+    config = next(iter(trained.values())).config
+    planned = {}
+    with contextlib.suppress(ValueError):  # a user's own config: nothing says what else there was to be
+        planned = base.load(config.study, config.preset).variants
+    absent = {name: "not trained to its last step" for name in found.keys() - trained.keys()}
+    if root.resolve().name not in found:  # a training's own folder holds no other variants
+        absent |= {name: "not trained yet" for name in planned if name not in found}
+    return trained, absent
+
+
 def _study(trained: dict[str, Workdir]) -> studies.Study:
-    return studies.get(next(iter(trained.values())).config.study)
+    """The study that was trained; one that claims nothing for a config of the user's that belongs to none."""
+    config = next(iter(trained.values())).config
+    if config.study in studies.names() or config.study.endswith(".py"):
+        return studies.get(config.study)
+    return studies.Study(
+        title=config.study, lead=NO_STUDY, papers=(), measures=lambda experiment: [], claims=(), target="",
+        sections=lambda runs: [], name=config.study,
+    )  # fmt: skip
+
+
+def _target(trained: dict[str, Workdir]) -> str:
+    """Of a training that belongs to no study: the first score of the last split."""
+    work = next(iter(trained.values()))
+    split = work.experiment.task.splits[-1]
+    scores = sorted(name for name in load(work.path).data_vars if name.startswith(f"{split}."))
+    return scores[0] if scores else ""
 
 
 def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
@@ -154,9 +192,9 @@ def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
     return [measure for name, measure in known.items() if name in names or "all" in names]
 
 
-def _own(work: Workdir) -> list[Measure]:
+def _own(work: Workdir, study: studies.Study | None = None) -> list[Measure]:
     with numerics.fixed():
-        return studies.get(work.config.study).measures(in_float32(work.experiment))
+        return (study or studies.get(work.config.study)).measures(in_float32(work.experiment))
 
 
 def _known(work: Workdir) -> tuple[dict[str, Measure], str]:
@@ -174,7 +212,7 @@ def _preset(trained: dict[str, Workdir]) -> str:
 
 def _scale(config: ConfigDict) -> str:
     """The size of a training beside that of the study's preset `paper`, e.g. `reduced: 2 of 10 layers`."""
-    if "paper" not in base.presets(config.study):
+    if not _published(config.study):
         return "no published size"
     paper = base.load(config.study, "paper")
     sizes = []
@@ -183,6 +221,11 @@ def _scale(config: ConfigDict) -> str:
         if ours != theirs and None not in (ours, theirs):
             sizes.append(f"{ours:,} of {theirs:,} {words}")
     return f"reduced: {', '.join(sizes)}" if sizes else "published"
+
+
+def _published(study: str) -> bool:
+    known = study in base.names() or study.endswith(".py")
+    return known and "paper" in base.presets(study)
 
 
 def _facts(trained: dict[str, Workdir]) -> dict[str, object]:

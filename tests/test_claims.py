@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lab import claims
+from lab import claims, verdicts
 from lab.claims import FAILS, HOLDS, OPEN, Threshold
 from lab.runs import Runs
 
@@ -133,6 +133,6 @@ def test_headline_claims_come_first_and_otherwise_in_the_order_they_are_listed()
     listed = (made("A", False), made("B", True), made("C", False), made("D", True))
     table = claims.table(listed, Runs({}), "command")
     assert [row["id"] for row in table["claims"]] == ["B", "D", "A", "C"]
-    assert table["version"] == claims.VERSION
+    assert table["version"] == verdicts.VERSION
     # four verdicts, each with the interval from the smallest to the largest of five: 2^-5 on each side
-    assert claims.wrong_by_chance(table["claims"]) == pytest.approx(4 * 2**-5)
+    assert verdicts.wrong_by_chance(table["claims"]) == pytest.approx(4 * 2**-5)

@@ -10,11 +10,28 @@ import lab
 from lab.configs import base
 
 LAB = Path(lab.__file__).parent
-VALUES = {"grid", "init", "optim", "losses", "rng", "schedule", "tree", "perturb", "objective", "limits", "cache"}
-VALUES |= {"module", "matrices", "nnx_matrices"}
+VALUES = {
+    "grid",
+    "init",
+    "optim",
+    "losses",
+    "rng",
+    "schedule",
+    "tree",
+    "perturb",
+    "objective",
+    "limits",
+    "cache",
+    "verdicts",
+    "config_json",
+    "module",
+    "matrices",
+    "nnx_matrices",
+}
 TOP = {
     "config": "experiment",
     "experiment": "experiment",
+    "families": "experiment",
     "runs": "runs",
     "claims": "runs",
     "__main__": "cli",

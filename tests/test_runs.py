@@ -131,6 +131,16 @@ def test_variants_by_name(dataset):
     assert "three" not in runs and runs.get("two") is runs["two"]
 
 
+def test_what_is_of_all_variants_is_not_had_of_some(dataset):
+    runs = Runs({"one": dataset}, USUAL).without({"two": "not trained yet"})
+    assert runs["one"].usual == USUAL
+    ways = (lambda: runs["two"], lambda: "two" in runs, lambda: [*runs], lambda: runs.where(lambda name, run: True),
+            lambda: [run for run in runs.values()], lambda: runs.only())  # fmt: skip
+    for ask in ways:
+        with pytest.raises(MissingData, match=r"variant two \(not trained yet\)"):
+            ask()
+
+
 @pytest.mark.parametrize(("values", "expected"), [([3, 1, 2], 2), ([1, 4, 2, 3], 3), ([5], 5)])
 def test_middle(values, expected):
     assert middle(np.array(values)) == expected

@@ -1,5 +1,6 @@
 """Which measurements of which variants are taken, and what is refused before anything is measured."""
 
+import html
 import re
 import shutil
 
@@ -8,15 +9,17 @@ import pytest
 from ml_collections import ConfigDict
 
 from lab import config as configs
-from lab import stages
+from lab import grid, schedule, stages
 from lab.configs import composition
-from lab.disk import measurements
+from lab.disk import files, measurements, store
 from lab.disk.files import WorkdirError
-from lab.disk.workdir import Workdir
+from lab.disk.load import load
+from lab.disk.workdir import Workdir, variants_in
 from lab.measuring.catalogue import weights
 
 ROWS = {"unseen": 3, "wrong": 2}
 STEPS = 40  # of the smoke preset
+SPLITS = configs.experiment(next(iter(configs.variants(composition.smoke()).values()))).task.splits
 
 
 def config(n_rows, **changes):
@@ -27,22 +30,27 @@ def config(n_rows, **changes):
     return ConfigDict(options | changes)
 
 
-@pytest.fixture
-def train(untrained):
+def train(path, settings):
     """What training leaves, of random weights."""
-
-    def write(path, settings):
-        draw, n_rows = np.random.default_rng(0), len(settings.grid.seed)
-        shapes = {"embed": ("embedding", (201, 4)), "in": ("kernel", (4, 3)), "head": ("kernel", (3, 201))}
-        tree = {of: {leaf: draw.standard_normal((n_rows, *shape), np.float32)} for of, (leaf, shape) in shapes.items()}
-        untrained(path, settings, {0: tree})
-        (path / "checkpoints" / str(settings.steps)).mkdir(parents=True)
-
-    return write
+    rows = grid.product(settings.grid.to_dict())
+    said = {"data": {}, "start": {}, "command": "python -m lab train", "devices": ["cpu"], "versions": {"jax": "0"}}
+    files.write_json(path / "config.json", {"config": configs.to_json(settings), **said})
+    files.write_json(path / "grid.json", rows.to_json())
+    for end, steps in schedule.chunks(settings).items():
+        losses = np.zeros((len(steps), len(rows)), np.float32)
+        chunk = {"train_step": np.array(steps, int), "step": np.array([end]), "train_loss": losses}
+        names = [f"{split}.{score}" for split in SPLITS for score in ("loss", "accuracy", "reasoning", "symmetric")]
+        chunk |= dict.fromkeys(names, np.zeros((1, len(rows)), np.float32))
+        files.write_npz(path / "metrics" / f"{end}.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
+    draw = np.random.default_rng(0)
+    shapes = {"embed": ("embedding", (201, 4)), "in": ("kernel", (4, 3)), "head": ("kernel", (3, 201))}
+    tree = {of: {leaf: draw.standard_normal((len(rows), *shape), np.float32)} for of, (leaf, shape) in shapes.items()}
+    store.save(path / "snapshots", 0, tree)
+    (path / "checkpoints" / str(settings.steps)).mkdir(parents=True)
 
 
 @pytest.fixture
-def root(tmp_path, train):
+def root(tmp_path):
     for name, n_rows in ROWS.items():
         train(tmp_path / name, config(n_rows))
     return tmp_path
@@ -67,7 +75,7 @@ def test_all_leaves_out_what_the_study_cannot_measure(root, monkeypatch):
     assert stages.analyze(root, ["all"]) == ["unseen/norm", "wrong/norm"]
 
 
-def test_training_of_no_study_is_measured_by_name(root, train):
+def test_training_of_no_study_is_measured_by_name(root):
     train(root / "mine", config(1, study="mine"))
     assert stages.analyze(root, ["norm"], ["mine"]) == ["mine/norm"]
     with pytest.raises(ValueError, match="unknown study 'mine'"):
@@ -106,7 +114,7 @@ TRANSFORMER = dict(
         ("edges", None, 1000, "it is of a transformer's attention, this model is EmbMLP"),
     ],
 )
-def test_measurement_that_this_model_cannot_have_says_why(tmp_path, monkeypatch, train, name, model, most, why):
+def test_measurement_that_this_model_cannot_have_says_why(tmp_path, monkeypatch, name, model, most, why):
     monkeypatch.setattr(stages.catalogue, "MOST_EDGES", most)
     train(tmp_path / "main", config(1, **({"model": model} if model else {})))
     with pytest.raises(ValueError, match=rf"^no measurement '{name}': {re.escape(why)}\. There are .*rank.*, or all$"):
@@ -123,3 +131,55 @@ def test_only_measurements_of_other_code_are_outdated(root):
     assert stages.stale(root) == {"wrong": ["norm"]}
     assert stages.analyze(root, ["norm", "rank"]) == ["wrong/norm"]
     assert stages.stale(root) == {} and measurements.read(work, "norm")[0] == header
+
+
+# --- a report of what there is so far ---
+
+
+def test_report_of_what_there_is_leaves_open_what_is_not(tmp_path):
+    """One variant is trained but not analyzed, one is not trained to its end."""
+    for name in ("unseen", "wrong"):
+        train(tmp_path / name, config(1, model=TRANSFORMER))
+    shutil.rmtree(tmp_path / "wrong" / "checkpoints" / str(STEPS))
+    with pytest.raises(WorkdirError, match="variant wrong is not trained to its last step"):
+        stages.report(tmp_path)
+    page, rows = stages.report(tmp_path, partial=True)
+    notes = {row["id"]: row["note"] for row in rows}
+    assert {row["verdict"] for row in rows} == {"open"}
+    assert "variant wrong (not trained to its last step)" in notes["C1"]  # it is of all variants
+    assert "variant wrong" in notes["C2"] and notes["C4"] == "This run lacks rank.stable."
+    assert notes["C3a"] == "This run lacks weight decay 0.01 (the grid has 0)."  # its metric is there
+    text = page.read_text()
+    assert "left out wrong" in text and "left out unseen" in text and "(not analyzed yet)" in text
+
+
+def test_variant_that_was_not_begun_is_named(tmp_path):
+    train(tmp_path / "unseen", config(1, model=TRANSFORMER))
+    _, rows = stages.report(tmp_path, partial=True)
+    assert "variant wrong (not trained yet)" in {row["id"]: row["note"] for row in rows}["C2"]
+
+
+def test_nothing_trained_is_no_part_of_a_report(root):
+    for name in ROWS:
+        shutil.rmtree(root / name / "checkpoints" / str(STEPS))
+    with pytest.raises(WorkdirError, match="no variant is trained to its last step"):
+        stages.report(root, partial=True)
+
+
+def test_training_of_no_study_is_reported_without_claims(tmp_path):
+    train(tmp_path / "My Run", config(2, study="mine"))
+    stages.analyze(tmp_path, ["norm"])
+    page, rows = stages.report(tmp_path / "My Run")
+    assert rows == [] and stages.NO_STUDY in page.read_text()
+    assert all(picture.stem.startswith("my-run-") for picture in (page.parent / "figures").glob("*"))
+
+
+def test_commands_in_texts_can_be_pasted(tmp_path, monkeypatch):
+    """And a folder that is called `.` has a name."""
+    train(tmp_path / "my run" / "unseen", config(1, model=TRANSFORMER))
+    with pytest.raises(WorkdirError, match=re.escape(f"run `python -m lab analyze '{tmp_path / 'my run'}'` first")):
+        stages.report(tmp_path / "my run")
+    page, _ = stages.report(tmp_path / "my run", partial=True)
+    assert f"python -m lab claims --workdir='{tmp_path / 'my run'}'" in html.unescape(page.read_text())
+    monkeypatch.chdir(tmp_path / "my run" / "unseen")
+    assert [*variants_in(".")] == ["unseen"] and load(".").attrs["variant"] == "unseen"

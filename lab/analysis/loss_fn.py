@@ -5,6 +5,7 @@ were. Sums are added up over minibatches before they are divided, so that a mean
 data are cut. The parameters may be any pytree, the batch as well.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -63,6 +64,25 @@ def minibatches(batch, size: int):
     if n % size:
         raise ValueError(f"minibatches of {size} do not divide {n} examples")
     return jax.tree.map(lambda leaf: leaf.reshape(n // size, size, *leaf.shape[1:]), batch)
+
+
+def weighted_minibatches(batch, size: int):
+    """A task's batch cut into minibatches of at most `size` sequences, as even as can be, whatever their number.
+
+    The last one is filled up with sequences of weight 0. So it is for losses that weigh as the batch says, such as
+    `answer_loss_of` and `answer_accuracy_of`: to their sums these add nothing.
+
+    Raises:
+      ValueError: `size` is below 1.
+    """
+    n = len(batch.weights_BxL)
+    if size < 1 or n % min(size, n) == 0:
+        return minibatches(batch, size)
+    n_minibatches = math.ceil(n / size)
+    size = math.ceil(n / n_minibatches)
+    spare = n_minibatches * size - n
+    filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:spare]]), batch)
+    return minibatches(filled._replace(weights_BxL=filled.weights_BxL.at[n:].set(0)), size)
 
 
 def over_minibatches(function: Callable, batches):

@@ -22,18 +22,19 @@ def _run(argv: list[str] | None) -> None:
             arguments.refuse(config_args, args.known)
         if command.takes_folder:
             args.workdir = arguments.one_folder(args.folder, args.workdir)
-        devices.use_cores(getattr(args, "simulate", None))
+        if command.computes:
+            devices.use_cores(getattr(args, "simulate", None))
         commands.COMMANDS[args.command](args, config_args)
     except KeyboardInterrupt:
         print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         from lab.disk.files import WorkdirError
-        from lab.engine.train import Interrupted
 
         if isinstance(error, (RuntimeError, AssertionError)):
             error = devices.missing() or error
-        if isinstance(error, Interrupted):
+        training = sys.modules.get("lab.engine.train")  # a mistake needs no JAX
+        if training is not None and isinstance(error, training.Interrupted):
             print(error)
             if error.number == signal.SIGINT:
                 sys.exit(130)

@@ -37,6 +37,12 @@ def row_ranges(text: str) -> tuple[range, ...]:
     return tuple(range(pair[0], pair[-1] + 1) for pair in ends)
 
 
+def sequences(text: str) -> int | str:
+    """For argparse: a number above 0, or `all`."""
+    return text if text == "all" else positive(int)(text)
+
+
+sequences.__name__ = "number of sequences, or `all`,"
 row_ranges.__name__ = "list of rows, e.g. 0,3,8-11,"
 
 
@@ -56,12 +62,14 @@ class Command:
       options: option, or positional argument -> settings for `add_argument`.
       workdir: `required`, `optional` or `none`. Without a config a required one may be given as the first word.
       takes_config: `--config` and overrides of the config's options.
+      computes: on JAX's devices, which take a while to start.
     """
 
     text: str
     options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     workdir: str = "required"
     takes_config: bool = False
+    computes: bool = True
 
     @property
     def takes_folder(self) -> bool:
@@ -101,6 +109,7 @@ SCOPE = {
     "--measure": {"metavar": "NAMES", "help": "comma-separated, see `list`, or `all`"},
     "--snapshots": {"choices": ("all", "last", "log"), "help": "which snapshots (default: as each measurement says)"},
     "--rows": {"type": row_ranges, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of grid.json"},
+    "--n": {"type": sequences, "metavar": "N|all", "help": "of how many sequences (default: as each measurement says)"},
     "--precision": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
 }
 ROW = {
@@ -112,12 +121,26 @@ STUDY = {
     "study": {"help": "see `list`"},
     "--preset": {"default": "cpu", "help": "size of the study, see `list` (default: cpu)"},
 }
+LISTED = {"study": {"nargs": "?", "metavar": "STUDY", "help": "its name, or its file"}}
+PRUNING = {
+    "--keep-checkpoints": {"type": int, "metavar": "N", "help": "the newest N; at least 1 (default: all)"},
+    "--keep-snapshots": {
+        "choices": ("all", "log", "last"),
+        "default": "all",
+        "help": "log: a log-spaced part; last: the first and the last (default: all)",
+    },
+    "--dry-run": {"action": "store_true", "help": "say what would go, drop nothing"},
+}
+PARTIAL = {"--partial": {"action": "store_true", "help": "of what is trained and analyzed so far; the rest is open"}}
+WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
 FORMAT = {
     "--json": {"action": "store_true", "help": "as JSON"},
     "--markdown": {"action": "store_true", "help": "as a table for a README; with --workdir"},
 }
 COMMANDS = {
-    "list": Command("studies, presets with their cost, claims, and measurements", workdir="none"),
+    "list": Command(
+        "the studies; of one its presets with their cost, claims and measurements", LISTED, "none", False, False
+    ),
     "train": Command(f"train the grid of {CONFIG}", ONLY | EXACT | PROCESSES, takes_config=True),
     "plan": Command(
         f"say what the grid of {CONFIG} needs: memory, rows at once, rate", ONLY | PLANNING, "none", takes_config=True
@@ -125,15 +148,16 @@ COMMANDS = {
     "launch": Command(
         f"train the grid of {CONFIG} in jobs of a cluster, one a variant", ONLY | JOBS, takes_config=True
     ),
-    "status": Command("how far the trainings of a workdir are"),
+    "status": Command("how far the trainings of a workdir are", WATCH, computes=False),
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
-    "report": Command("evaluate the claims of a workdir and write its report"),
+    "report": Command("evaluate the claims of a workdir and write its report", PARTIAL),
     "verify": Command("check every file of a workdir and say what is damaged"),
+    "prune": Command("drop checkpoints and snapshots by rule; what training and measuring need stays", PRUNING),
     "verify-row": Command("train one row again, alone, and say how far it is from what the grid left", ROW),
     "reproduce": Command(
         "train, analyze and report a study, skipping what is done", STUDY | ONLY | EXACT, "optional", takes_config=True
     ),
-    "claims": Command("the claims table: of a workdir, or what the studies claim", FORMAT, "optional"),
+    "claims": Command("the claims table: of a workdir, or what the studies claim", FORMAT, "optional", computes=False),
 }
 
 

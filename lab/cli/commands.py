@@ -3,29 +3,35 @@
 import functools
 import json
 import sys
+import time
 from pathlib import Path
 
 from lab.cli import arguments, config, devices
 
+WATCH_SECONDS = 3.0
+CLEAR = "\033[H\033[2J"  # of a terminal: to its first line, and nothing below
+
 
 def _list(args, config_args) -> None:
-    from lab import stages, studies
-    from lab.configs import base
+    from lab import studies
+    from lab.cli import texts
 
-    general = {}
-    for study in map(studies.get, studies.names()):
-        print(f"{study.name}: {study.title} ({', '.join(study.papers)})")
-        for preset, cost in base.presets(study.name).items():
-            print(f"  --preset={preset:<6} {cost}")
-        for claim in study.claims:
-            print(f"  {claim.id:<4} {claim.statement}")
-        own, others = stages.listed(study)
-        general |= others
-        for name, text in own.items():
+    if args.study is None:
+        width = max(map(len, studies.names()))
+        for name in studies.names():
+            print(f"{name:<{width}}  {studies.sentence(name)}")
+        print("\n`python -m lab list STUDY` shows a study's presets, claims and measurements.")
+        return
+    study = texts.study(args.study)
+    print(f"{args.study}: {study['title']} ({', '.join(study['papers'])})")
+    for preset, cost in study["presets"].items():
+        print(f"  --preset={preset:<6} {cost}")
+    for claim in study["claims"]:
+        print(f"  {claim['id']:<4} {claim['statement']}")
+    for kind, title in (("own", "measurements of its own:"), ("catalogue", "measurements of any training:")):
+        print(title)
+        for name, text in study["measures"][kind].items():
             print(f"  --measure={name:<20} {text}")
-    print("measurements of any training that has what they are of:")
-    for name, text in general.items():
-        print(f"  --measure={name:<20} {text}")
 
 
 def _train(args, config_args) -> None:
@@ -76,7 +82,15 @@ def _become_job(argv: list[str]) -> None:
 def _status(args, config_args) -> None:
     from lab.cluster import status
 
-    print(status.text(status.study(args.workdir)))
+    while True:
+        text = status.text(status.study(args.workdir))
+        print(f"{CLEAR}{text}" if args.watch else text, flush=True)
+        if not args.watch:
+            return
+        try:
+            time.sleep(WATCH_SECONDS)
+        except KeyboardInterrupt:
+            return
 
 
 def _analyze(args, config_args) -> None:
@@ -84,11 +98,11 @@ def _analyze(args, config_args) -> None:
 
     names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
     rows = args.rows and arguments.expand(args.rows, max(len(work.grid) for work in variants_in(args.workdir).values()))
-    _measure(args.workdir, names, variants, snapshots=args.snapshots, rows=rows, precision=args.precision)
+    _measure(args.workdir, names, variants, snapshots=args.snapshots, rows=rows, n=args.n, precision=args.precision)
 
 
 def _report(args, config_args) -> None:
-    _write_report(args.workdir)
+    _write_report(args.workdir, args.partial)
 
 
 def _reproduce(args, config_args) -> None:
@@ -118,6 +132,21 @@ def _verify(args, config_args) -> None:
     sys.exit(1 if found else 0)
 
 
+def _prune(args, config_args) -> None:
+    from lab.disk.prune import prune
+    from lab.disk.workdir import variants_in
+    from lab.engine.plan import size
+
+    if args.keep_checkpoints is None and args.keep_snapshots == "all":
+        raise ValueError("what may go? --keep-checkpoints=N, --keep-snapshots=log or --keep-snapshots=last, or both")
+    would, freed = "would drop" if args.dry_run else "dropped", 0
+    for work in variants_in(args.workdir).values():
+        for place, n_bytes in prune(work, args.keep_checkpoints, args.keep_snapshots, args.dry_run):
+            print(f"{would} {place} ({size(n_bytes)})")
+            freed += n_bytes
+    print(f"{args.workdir}: {size(freed)} {'would be free' if args.dry_run else 'freed'}")
+
+
 def _verify_row(args, config_args) -> None:
     from lab.disk.workdir import find
     from lab.engine import verify_row
@@ -135,23 +164,19 @@ def _verify_row(args, config_args) -> None:
 
 
 def _claims(args, config_args) -> None:
-    from lab import stages, studies
+    from lab import studies
+    from lab.cli import texts
+    from lab.disk import claims_file
     from lab.report import claims_table
 
     if args.workdir is None:
-        if args.markdown:
-            raise ValueError("--markdown shows what was measured: it needs --workdir")
-        rows = [
-            {"study": name}
-            | {field: getattr(claim, field) for field in ("id", "statement", "source", "published", "threshold")}
-            for name in studies.names()
-            for claim in studies.get(name).claims
-        ]
+        rows = [{"study": name} | claim for name in studies.names() for claim in texts.study(name)["claims"]]
         text = "\n".join(
-            f"{row['study']} {row['id']:<4} {row['statement']}\n     needs: {row['threshold']}" for row in rows
+            f"{row['study']} {row['id']:<4} {row['statement']}\n     needs: {row['quantity']} {row['threshold']}"
+            for row in rows
         )
     else:
-        rows = stages.read_claims(args.workdir)
+        rows = claims_file.read(args.workdir)
         text = claims_table.markdown(rows) if args.markdown else claims_table.text(rows)
     print(json.dumps(rows, indent=1) if args.json else text)
 
@@ -164,11 +189,11 @@ def _measure(workdir: Path, *chosen, **scope) -> list[str]:
     return taken
 
 
-def _write_report(workdir: Path) -> None:
+def _write_report(workdir: Path, partial: bool = False) -> None:
     from lab import stages
     from lab.report import claims_table
 
-    page, rows = stages.report(workdir)
+    page, rows = stages.report(workdir, partial)
     print(claims_table.text(rows))
     for variant, names in stages.stale(workdir).items():
         print(f"left out of {variant}: {', '.join(names)} ({stages.LEFT_OUT})")
@@ -192,6 +217,7 @@ COMMANDS = {
     "analyze": _analyze,
     "report": _report,
     "verify": _verify,
+    "prune": _prune,
     "verify-row": _verify_row,
     "reproduce": _reproduce,
     "claims": _claims,

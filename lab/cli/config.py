@@ -12,7 +12,7 @@ from lab.cli import arguments
 from lab.configs import base
 
 AXIS = re.compile(r"--config\.grid\.(\w+)=(.*)", re.DOTALL)
-EXAMPLES = "e.g. --config=composition:cpu or --config=configs/composition.py:cpu"
+EXAMPLES = "e.g. --config=composition:cpu or --config=my_study.py:smoke"
 
 
 def read(config_args: list[str], options: list[str]) -> ConfigDict:

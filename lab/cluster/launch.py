@@ -5,6 +5,7 @@ was killed, when it is launched again.
 """
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ def launch(
         lines[name] = _spared(line, jobs.get(name), waits) or dataclasses.replace(line, state="queued")
         if name not in jobs and lines[name].state == "queued":
             job = TrainingJob(configs.to_json(variant), str(root / name), config_file, set_up)
-            jobs[name] = _submit(executor, f"{variant.study}-{name}", job)
+            jobs[name] = _submit(executor, f"{Path(variant.study).stem}-{name}", job)
             _remember(root, line, cluster, jobs[name])
     return Launched(cluster, root, lines, jobs)
 
@@ -140,7 +141,7 @@ def _outcome(variant: str, work: Workdir, job) -> Progress:
     trace = str(error).rpartition('\n  File "')[2] if type(error).__name__ == "FailedJobError" else ""
     told = [line for line in trace.splitlines()[1:] if line[:1].strip()]  # below the last frame, and not indented
     reason = told[0] if told else f"it was killed (submitit calls it {job.state})"
-    return dataclasses.replace(line, state="failed", note=f"{reason}; log: {job.paths.stderr}")
+    return dataclasses.replace(line, state="failed", note=f"{reason}; log: {job.paths.stderr.resolve()}")
 
 
 def _submitit():
@@ -160,7 +161,7 @@ def _executor(root: Path, cluster: str, resources: Mapping):
     if cluster == "slurm" and "time" not in resources:
         raise ValueError("--time=MINUTES is missing: of one job, which is saved and queued again when it needs more")
     try:
-        executor = submitit.AutoExecutor(root / status.JOBS, cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
+        executor = submitit.AutoExecutor(_jobs_folder(root), cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
     except RuntimeError as error:  # no srun here
         raise ValueError(f"--cluster={cluster}: {error}") from error
     resources = dict(resources) if cluster == "slurm" else {"time": ENDLESS_MINUTES, **resources}
@@ -168,6 +169,21 @@ def _executor(root: Path, cluster: str, resources: Mapping):
     if "nodes" in resources:  # one that fails would leave the others waiting for it
         executor.update_parameters(tasks_per_node=1, slurm_srun_args=["--kill-on-bad-exit=1"])
     return executor
+
+
+def _jobs_folder(root: Path) -> Path:
+    """The folder of the jobs, as submitit is given it: `workdir/jobs`.
+
+    submitit and SLURM read `%j` and the like in a path as patterns. A folder with such a name is reached through a link
+    beside the first part of its path that has a `%`.
+    """
+    folder = root / status.JOBS
+    plain = [part for part in (folder, *folder.parents) if "%" not in str(part)]
+    if folder in plain:
+        return folder
+    link = plain[0] / f".lab-jobs-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    files.link(link, folder)
+    return link
 
 
 def _submit(executor, name: str, job: TrainingJob):
@@ -186,7 +202,7 @@ def _remember(root: Path, line: Progress, cluster: str, job) -> None:
 
 def _queued(root: Path) -> dict:
     """The jobs of earlier launches that SLURM has still to end, by variant."""
-    folder, submitted = root / status.JOBS, _submitit().SlurmJob
+    folder, submitted = _jobs_folder(root), _submitit().SlurmJob
     notes = {name: note for name, note in status.launched(root).items() if note["cluster"] == "slurm"}
     jobs = {name: submitted(folder, note["job"], range(note["tasks"])) for name, note in notes.items()}
     return {name: job for name, job in jobs.items() if job.get_info(mode="force").get("State") in UNENDED}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.disk import lock, metrics, store
+from lab.disk import files, lock, metrics
 from lab.disk.files import WorkdirError
 from lab.disk.workdir import Workdir
 
@@ -73,13 +73,13 @@ def read(variant: str, work: Workdir, running: bool | None = None) -> Progress:
       running: whether a process trains there, where that is known; None: its lock is looked at.
     """
     running = lock.held(work.path) if running is None else running
-    if not (work.path / "config.json").is_file() and not store.steps(work.checkpoints):
+    if not (work.path / "config.json").is_file() and not files.steps(work.checkpoints):
         return Progress(variant, "running" if running else "not started", 0)
     try:
         steps, rows, trained = work.config.steps, len(work.grid), work.trained()
     except (WorkdirError, AttributeError, KeyError, TypeError, ValueError) as error:
         return Progress(variant, "damaged", note=str(error) or type(error).__name__)
-    saved = store.steps(work.checkpoints)
+    saved = files.steps(work.checkpoints)
     chunks = [int(path.stem) for path in metrics.metric_files(work.metrics)]
     step = max((chunks if running and not trained else saved), default=0)
     state = "trained" if trained else "running" if running else "stopped"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 PLAN = "plan.json"  # how the rows are computed; not there before training, and not needed after it
+PRUNED = "pruned.json"  # snapshots that were dropped on purpose; not there in most folders
 IDENTITY = ("config.json", "grid.json")  # the files that say which training a folder holds
 SEAL = 64  # bytes at the end of an npz: which training it belongs to, and the sha256 of everything before
 REMOVE_TRIES = 5
@@ -52,6 +53,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         remove(temporary)
         raise SaveError(f"{path}: could not be written ({reason(error)})") from error
+
+
+def link(place: Path, target: Path) -> None:
+    """Makes `place` a symbolic link to the folder `target`, which is made, too; in place of one to somewhere else.
+
+    Raises:
+      SaveError: it could not be made.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if not (place.is_symlink() and place.readlink() == target):
+            place.unlink(missing_ok=True)
+            place.symlink_to(target)
+    except OSError as error:
+        raise SaveError(f"{place}: no link to {target} could be made ({reason(error)})") from error
 
 
 def write_json(path: Path, value) -> None:
@@ -163,6 +179,13 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError:
             return
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps saved in a folder, oldest first; unfinished saves and foreign names are not among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and is_step(path.name))
 
 
 def is_step(name: str) -> bool:

@@ -28,7 +28,8 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
       A Dataset. Dimensions: `step` (evaluations), `train_step` (training steps), `snapshot`, and the grid's axes
       (`gamma`, `weight_decay`, `learning_rate`, `seed`, ...), or `row` where the grid is not a product. Variables:
       `train_loss` and `grad_norm` (train_step, ...), `<split>.<score>` (step, ...), `diverged_at` (...; -1 = healthy),
-      `<measure>.<name>` (snapshot, ...). `dataset.lab.params(gamma=0.8, ...)` gives a row's parameters.
+      `<measure>.<name>` (snapshot, ...), with `units`, `split` and `n_sequences` in its attributes.
+      `dataset.lab.params(gamma=0.8, ...)` gives a row's parameters.
 
     Raises:
       WorkdirError: nothing to load, several variants and none named, or a missing or damaged file.
@@ -53,7 +54,7 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
     dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
     dataset.attrs = {
         "workdir": str(work.path),
-        "variant": variant or work.path.name,
+        "variant": variant or work.path.resolve().name,
         "config": configs.to_json(work.config),
     }
     return dataset
@@ -77,8 +78,17 @@ def _measurement(work: Workdir, name: str) -> xr.Dataset:
     coords = {"snapshot": np.array(header["snapshots"])} | {d: np.array(v) for d, v in header["coords"].items()}
     dataset = _dataset(variables, coords, work.grid)
     for output, unit in header["units"].items():
-        dataset[f"{name}.{output}"].attrs["units"] = unit
+        dataset[f"{name}.{output}"].attrs |= {"units": unit} | _sequences(work, header)
     return dataset
+
+
+def _sequences(work: Workdir, header: dict) -> dict:
+    """Of how many sequences of which split a measurement is; nothing for one of the weights alone."""
+    split, n, _ = header.get("batch", ("", 1, ""))
+    if n == 1:
+        return {}
+    train_size = work.config.train_size if split == "train" else 0
+    return {"split": split, "n_sequences": min(n, train_size or n)}
 
 
 def _with_gaps(values, has):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import schedule
-from lab.disk import store
+from lab.disk import files
 from lab.disk.files import DamagedError, WorkdirError, is_step, read_npz
 from lab.disk.workdir import Workdir
 
@@ -51,7 +51,7 @@ def read_chunks(work: Workdir) -> list[dict[str, np.ndarray]]:
     chunks = schedule.chunks(work.config)
     _, evaluated, _ = schedule.boundaries(work.config)
     there = {int(path.stem) for path in metric_files(work.metrics)}
-    reached = max(chunks.keys() & (there | {*store.steps(work.checkpoints)}), default=-1)
+    reached = max(chunks.keys() & (there | {*files.steps(work.checkpoints)}), default=-1)
     if reached < 0:
         raise WorkdirError(f"{work.path}: no metrics yet")
     due = {end: steps for end, steps in chunks.items() if end <= reached}

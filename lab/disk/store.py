@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lab.disk import files, shard_files
-from lab.disk.files import DamagedError, SaveError, read_json, write_json
+from lab.disk.files import DamagedError, SaveError, read_json, steps, write_json
 
 MANIFEST = "manifest.json"
 
@@ -83,13 +83,6 @@ def take_rows(tree_R, first: int, last: int):
     return jax.tree.map(lambda leaf: leaf[first:last], tree_R)
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps saved in a folder, oldest first; unfinished saves and foreign names are not among them."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and files.is_step(path.name))
-
-
 def newest_whole(folder: Path, like, report: Callable[[str], None], newest: int | None = None) -> int | None:
     """The step of the newest save that verifies; damaged ones are reported and set aside as `damaged-<step>`.
 
@@ -116,8 +109,13 @@ def keep_newest(folder: Path, count: int) -> None:
     """Deletes all but the newest `count` saves; folders without their manifest are not counted and not touched."""
     saved = [step for step in steps(folder) if _has_manifest(folder / str(step))]
     for step in saved[:-count]:
-        (folder / str(step)).rename(folder / f".{step}.tmp")  # half deleted, it must not look like a damaged save
-        files.remove(folder / f".{step}.tmp")
+        drop(folder, step)
+
+
+def drop(folder: Path, step: int) -> None:
+    """Deletes a save."""
+    (folder / str(step)).rename(folder / f".{step}.tmp")  # half deleted, it must not look like a damaged save
+    files.remove(folder / f".{step}.tmp")
 
 
 def tidy(folder: Path) -> None:

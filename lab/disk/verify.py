@@ -76,7 +76,7 @@ def sound_until(work: Workdir, report: Callable[[str], None]) -> int:
     sound = -1
     ends, _, kept = schedule.boundaries(work.config)
     for end in ends:
-        due = [work.metrics / f"{end}.npz"] + [work.snapshots / str(end)] * (end in kept)
+        due = [work.metrics / f"{end}.npz"] + [work.snapshots / str(end)] * (end in kept - work.pruned)
         if not all(path.exists() for path in due):
             break
         sound = end
@@ -97,8 +97,11 @@ def set_aside_identity(work: Workdir, report: Callable[[str], None]) -> None:
 def _identity_damages(work: Workdir) -> dict[str, str]:
     """What is wrong with the files that say what is trained here and how, by name."""
     checks = {"config.json": lambda: work.config, "grid.json": lambda: work.grid}
-    if (work.path / files.PLAN).exists():
-        checks[files.PLAN] = lambda: work.read_json(files.PLAN)
+    checks |= {
+        name: functools.partial(work.read_json, name)
+        for name in (files.PLAN, files.PRUNED)
+        if (work.path / name).exists()
+    }
     found = {name: _damage(lambda check: check(), check) for name, check in checks.items()}
     return {name: line for name, line in found.items() if line is not None}
 
@@ -134,7 +137,7 @@ def _missing(work: Workdir, damaged: Container[Path]) -> list[Path]:
 
     missing = [work.metrics / f"{end}.npz" for end in chunks if end <= reached and end not in chunk_files]
     snapshots = {*store.steps(work.snapshots)}
-    due = {step for step in kept if step < reached or step <= continued}
+    due = {step for step in kept - work.pruned if step < reached or step <= continued}
     missing += [work.snapshots / str(step) for step in sorted(due - snapshots)]
     ended = reached == work.config.steps and reached in snapshots
     due = [step for step in schedule.checkpointed(work.config) if step < reached or ended]

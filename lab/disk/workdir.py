@@ -6,20 +6,24 @@ metrics/<step>.npz         one file a chunk, each metric (n, R) or (n, R, ...), 
 checkpoints/<step>/        everything needed to continue, all rows, hashed
 snapshots/<step>/          parameters only, kept for analysis, hashed
 analysis/<name>.npz .json  measurements of the snapshots, sealed, and what they are, signed
+pruned.json                snapshots that were dropped on purpose, signed
 damaged-*                  found damaged by a training and renamed; nothing reads it
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 
-from lab import config as configs
-from lab.disk import files, store
+from lab import config_json
+from lab.disk import files
 from lab.disk.files import DamagedError, WorkdirError
-from lab.experiment import Experiment
 from lab.grid import Grid
+
+if TYPE_CHECKING:
+    from lab.experiment import Experiment
 
 
 class Workdir:
@@ -35,14 +39,18 @@ class Workdir:
 
     @functools.cached_property
     def config(self) -> ml_collections.ConfigDict:
-        return self._read_as("config.json", lambda held: configs.from_json(held["config"]))
+        return self._read_as("config.json", lambda held: config_json.from_json(held["config"]))
 
     @functools.cached_property
     def grid(self) -> Grid:
         return self._read_as("grid.json", Grid.from_json)
 
     @functools.cached_property
-    def experiment(self) -> Experiment:
+    def experiment(self) -> "Experiment":
+        from lab import config as configs  # and with it JAX and Flax, which names and numbers do without
+        from lab import families
+
+        families.bring_back(self.classes)
         return configs.experiment(self.config)
 
     @property
@@ -51,12 +59,25 @@ class Workdir:
         return self._read_as("config.json", lambda held: held["data"])
 
     @property
+    def classes(self) -> list[dict]:
+        """Where tasks and models of the user's own are, see `families.own`; none in a folder from before."""
+        return self._read_as("config.json", lambda held: held.get("classes", []))
+
+    @property
     def started_from(self) -> dict[str, str]:
         """Hash of the weights that the training started from, see `init_from.identity`; empty where drawn anew."""
         return self._read_as("config.json", lambda held: held["start"])
 
+    @property
+    def pruned(self) -> set[int]:
+        """Steps of the snapshots that were dropped on purpose, see `prune`; none where the note is damaged."""
+        try:
+            return set(self.read_json(files.PRUNED)["snapshots"])
+        except (DamagedError, KeyError):
+            return set()
+
     def snapshot_steps(self) -> list[int]:
-        return store.steps(self.snapshots)
+        return files.steps(self.snapshots)
 
     def params(self, step: int | None = None, row: int | None = None):
         """Parameters at a snapshot, host arrays with leading row axis, or of one row without it.
@@ -67,6 +88,8 @@ class Workdir:
         Raises:
           WorkdirError: no such snapshot, or it is damaged.
         """
+        from lab.disk import store
+
         steps = self.snapshot_steps()
         step = steps[-1] if step is None and steps else step
         if step not in steps:
@@ -79,7 +102,7 @@ class Workdir:
 
     def trained(self) -> bool:
         """Whether the training has ended, by the names in the folder; `verify.whole` looks closer."""
-        return (self.path / "config.json").is_file() and self.config.steps in store.steps(self.checkpoints)
+        return (self.path / "config.json").is_file() and self.config.steps in files.steps(self.checkpoints)
 
     def read_json(self, name: str) -> dict:
         """
@@ -104,7 +127,7 @@ def variants_in(root: str | Path) -> dict[str, Workdir]:
     """
     root = Path(root)
     if _is_training(root):
-        return {root.name: Workdir(root)}
+        return {root.resolve().name: Workdir(root)}  # `.` has no name
     found = {path.name: Workdir(path) for path in sorted(root.glob("*")) if _is_training(path)}
     if not found:
         raise WorkdirError(f"{root}: no training here (no config.json in it or one folder below)")

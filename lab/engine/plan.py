@@ -33,6 +33,7 @@ from lab.grid import Grid
 FACTOR = 4  # between the widths tried first; the neighbours of the best come after
 SLOWER = 0.95  # below this share of the best rate a width is given up, and with it all wider ones
 REPEATS, SECONDS = 7, 0.2  # timings of each width, the best of which counts, and how long each lasts at least
+DESCRIBED, ENTRY = 1700, 270  # bytes on disk beside the numbers: of an array in a save, and in an npz file
 MEMORY_SHARE = 0.9  # of what a device has
 SMALLER = "set data_devices and split_params to spread it over several devices, or make batch_size smaller"
 
@@ -110,9 +111,9 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
     mesh = shard.run_mesh(len(grid), config.data_devices)
     experiment.check_model()
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
-    size = tree.size(state.params)
+    count = tree.size(state.params)
     lines = [
-        f"{len(grid)} rows of {size:,} parameters, {tree.n_bytes(state) / 1e6:,.1f} MB each with the moments of the "
+        f"{len(grid)} rows of {count:,} parameters, {tree.n_bytes(state) / 1e6:,.1f} MB each with the moments of the "
         f"optimizer, {flops(experiment, grid) / 1e9:,.2f} GFLOP a step; on {mesh.shape['run']} x {mesh.shape['data']} "
         "devices (run x data)",
         *experiment.init_table(grid.columns, measure=not compile_only),
@@ -127,9 +128,67 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
             f"each device holds {held.argument_size_in_bytes / 1e6:,.0f} MB of states and data, and "
             f"{held.temp_size_in_bytes / 1e6:,.0f} MB while it computes, {layout.width} rows at once"
         )
-        return lines
-    chosen = choose(experiment, grid, mesh, options, schedule.longest_chunk(config), config.block_width, fresh)
-    return [*lines, chosen.sentence()]
+        return [*lines, disk_sentence(config, experiment, grid)]
+    longest = schedule.longest_chunk(config)
+    chosen = choose(experiment, grid, mesh, options, longest, config.block_width, fresh)
+    rate = chosen.rates.get(chosen.width) or _rate(experiment, grid, mesh, options, longest, chosen.width)[0]
+    return [
+        *lines,
+        chosen.sentence(),
+        duration_sentence(len(grid), config.steps, rate, chosen.width * mesh.shape["run"]),
+        disk_sentence(config, experiment, grid),
+    ]
+
+
+def duration_sentence(n_rows: int, steps: int, rate: float | None, at_once: int) -> str:
+    """How long training takes at a rate in row-steps/s; rows that fill up a last block are computed, too."""
+    if not rate:
+        return "no duration: one block does not fit in memory"
+    computed = math.ceil(n_rows / at_once) * at_once
+    return (
+        f"about {hours_and_minutes(computed * steps / rate)}: {n_rows} rows x {steps} steps at {rate:.0f} row-steps/s; "
+        "evaluations and compiling come on top"
+    )
+
+
+def hours_and_minutes(seconds: float) -> str:
+    """`3 d 4 h`, `2 h 05 min`, `12 min`, `40 s`."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{math.ceil(seconds)} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+    return "{} d {} h".format(*divmod(hours, 24))
+
+
+def disk_sentence(config: ml_collections.ConfigDict, experiment: Experiment, grid: Grid) -> str:
+    """Bytes that a finished training leaves on disk, by what they are."""
+    state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
+    data = jax.eval_shape(lambda: batches.evaluation_set(experiment, batches.train_set(experiment)))
+    scores = jax.eval_shape(functools.partial(step.evaluate, experiment), state, data)
+    ends, evaluated, kept = schedule.boundaries(config)
+    n_checkpoints = min(schedule.KEPT_CHECKPOINTS, len(schedule.checkpointed(config)))
+
+    def saves(count: int, tree_of_row) -> float:
+        described = DESCRIBED * len(jax.tree.leaves(tree_of_row))
+        return count * (described + tree.n_bytes(tree_of_row) * len(grid))
+
+    numbers = 2 * 4 * config.steps + 4 * len(ends) + len(evaluated) * tree.n_bytes(scores)  # two metrics a step
+    parts = {
+        f"{n_checkpoints} checkpoints": saves(n_checkpoints, state),
+        f"{len(kept)} snapshots": saves(len(kept), state.params),
+        "metrics": numbers * len(grid) + ENTRY * len(ends) * (len(scores) + 5),
+    }
+    listed = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in parts.items())
+    return f"on disk about {size(sum(parts.values()))}: {listed}"
+
+
+def size(n_bytes: float) -> str:
+    """`12 kB`, `3.4 MB`, `56 GB`."""
+    power, unit = next(((p, unit) for p, unit in ((1e9, "GB"), (1e6, "MB")) if n_bytes >= p), (1e3, "kB"))
+    n_bytes /= power
+    return f"{n_bytes:.2g} {unit}" if n_bytes < 100 else f"{n_bytes:.0f} {unit}"
 
 
 def record(workdir: Path, plan: Plan) -> None:

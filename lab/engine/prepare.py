@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from lab import config as configs
+from lab import families
 from lab.disk import files, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
@@ -84,7 +85,8 @@ def begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid, report: 
     if begun:
         init_from.refuse_other(work)
     else:
-        said = {"config": configs.to_json(config), "data": files.hashes(kept), "start": start, **provenance()}
+        said = {"config": configs.to_json(config), "data": files.hashes(kept), "start": start}
+        said |= {"classes": families.own(config), **provenance()}
         files.write_json(work.path / "config.json", said)
     if verify.whole(work):
         return True
@@ -113,6 +115,7 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
     asked = Grid.from_json(grid.to_json()).to_json()
     changed = changed or configs.differences(held_grid.to_json(), asked, "grid.json ")
     changed = changed or configs.differences(work.data_hashes, files.hashes(work.experiment.task.files()), "data ")
+    changed = changed or families.changed(work.classes)
     if changed:
         raise WorkdirError(f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}")
     return True

@@ -24,7 +24,6 @@ from lab.engine.rows import Rows
 from lab.engine.shard import Layout
 from lab.grid import Grid
 
-KEPT_CHECKPOINTS = 2
 LOG_SECONDS = 30  # between lines of progress where nobody watches
 
 
@@ -228,7 +227,7 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
     if checkpoint:
         store.save(work.checkpoints, chunk.end, state, first, parts)
         if multihost.is_first():
-            store.keep_newest(work.checkpoints, KEPT_CHECKPOINTS)
+            store.keep_newest(work.checkpoints, schedule.KEPT_CHECKPOINTS)
 
 
 def _say(line: str) -> None:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lab import schedule
+from lab import families, schedule
 from lab.disk import metrics, store
+from lab.disk.files import WorkdirError
 from lab.disk.workdir import Workdir
 from lab.engine import init_from, numerics, shard, sweep
 from lab.engine.rows import Rows
@@ -51,12 +52,15 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
     config, grid = work.config, work.grid
     if not 0 <= row < len(grid):
         raise ValueError(f"row {row}: {work.path} has rows 0 to {len(grid) - 1}")
+    experiment = work.experiment
+    if changed := families.changed(work.classes):
+        raise WorkdirError(f"{work.path}: trained by other code. Changed: {'; '.join(changed)}")
     chunks = metrics.read_chunks(work)
     numerics.refuse_other(work.path, work.read_json("config.json"), "replay a row")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("run", "data"))
     layout = shard.layout(mesh, 1, 1)
     ends, _, kept = schedule.boundaries(config)
-    alone = Rows(work.experiment, grid.take([row]), layout, schedule.longest_chunk(config), sweep.options(config))
+    alone = Rows(experiment, grid.take([row]), layout, schedule.longest_chunk(config), sweep.options(config))
     init_from.refuse_other(work)
     alone.start(init_from.weights(work.path, config, grid, row, row + 1))
 

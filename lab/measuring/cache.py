@@ -60,7 +60,7 @@ def read(work: Workdir, name: str, identity: Mapping) -> Cache:
     if not header.items() >= identity.items() or not header.keys() >= KEYS:
         return cached
     cached.device_kinds.update(header.get("device_kinds", ()))
-    whole = set(work.snapshot_steps())
+    whole = {*work.snapshot_steps(), *work.pruned}
     for i, step in enumerate(header["snapshots"]):
         if step in whole:
             values = {name: a[i] if header["every_snapshot"] else a for name, a in arrays.items()}

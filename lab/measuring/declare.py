@@ -51,6 +51,7 @@ class Measure:
       units: output -> unit, for every output.
       snapshots: `all`, `last` (the trained rows only) or `log` (log-spaced), where the user does not say.
       split, n: the batch that `function` is given: `n` sequences of a split of the task.
+      n_asked: whether `n` is a number that the user named, in place of the measurement's own.
       stream: measurements that name the same one are given the same sequences; empty: its own.
       precision: `float32` or `float64`: the least it is taken in, whatever is asked for.
     """
@@ -63,6 +64,7 @@ class Measure:
     snapshots: str = "all"
     split: str = "train"
     n: int = 1
+    n_asked: bool = False
     stream: str = ""
     precision: str = "float32"
 

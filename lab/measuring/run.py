@@ -3,6 +3,7 @@
 Results are cached by snapshot and row, and written to disk every few seconds.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lab
-from lab import rng
+from lab import rng, schedule
 from lab.disk import store
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
@@ -39,6 +40,8 @@ class Selection:
       snapshots: see `Measure`; None: as each measurement says.
       rows: indices into the grid; None: all.
       precision: `float32` or `float64`. A float64 result also satisfies a float32 request.
+      n: how many sequences, for measurements of any: a number, or `all` of a finite training set. None: as each
+        measurement says, or as a result that is there was asked for.
 
     Raises:
       ValueError: an unknown choice.
@@ -47,6 +50,7 @@ class Selection:
     snapshots: str | None = None
     rows: Sequence[int] | None = None
     precision: str = "float32"
+    n: int | str | None = None
 
     def __post_init__(self):
         for name, accepted in (("snapshots", (None, *SNAPSHOTS)), ("precision", PRECISIONS)):
@@ -69,6 +73,7 @@ def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = S
     """
     if not work.snapshot_steps():
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
+    measures = [_sized(work, declared, selection) for declared in measures]
     with only_writer(work.analysis):
         store.tidy(work.analysis)
         due = [(declared, rows_at) for declared in measures if (rows_at := _rows_missing(work, declared, selection))]
@@ -86,7 +91,8 @@ def missing(work: Workdir, measures: Sequence[Measure], selection: Selection = S
     Raises:
       ValueError: no such row.
     """
-    return [declared for declared in measures if _rows_missing(work, declared, selection)]
+    sized = [_sized(work, declared, selection) for declared in measures]
+    return [declared for declared in sized if _rows_missing(work, declared, selection)]
 
 
 def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
@@ -97,7 +103,7 @@ def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
             header = work.read_json(f"analysis/{declared.name}.json")
         except DamagedError:  # not there, or `load` refuses it
             continue
-        if not header.items() >= _identity(declared).items():
+        if not header.items() >= _identity(_sized(work, declared, Selection())).items():
             names.append(declared.name)
     return names
 
@@ -113,13 +119,27 @@ def refuse_unknown_rows(work: Workdir, selection: Selection) -> None:
             raise ValueError(f"row {row}: {work.path} has rows 0 to {n_rows - 1}")
 
 
-def chosen_steps(steps: list[int], choice: str) -> list[int]:
-    """`all` snapshots, the `last`, or a `log`-spaced part: the first, the last, and the last halved again and again."""
-    if choice == "log":
-        wanted = {steps[-1] >> k for k in range(steps[-1].bit_length())}
-        near = {min(steps, key=lambda step, want=want: abs(step - want)) for want in wanted}
-        return sorted(near | {steps[0]})
-    return steps if choice == "all" else steps[-1:]
+def _sized(work: Workdir, declared: Measure, selection: Selection) -> Measure:
+    """The measurement of as many sequences as the user names, or as he once named for the result that is there.
+
+    Raises:
+      ValueError: there are not so many, or no end of them.
+    """
+    if declared.n == 1:  # of the weights alone
+        return declared
+    n, train_size = selection.n, work.experiment.train_size if declared.split == "train" else 0
+    if n is None:
+        with contextlib.suppress(DamagedError):
+            header = work.read_json(f"analysis/{declared.name}.json")
+            if header.get("n_asked"):
+                n = header["batch"][1]
+    elif n == "all":
+        if not train_size:
+            raise ValueError(f"n=all: {work.path} draws its {declared.split} sequences without end; give a number")
+        n = train_size
+    elif train_size and n > train_size:
+        raise ValueError(f"n={n}: {work.path} has {train_size} training sequences")
+    return declared if n is None else dataclasses.replace(declared, n=n, n_asked=True)
 
 
 def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress) -> None:
@@ -237,7 +257,7 @@ def _rows_missing(work: Workdir, declared: Measure, selection: Selection) -> dic
     precision = selection.precision_for(declared)
     rows = range(len(work.grid)) if selection.rows is None else selection.rows
     cached = cache.read(work, declared.name, _identity(declared))
-    steps = chosen_steps(work.snapshot_steps(), selection.snapshots or declared.snapshots)
+    steps = schedule.chosen(work.snapshot_steps(), selection.snapshots or declared.snapshots)
     return {step: absent for step in steps if (absent := cached.missing(step, rows, precision))}
 
 
@@ -248,6 +268,7 @@ def _identity(declared: Measure) -> dict:
         "coords": {name: list(values) for name, values in declared.coords.items()},
         "units": dict(declared.units),
         "batch": [declared.split, declared.n, declared.stream],
+        **({"n_asked": True} if declared.n_asked else {}),
         "matmul": MATMUL,
         "code": fingerprint.fingerprint(declared.function),
         "version": lab.__version__,

@@ -12,7 +12,7 @@ import xarray as xr
 
 from lab.analysis import complexity, sharpness
 from lab.report import figures, maps, measures
-from lab.report.page import Picture, Section
+from lab.report.page import Picture, Section, file_name
 from lab.runs import MissingData, Run, Runs, words
 
 TEXT = (
@@ -72,7 +72,9 @@ def sections(runs: Runs, target: str) -> list[Section]:
         for draw in (_over_time, _against_gamma, *_PAIRS, _predictors):
             with contextlib.suppress(MissingData):
                 picture = draw(run, target)
-                pictures.append(Picture(f"{variant}-measured-{picture.name}", picture.caption, picture.figure))
+                pictures.append(
+                    Picture(f"{file_name(variant)}-measured-{picture.name}", picture.caption, picture.figure)
+                )
         if pictures:
             made.append(Section(f"Measured ({variant})", TEXT.format(target=target), pictures))
     return made

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lab import claims
+from lab import verdicts
 
 Row = Mapping[str, object]
 
@@ -58,13 +58,13 @@ def foot(rows: Sequence[Row]) -> str:
     """What a reader should know of all verdicts together."""
     counts = [f"{sum(row['verdict'] == verdict for row in rows)} {word}" for verdict, word in _WORDS.items()]
     return (
-        f"{len(rows)} claims: {', '.join(counts)}. A verdict is of the median over at least {claims.FEWEST_SEEDS} "
-        f"seeds, by its exact order-statistic interval; at most {claims.wrong_by_chance(rows):.1f} of them are "
+        f"{len(rows)} claims: {', '.join(counts)}. A verdict is of the median over at least {verdicts.FEWEST_SEEDS} "
+        f"seeds, by its exact order-statistic interval; at most {verdicts.wrong_by_chance(rows):.1f} of them are "
         "expected to be wrong by chance."
     )
 
 
-_WORDS = {claims.HOLDS: "hold", claims.FAILS: "do not hold", claims.OPEN: "open"}
+_WORDS = {verdicts.HOLDS: "hold", verdicts.FAILS: "do not hold", verdicts.OPEN: "open"}
 
 
 def _number(value) -> str:

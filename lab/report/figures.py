@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lab.analysis import statistics
 from lab.report import style
-from lab.runs import as_run
+from lab.runs import MissingData, as_run
 
 RATE = "init rate γ"
 BAND = ", band from the lowest to the highest seed"
@@ -57,6 +57,8 @@ def pick(run, name, keep, at):
 
     Raises MissingData as `Run.over_time`, ValueError if `at` names a dimension that the run does not have.
     """
+    if name not in run:
+        raise MissingData(name)
     unknown = sorted(set(at) - set(run.dataset.dims))
     if unknown:
         raise ValueError(f"no dimension {unknown[0]!r}; the dataset has {', '.join(map(str, run.dataset.dims))}")
@@ -73,6 +75,8 @@ def pick(run, name, keep, at):
 def _gather(run, metrics, keep, at):
     """(values, lost, notes): the metrics' last values and which rows diverged, both with dims `keep`."""
     names = style.labelled(metrics)
+    for absent in (name for name in names if name not in run):
+        raise MissingData(absent)  # before a dimension is missed that it would bring
     inner = tuple(dim for dim in keep if dim != "metric")
     chosen = [pick(run, name, inner, at) for name in names]
     values = xr.concat([values for values, _ in chosen], "metric", coords="minimal", compat="override")

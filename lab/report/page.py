@@ -66,9 +66,14 @@ def draw_section(
         except MissingData as missing:
             lacking[drawing.__name__.strip("_").replace("_", " ")] = missing
         else:
-            pictures.append(replace(picture, name=f"{prefix}-{picture.name}".removeprefix("-")))
+            pictures.append(replace(picture, name=f"{file_name(prefix)}-{picture.name}".removeprefix("-")))
     left_out = "; ".join(f"{name} (this run lacks {missing})" for name, missing in lacking.items())
     return Section(title, f"{text}\n\nNot drawn: {left_out}." if lacking else text, pictures)
+
+
+def file_name(folder: str) -> str:
+    """The name of a training's folder as part of a picture's name: what is not of a-z, 0-9, - and _ becomes a dash."""
+    return re.sub(r"[^a-z0-9_-]+", "-", folder.lower())
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Studies: one paper each, as analyses, claims and figures over the trainings that its config describes."""
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -46,6 +47,13 @@ def names() -> tuple[str, ...]:
     """The studies there are: the modules here that have a config of the same name. None of them is imported."""
     configs = base.names()
     return tuple(found.name for found in pkgutil.iter_modules(__path__) if found.name in configs)
+
+
+def sentence(name: str) -> str:
+    """What a study is of: the first line of its module's docstring, read without running it."""
+    here = Path(__path__[0]) / name
+    path = here / "__init__.py" if here.is_dir() else here.with_suffix(".py")
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
 def get(name: str) -> Study:

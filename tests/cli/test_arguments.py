@@ -58,6 +58,10 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     ("analyze W --rows=0-3", "no training here"),
     ("report W", "no training here"),
     ("claims W", "no claims table"),
+    ("report W --partial", "no training here"),
+    ("prune W --keep-checkpoints=1", "no training here"),
+    ("prune W", "what may go\\? --keep-checkpoints=N, --keep-snapshots=log or --keep-snapshots=last, or both"),
+    (f"train {SMALL} W --config.task.family=mine:Task", "task.family='mine:Task': No module named 'mine'"),
     ("analyze W --config.steps=3", "unexpected argument '--config.steps=3'"),
 ]
 
@@ -76,6 +80,9 @@ def test_mistake_earns_one_line_that_says_what_would_do(tmp_path, refusal, typed
         (f"train {SMALL}", "--workdir"),
         ("reproduce", "study"),
         ("reproduc", "reproduce"),
+        ("analyze w --n=al", r"--n: invalid number of sequences, or `all`, value: 'al'"),
+        ("analyze w --n=0", r"--n: invalid number of sequences"),
+        ("prune w --keep-snapshots=some", r"--keep-snapshots: invalid choice: 'some'"),
         *((f"analyze w --rows={words}", r"--rows: invalid list of rows, e\.g\. 0,3,8-11, value")
           for words in ("0,x", "3-1", "-2", "1,,2", "1-2-3", "", "9" * 5000)),
     ],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import lab
-from lab import models, rng, stages, studies
+from lab import models, rng, studies
 from lab.configs import base
-from lab.disk import measurements
+from lab.disk import claims_file, measurements
 from lab.disk.workdir import Workdir
 from lab.measuring import catalogue
 from lab.report import page
@@ -124,7 +124,7 @@ def test_claim_is_the_number_of_the_raw_metrics(reproduced):
               if columns["seed"][r] == seed and columns["weight_decay"][r] == 0.01}  # fmt: skip
         assert len(at) == 2
         rises.append(float(max(at.values()) - at[min(at)]))
-    (row,) = [row for row in stages.read_claims(reproduced) if row["id"] == "C3a"]
+    (row,) = [row for row in claims_file.read(reproduced) if row["id"] == "C3a"]
     assert (row["low"], row["high"]) == pytest.approx((min(rises), max(rises)), rel=1e-5)
 
 

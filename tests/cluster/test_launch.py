@@ -301,3 +301,21 @@ def test_missing_submitit_is_one_line_that_says_what_to_install(capsys, tmp_path
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert "pip install 'gammalab[cluster]'" in refusal(capsys, tmp_path, ":plain", "--cluster=local")
     assert not (tmp_path / "w").exists()
+
+
+# --- whatever the folder is called ---
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "la %j unch", "50%", "%A_%a/%t", "%%", 'quo\'te "s"'])
+def test_jobs_lie_in_the_workdir_whatever_its_name(tmp_path, name):
+    from submitit.core.utils import JobPaths
+
+    root = tmp_path / "%u" / name
+    for _ in range(2):  # a second launch finds the link of the first
+        folder = launch._jobs_folder(root)
+        paths = JobPaths(folder, "123", 0)
+        assert "%" not in str(folder)
+        assert paths.stdout.resolve() == root / status.JOBS / "123_0_log.out"
+        assert JobPaths.get_first_id_independent_folder(folder) == folder
+    plain = tmp_path / "plain"
+    assert launch._jobs_folder(plain) == plain / status.JOBS and not plain.exists()

@@ -132,3 +132,50 @@ def test_parameters_split_over_devices_need_less_memory_on_each(echo):
     whole, split = (held(split).memory_analysis().argument_size_in_bytes for split in (False, True))
     large = 3 * 4 * 512 * 512  # the square matrix and its two moments; everything else is smaller than SMALLEST_SPLIT
     assert whole - split == large // 2
+
+
+# --- how long and how large ---
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"), (40, "40 s"), (100, "2 min"), (12 * 60, "12 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"),
+        (47.9 * 3600, "47 h 54 min"), (76 * 3600, "3 d 4 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_said_as_hours_and_minutes(seconds, text):
+    assert plan.hours_and_minutes(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(350, "0.35 kB"), (1500, "1.5 kB"), (350e3, "350 kB"), (3.44e6, "3.4 MB"), (2.5e11, "250 GB"), (5e12, "5000 GB")],
+)
+def test_sizes_are_said_in_the_largest_unit(n_bytes, text):
+    assert plan.size(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "steps", "rate", "at_once", "text"),
+    [
+        (4, 600, 10.0, 1, "about 4 min: 4 rows x 600 steps at 10 row-steps/s; "),
+        (3, 600, 10.0, 4, "about 4 min: 3 rows x 600 steps"),  # one block of four is computed
+        (5, 600, 10.0, 4, "about 8 min: 5 rows"),
+        (5, 600, None, 4, "no duration"),
+    ],
+)
+def test_duration_is_rows_times_steps_by_the_rate(n_rows, steps, rate, at_once, text):
+    assert plan.duration_sentence(n_rows, steps, rate, at_once).startswith(text)
+
+
+def test_plan_says_how_long_and_what_lies_on_disk(echo, echo_is_a_task, counted):
+    """Three rows of three matrices of 64 weights."""
+    config = echo.config(block_width=4)
+    *_, duration, disk = plan.explain(config)
+    assert duration.startswith("about 1 s: 3 rows x 24 steps at 400 row-steps/s")
+    assert [part.rsplit(" ", 2)[0] for part in disk.split(": ")[1].split(", ")] == [
+        "2 checkpoints", "3 snapshots", "metrics",
+    ]  # fmt: skip
+    n_bytes = 3 * 3 * (3 * 64 * 4) + 3 * 3 * plan.DESCRIBED  # three snapshots of three rows; three arrays in each
+    assert f"3 snapshots {plan.size(n_bytes)}" in disk

@@ -19,7 +19,8 @@ from lab.disk.workdir import Workdir
 from lab.engine.multihost import only_writer
 from lab.measuring import run as measuring
 from lab.measuring.declare import Measure, summary
-from lab.measuring.run import Selection, chosen_steps, measure, missing, stale
+from lab.measuring.run import Selection, measure, missing, stale
+from lab.schedule import chosen as chosen_steps
 from lab.tasks import Composition
 from lab.tree import named_leaves
 
@@ -49,8 +50,23 @@ def params_at(step):
 
 
 @pytest.fixture
-def work(tmp_path, untrained):
-    return untrained(tmp_path / "w", config(), {step: params_at(step) for step in STEPS})
+def work(tmp_path):
+    return trained(tmp_path / "w")
+
+
+def trained(path, **changes):
+    """What training leaves, of weights drawn here."""
+    made = Workdir(path)
+    made.path.mkdir()
+    options = configs.to_json(config()) | changes
+    files.write_json(made.path / "config.json", {"config": options, "data": {}, "start": {}})
+    files.write_json(made.path / "grid.json", grid.product(config().grid.to_dict()).to_json())
+    n = np.zeros((0, N_ROWS), np.float32)
+    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": n, "diverged_at": np.zeros(N_ROWS)}
+    files.write_npz(made.metrics / "0.npz", chunk)
+    for step in STEPS:
+        store.save(made.snapshots, step, params_at(step))
+    return made
 
 
 def norms(row):
@@ -549,3 +565,62 @@ def test_log_spaced_snapshots_halve_the_last_one():
     assert chosen_steps(list(range(0, 101)), "log") == [0, 1, 3, 6, 12, 25, 50, 100]
     assert chosen_steps([0, 40, 100], "log") == [0, 40, 100]
     assert chosen_steps([0, 40, 100], "last") == [100] and chosen_steps([0, 40, 100], "all") == [0, 40, 100]
+
+
+# --- of how many sequences ---
+
+
+def count(row):
+    """How many sequences there are, and which."""
+    return {"sequences": jnp.float32(len(row.batch.tokens_BxL)), "first": row.batch.tokens_BxL[0, 0].astype(float)}
+
+
+COUNT = Measure("count", count, units={"sequences": "1", "first": "1"}, n=4)
+
+
+@pytest.fixture
+def finite(tmp_path):
+    """With a training set of 577 sequences, a prime number."""
+    return trained(tmp_path / "finite", train_size=577)
+
+
+def counted(work):
+    found = lab.load(work.path)["count.sequences"]
+    assert len({*found.values.ravel()}) == 1 and found.attrs["n_sequences"] == found.values.ravel()[0]
+    return found.attrs["n_sequences"], found.attrs["split"]
+
+
+@pytest.mark.parametrize(("asked", "n"), [(None, 4), (3, 3), (577, 577), ("all", 577)])
+def test_as_many_sequences_as_asked_and_the_number_stands_beside_the_result(finite, asked, n):
+    # fewer snapshots would not be another number
+    assert measure(finite, [COUNT], Selection(n=asked, snapshots="last", rows=(0,))) == ["count"]
+    header, _ = measurements.read(finite, "count")
+    assert header["batch"][:2] == ["train", n]
+    found = lab.load(finite.path)["count.sequences"]
+    assert (found.attrs["n_sequences"], found.attrs["split"]) == (n, "train") and np.nanmax(found) == n
+
+
+def test_number_once_asked_for_stays_until_another_is(finite):
+    measure(finite, [COUNT], Selection(n=7, snapshots="last"))
+    assert missing(finite, [COUNT], Selection(snapshots="last")) == [] and stale(finite, [COUNT]) == []
+    measure(finite, [COUNT])  # the other snapshots, of as many
+    assert counted(finite) == (7, "train")
+    assert measure(finite, [COUNT], Selection(n=7)) == []
+    assert measure(finite, [COUNT], Selection(n=5)) == ["count"]
+    assert counted(finite) == (5, "train")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [(578, "n=578: .*finite has 577 training sequences"), ("all", "n=all: .*w draws its train sequences without end")],
+)
+def test_sequences_that_are_not_there_are_refused(finite, work, asked, message):
+    of = work if asked == "all" else finite
+    with pytest.raises(ValueError, match=message):
+        measure(of, [COUNT], Selection(n=asked))
+    assert not (of.analysis / "count.json").exists()
+
+
+def test_number_of_sequences_is_nothing_to_a_measurement_of_weights(work):
+    measure(work, [NORMS], Selection(n="all"))
+    assert "n_sequences" not in lab.load(work.path)["norms.all"].attrs and missing(work, [NORMS]) == []

@@ -1,7 +1,8 @@
 """Measurements of the loss around a row's parameters: curvature, flatness, noise, tangent kernel, description length.
 
-All are of the loss that the row was trained on, on `SEQUENCES` sequences of the training distribution, and of the model
-as it was trained: with `readout="last"` nothing is computed that the loss does not read.
+All are of the loss that the row was trained on, on `SEQUENCES` sequences of the training distribution unless the user
+names another number, and of the model as it was trained: with `readout="last"` nothing is computed that the loss does
+not read.
 """
 
 import math
@@ -65,7 +66,7 @@ def sharp(experiment: Experiment) -> Measure:
     momentum = 0.0 if adam else trained.momentum
 
     def function(row):
-        loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.minibatches(row.batch, MINIBATCH)
+        loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.weighted_minibatches(row.batch, MINIBATCH)
         keys = jax.random.split(row.key, 4)
         matvec, like_P = curvature.hessian(loss, row.params, batches)
         top, bottom = sharpness.extremes(matvec, like_P, keys[0], EIGENVALUES, MATVECS, TOLERANCE)
@@ -97,7 +98,7 @@ def density(experiment: Experiment) -> Measure:
     """Nodes and weights of the Hessian's spectral density; `sharpness.smooth` draws it."""
 
     def function(row):
-        loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.minibatches(row.batch, MINIBATCH)
+        loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.weighted_minibatches(row.batch, MINIBATCH)
         matvec, like_P = curvature.hessian(loss, row.params, batches)
         found = sharpness.density(matvec, like_P, row.key, DENSITY_PROBES, MATVECS)
         return {"node": found.node_SxM, "weight": found.weight_SxM}
@@ -111,7 +112,7 @@ def flat(experiment: Experiment) -> Measure:
     """Rise of the loss along random filter-normalized directions, one step up, and in the worst direction."""
 
     def function(row):
-        loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.minibatches(row.batch, MINIBATCH)
+        loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.weighted_minibatches(row.batch, MINIBATCH)
         line_key, ascent_key = jax.random.split(row.key)
         line = flatness.random_lines(
             loss, row.params, line_key, flatness.filter_normalized, DIRECTIONS, jnp.array(ALPHAS), batches
@@ -137,7 +138,7 @@ def noise(experiment: Experiment) -> Measure:
     """Loss and accuracy under noise in the weights and in the input embeddings."""
 
     def function(row):
-        batches = loss_fn.minibatches(row.batch, MINIBATCH)
+        batches = loss_fn.weighted_minibatches(row.batch, MINIBATCH)
         weight_key, input_key = jax.random.split(row.key)
         scores = {"loss": loss_fn.answer_loss_of, "accuracy": loss_fn.answer_accuracy_of}
         sigmas, found = jnp.array(SIGMAS), {}
@@ -157,9 +158,9 @@ def noise(experiment: Experiment) -> Measure:
 
 def singular(experiment: Experiment) -> Measure:
     """The local learning coefficient, its step a quarter of what the sharpest direction bears."""
-    n_examples = experiment.train_size or SEQUENCES
 
     def function(row):
+        n_examples = experiment.train_size or len(row.batch.tokens_BxL)
         loss, batches = loss_fn.answer_loss(experiment.model), _parts(row.batch, SMALL)
         top_key, chain_key = jax.random.split(row.key)
         matvec, like_P = curvature.hessian(loss, row.params, batches)
@@ -179,7 +180,7 @@ def quantized(experiment: Experiment) -> Measure:
     """Bits a weight that the loss can be had for, and the description length they make."""
 
     def function(row):
-        batches = loss_fn.minibatches(row.batch, MINIBATCH)
+        batches = loss_fn.weighted_minibatches(row.batch, MINIBATCH)
         found = description_length.by_quantization(
             loss_fn.answer_loss(experiment.model), row.params, batches, LOST_NATS
         )
@@ -201,7 +202,7 @@ def subspace(experiment: Experiment) -> Measure:
 
     def measured(row):
         loss = loss_fn.answer_loss(experiment.model)
-        start = loss_fn.mean_loss(loss, row.start, loss_fn.minibatches(row.batch, MINIBATCH))
+        start = loss_fn.mean_loss(loss, row.start, loss_fn.weighted_minibatches(row.batch, MINIBATCH))
         found = description_length.subspace_losses(
             loss, row.start, lambda key: experiment.task.sample(key, SMALL, "train", row.hparams), row.key,
             dims_tried, SUBSPACE_STEPS, SUBSPACE_RATE, n_eval=4,
