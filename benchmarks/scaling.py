@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --preset=cpu --out=runs/scaling        # 4 minutes on two cores
 
-Writes scaling.json, scaling.png and scaling.svg. The model is the one of configs/composition.py:cpu, with one thing
+Writes scaling.json, scaling.png and scaling.svg. The model is the one of composition:cpu, with one thing
 changed at a time; the points of a panel are timed in turn, in one run, each in a process of its own.
 """
 
