@@ -238,7 +238,7 @@ def test_slurm_gets_a_job_a_variant_with_what_is_given_and_no_more(slurm, tmp_pa
 
 
 def test_tasks_of_one_job_train_on_the_devices_of_all():
-    script = "import jax; from lab.engine import job; job._join_other_tasks()"
+    script = "import jax; from lab.cluster import job; job._join_other_tasks()"
     script += "; print(jax.process_count(), jax.device_count())"
     shared = os.environ | {
         "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": str(os.getpid()),
