@@ -71,14 +71,16 @@ def test_initial_weights_are_the_same_bits_in_64_bit_mode(same_bits, family, con
         params = models.init(model, rng.key(3, "init"), example)
         return init.rescale(params, init.rates(HPARAMS), convention)
 
-    narrow = drawn()
+    with jax.enable_x64(False):
+        narrow = drawn()
     with jax.enable_x64(True):
         wide = drawn()
     same_bits(wide, narrow)
 
 
 def test_start_of_a_row_is_the_same_bits_in_64_bit_mode(echo, same_bits):
-    narrow = steps.start(echo.experiment(), HPARAMS)
+    with jax.enable_x64(False):
+        narrow = steps.start(echo.experiment(), HPARAMS)
     with jax.enable_x64(True):
         wide = steps.start(echo.experiment(), HPARAMS)
     same_bits(wide, narrow)
@@ -92,7 +94,8 @@ def test_key_of_every_measurement_is_the_same_in_64_bit_mode():
     def words():
         return [jax.random.key_data(rng.key(variant.data_seed, stream)).tolist() for stream in streams]
 
-    narrow = words()
+    with jax.enable_x64(False):
+        narrow = words()
     with jax.enable_x64(True):
         assert words() == narrow
 
@@ -118,7 +121,8 @@ def test_within_the_gate_draws_and_constants_are_those_without_switches(same_bit
             "normal": jax.random.normal(key, (3,)), "numbers": jnp.arange(3), "third": jnp.asarray(1 / 3),
         }  # fmt: skip
 
-    plain = draws()
+    with jax.enable_x64(False):
+        plain = draws()
     with switched():
         with numerics.settled():
             same_bits(draws(), plain)
