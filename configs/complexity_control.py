@@ -14,7 +14,7 @@ by Reasoning or Memorizing" (arXiv 2405.05409).
 from ml_collections import ConfigDict
 
 from lab.configs import base, composition
-from lab.configs.composition import FIRST_PAPERS_GRID, first_paper
+from lab.configs.composition import FIRST_PAPER, FIRST_PAPERS_GRID
 
 get_config = base.get_config(__name__)
 
@@ -95,15 +95,32 @@ def paper() -> ConfigDict:
     config = composition.paper()
     config.variants = dict(
         phase=dict(),
-        two_layers=first_paper(2, "34_unseen", 708_750, dict(gamma=(0.5, 0.8), learning_rate=(2.5e-4,))),
+        two_layers=_first_paper(2, "34_unseen", 708_750, dict(gamma=(0.5, 0.8), learning_rate=(2.5e-4,))),
         **{
-            f"depth_{depth}": first_paper(depth, "34_wrong", 759_375, FIRST_PAPERS_GRID) for depth in (2, 3, 4, 5, 6, 7)
+            f"depth_{depth}": _first_paper(depth, "34_wrong", 759_375, FIRST_PAPERS_GRID)
+            for depth in (2, 3, 4, 5, 6, 7)
         },
-        rates=first_paper(3, "34_unseen", 708_750, RATES),
+        rates=_first_paper(3, "34_unseen", 708_750, RATES),
         **{f"noise_{k}_depth_{depth}": _published_noise(k, depth) for depth in (2, 3, 4) for k in (0, 1, 5)},
         addition=_published_addition(),
     )
     return config
+
+
+def _first_paper(n_layers: int, setting: str, train_size: int, grid: dict) -> dict:
+    """A depth of arXiv 2405.05409."""
+    steps_per_epoch = train_size // 2048
+    return dict(
+        task=dict(setting=setting, modulus=7),
+        model=dict(FIRST_PAPER, n_layers=n_layers),
+        init="paper",
+        optim=dict(warmup_steps=10 * steps_per_epoch, start_factor=0.04, end_factor=0.04),
+        grid=dict(weight_decay=(0.01,)) | grid,
+        steps=210 * steps_per_epoch,
+        train_size=train_size,
+        eval_every=10 * steps_per_epoch,
+        checkpoint_every=2 * steps_per_epoch,
+    )
 
 
 def _noise(depths: tuple[int, ...], steps: int, every: int) -> dict:
@@ -124,7 +141,7 @@ def _published_noise(noise_groups: int, n_layers: int) -> dict:
     """100,000 sequences, of which the released script trains 21 epochs; its own figure needs more than 50."""
     steps_per_epoch = 100_000 // 300
     grid = dict(gamma=(0.8,), learning_rate=(1e-4,), seed=(1, 2, 3, 4, 5, 6, 7, 8))
-    changes = first_paper(n_layers, "all_pairs", 100_000, grid)
+    changes = _first_paper(n_layers, "all_pairs", 100_000, grid)
     changes["task"].update(noise_groups=noise_groups)
     changes["optim"].update(warmup_steps=10 * steps_per_epoch, start_factor=0.1, end_factor=0.1)
     return changes | dict(
@@ -142,8 +159,8 @@ def _addition(steps: int) -> dict:
 
 
 def _published_addition() -> dict:
-    """The published operands and block, in the first paper's model; size of the training set and steps are ours."""
-    changes = first_paper(2, "34_unseen", 157_500, dict(gamma=(0.5, 0.8), weight_decay=(0.01, 0.1, 1.0)))
+    """The published operands and block, in the model of `_first_paper`; size of the training set and steps are ours."""
+    changes = _first_paper(2, "34_unseen", 157_500, dict(gamma=(0.5, 0.8), weight_decay=(0.01, 0.1, 1.0)))
     changes["task"] = dict(family="addition", high=999, block=(400, 600))
     changes["model"].update(vocab_size=13, readout="all")
     changes["grid"].update(learning_rate=(2.5e-4,))

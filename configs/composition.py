@@ -103,22 +103,21 @@ def paper() -> ConfigDict:
         checkpoint_every=10 * steps_per_epoch,
     )
     depths = {"wrong": 2, **{f"wrong_{depth}_layers": depth for depth in (3, 4, 5, 6, 7)}}
-    wrong = {name: first_paper(depth, "34_wrong", 759_375, FIRST_PAPERS_GRID) for name, depth in depths.items()}
-    config.variants = {"unseen": {}, **wrong}
+    config.variants = {"unseen": {}, **{name: _first_paper(depth) for name, depth in depths.items()}}
     return config
 
 
-def first_paper(n_layers: int, setting: str, train_size: int, grid: dict) -> dict:
+def _first_paper(n_layers: int) -> dict:
     """A depth of arXiv 2405.05409."""
-    steps_per_epoch = train_size // 2048
+    steps_per_epoch = 759_375 // 2048  # 370
     return dict(
-        task=dict(setting=setting, modulus=7),
+        task=dict(setting="34_wrong", modulus=7),
         model=dict(FIRST_PAPER, n_layers=n_layers),
         init="paper",
         optim=dict(warmup_steps=10 * steps_per_epoch, start_factor=0.04, end_factor=0.04),
-        grid=dict(weight_decay=(0.01,)) | grid,
+        grid=dict(FIRST_PAPERS_GRID, weight_decay=(0.01,)),
         steps=210 * steps_per_epoch,
-        train_size=train_size,
+        train_size=759_375,
         eval_every=10 * steps_per_epoch,
         checkpoint_every=2 * steps_per_epoch,
     )

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from lab import config as configs
-from lab import grid, tasks
+from lab import tasks
 from lab.disk import files, store
 from lab.disk.workdir import Workdir
 from lab.engine import batches, shard, sweep
@@ -145,7 +145,7 @@ def untrained():
     """`(path, config, {step: params of all rows}) -> Workdir`: a folder with these snapshots, and no metrics."""
 
     def write(path, config, snapshots):
-        work, rows = Workdir(path), grid.product(config.grid.to_dict())
+        work, rows = Workdir(path), configs.grid(config)
         files.write_json(path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
         files.write_json(path / "grid.json", rows.to_json())
         chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}

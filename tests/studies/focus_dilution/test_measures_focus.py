@@ -13,8 +13,6 @@ import lab
 from lab import config as configs
 from lab import models, rng
 from lab.configs import composition, focus_dilution
-from lab.disk import files, store
-from lab.disk.workdir import Workdir
 from lab.measuring.run import Selection, measure
 from lab.studies import focus_dilution as study
 from lab.studies.focus_dilution import population
@@ -35,31 +33,21 @@ def tiny(variant, **changes):
                        else options[name] for name in options})  # fmt: skip
 
 
-def draws(shapes, n_rows, step, scale):
-    """Parameters of all rows, float32."""
-    rng_of = np.random.default_rng(step)
-    tree = {}
-    for name, shape in shapes.items():
-        *modules, leaf = name.split("/")
-        place = functools.reduce(lambda place, module: place.setdefault(module, {}), modules, tree)
-        place[leaf] = (scale * rng_of.standard_normal((n_rows, *shape))).astype(np.float32)
-    return tree
-
-
-def workdir(path, config, shapes, scale):
-    made, rows = Workdir(path), configs.grid(config)
-    made.path.mkdir()
-    files.write_json(made.path / "config.json", {"config": configs.to_json(config), "data": {}, "start": {}})
-    files.write_json(made.path / "grid.json", rows.to_json())
-    chunk = {"train_step": np.arange(0), "step": np.array([0]), "train_loss": np.zeros((0, len(rows)), np.float32)}
-    files.write_npz(made.metrics / "0.npz", chunk | {"diverged_at": np.full(len(rows), -1)})
+def draws(shapes, scale):
+    """Snapshots of two rows, float32."""
+    snapshots = {}
     for step in (0, STEPS):
-        store.save(made.snapshots, step, draws(shapes, len(rows), step, scale))
-    return made
+        rng_of, tree = np.random.default_rng(step), {}
+        for name, shape in shapes.items():
+            *modules, leaf = name.split("/")
+            place = functools.reduce(lambda place, module: place.setdefault(module, {}), modules, tree)
+            place[leaf] = (scale * rng_of.standard_normal((2, *shape))).astype(np.float32)
+        snapshots[step] = tree
+    return snapshots
 
 
 @pytest.fixture(scope="module")
-def cycle(tmp_path_factory):
+def cycle(tmp_path_factory, untrained):
     """A chain of three states, two rows with limits of their own; all that is measured of them, asked in float32."""
     config = tiny(
         "cycle",
@@ -68,7 +56,7 @@ def cycle(tmp_path_factory):
         model=dict(vocab_size=3, d_model=D),
     )
     shapes = {W_0: (3, D), W_Q: (D, D), W_K: (D, D), W_1: (D, 3)}
-    work = workdir(tmp_path_factory.mktemp("cycle") / "w", config, shapes, 0.7)
+    work = untrained(tmp_path_factory.mktemp("cycle") / "w", config, draws(shapes, 0.7))
     names = measure(work, study.measures(work.experiment), Selection(precision="float32"))
     assert names == ["state", "limit", "fine", "spectra"]
     return work
@@ -187,14 +175,14 @@ COMPANION = {
 
 
 @pytest.fixture(scope="module")
-def companion(tmp_path_factory):
+def companion(tmp_path_factory, untrained):
     config = tiny(
         "collapse",
         grid=dict(gamma=(0.85,), seed=(0, 1)),
         task=dict(low=5, high=20, vocab_size=VOCAB),
         model=dict(vocab_size=VOCAB, d_model=D, d_ff=F_HIDDEN),
     )
-    work = workdir(tmp_path_factory.mktemp("collapse") / "w", config, COMPANION, 0.5)
+    work = untrained(tmp_path_factory.mktemp("collapse") / "w", config, draws(COMPANION, 0.5))
     assert measure(work, study.measures(work.experiment)) == ["signals"]
     return work
 
