@@ -224,7 +224,7 @@ def top_eigenvalue(experiment: Experiment, matvecs: int) -> Measure:
     """The largest eigenvalue of the Hessian of the answer's loss, alone: `sharp` takes more of it."""
 
     def function(row):
-        batches = loss_fn.minibatches(row.batch, MINIBATCH)
+        batches = loss_fn.weighted_minibatches(row.batch, MINIBATCH)
         matvec, like_P = curvature.hessian(loss_fn.answer_loss(experiment.model), row.params, batches)
         return largest("top", matvec, like_P, row.key, matvecs)
 

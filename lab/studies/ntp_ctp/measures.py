@@ -53,7 +53,7 @@ def minimum(experiment: Experiment) -> Measure:
     """
 
     def function(row):
-        batches = loss_fn.minibatches(row.batch, loss.MINIBATCH)
+        batches = loss_fn.weighted_minibatches(row.batch, loss.MINIBATCH)
         keys = jax.random.split(row.key, 5)
         answer_loss = loss_fn.answer_loss(experiment.model)
         matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
