@@ -3,8 +3,9 @@
 The threshold is a number, written from the paper before the run and never moved; its words are derived from it. A
 verdict speaks of the median over seeds, by its exact order-statistic interval (`statistics.median_interval`):
 *holds* where the whole interval is on the threshold's side, *does not hold* where the whole interval is on the other,
-*open* where it straddles or where there are fewer than five seeds. A seed that is missing or diverged counts on the
-wrong side. A number without seeds (an exact identity, a fit over all seeds) is decided by the threshold alone.
+*open* where it straddles or where there are fewer than five seeds. A seed that diverged, or in which the premise of the
+claim does not come about (nothing reasons, say), has no number and counts on the wrong side; where no seed has one the
+claim is open. A number without seeds (an exact identity, a fit over all seeds) is decided by the threshold alone.
 """
 
 import dataclasses
@@ -53,16 +54,28 @@ class Threshold:
         return min(below + above)
 
     def verdict(self, values_S: np.ndarray) -> str:
-        """Of one number a seed, NaN where it is missing."""
-        if len(values_S) < FEWEST_SEEDS:
+        """Of one number a seed, NaN where it is missing: that is on the wrong side, unless all are."""
+        if len(values_S) < FEWEST_SEEDS or np.isnan(values_S).all():
             return OPEN
-        # A missing seed is as far on the wrong side as can be: below a lower bound, above an upper one.
-        from_below, from_above = (
-            statistics.median_interval(np.where(np.isnan(values_S), worst, values_S)) for worst in (-np.inf, np.inf)
-        )
+        from_below, from_above = self._intervals(values_S)
         if self._lower(from_below.low) and self._upper(from_above.high):
             return HOLDS
         return FAILS if not self._lower(from_below.high) or not self._upper(from_above.low) else OPEN
+
+    def interval(self, values_S: np.ndarray) -> statistics.Interval:
+        """The interval that the verdict is of: a missing seed is as far on the wrong side as can be."""
+        from_below, from_above = self._intervals(values_S)
+        if self.at_most is None and self.below is None:
+            return from_below
+        if self.at_least is None and self.above is None:
+            return from_above
+        return from_below._replace(high=from_above.high)
+
+    def _intervals(self, values_S: np.ndarray) -> tuple[statistics.Interval, statistics.Interval]:
+        """With missing seeds below, and above, all others."""
+        filled = (np.where(np.isnan(values_S), worst, values_S) for worst in (-np.inf, np.inf))
+        below, above = map(statistics.median_interval, filled)
+        return below, above
 
     def _lower(self, value: float) -> bool:
         if self.above is not None:
@@ -157,11 +170,10 @@ class Result:
 
     @property
     def interval(self) -> statistics.Interval:
-        """Of the median, over the seeds that are not missing."""
-        known_S = self.values_S[~np.isnan(self.values_S)]
-        if self.exact or not known_S.size:
+        """Of the median; see `Threshold.interval`."""
+        if self.exact or np.isnan(self.values_S).all():
             return statistics.Interval(self.median, self.median, math.nan)
-        return statistics.median_interval(known_S)
+        return self.claim.threshold.interval(self.values_S)
 
     def row(self, command: str, scale: str) -> dict:
         """The claim's row of the table: plain JSON values; None for NaN, "inf" and "-inf" for infinite numbers."""

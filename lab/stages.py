@@ -68,8 +68,8 @@ def report(root: Path, partial: bool = False) -> tuple[Path, list[dict]]:
     """
     trained, absent = _ended(root) if partial else (_trained(root), {})
     study = _study(trained)
-    left_out = {name: f"{', '.join(of)} ({LEFT_OUT})" for name, of in stale(root).items()}
     without = stale(root)
+    left_out = {name: f"{', '.join(names)} ({LEFT_OUT})" for name, names in without.items()}
     for name, work in trained.items():
         due = [measure.name for measure in run.missing(work, _own(work, study))]
         if due and not partial:
@@ -80,8 +80,7 @@ def report(root: Path, partial: bool = False) -> tuple[Path, list[dict]]:
             left_out[name] = "; ".join(filter(None, [left_out.get(name), f"{', '.join(due)} (not analyzed yet)"]))
     runs = Runs({name: load(work.path, without=without.get(name, ())) for name, work in trained.items()}, study.usual)
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
-    scale = _scale(next(iter(trained.values())).config)
-    table = claims.table(study.claims, runs.without(absent), command, scale)
+    table = claims.table(study.claims, runs.without(absent), command, _scale(study, trained))
     sections = catalogue_pages.sections(runs, study.target or _target(trained))
     try:
         sections = study.sections(runs) + sections
@@ -210,11 +209,16 @@ def _preset(trained: dict[str, Workdir]) -> str:
     return next(iter(trained.values())).config.preset
 
 
-def _scale(config: ConfigDict) -> str:
+def _scale(study: studies.Study, trained: dict[str, Workdir]) -> str:
     """The size of a training beside that of the study's preset `paper`, e.g. `reduced: 2 of 10 layers`."""
-    if not _published(config.study):
+    if not study.published_sizes or not _published(study.name):
         return "no published size"
-    paper = base.load(config.study, "paper")
+    papers = configs.variants(base.load(study.name, "paper"))
+    sizes = {_beside(work.config, papers.get(name, next(iter(papers.values())))) for name, work in trained.items()}
+    return sizes.pop() if len(sizes) == 1 else "reduced, each variant otherwise"
+
+
+def _beside(config: ConfigDict, paper: ConfigDict) -> str:
     sizes = []
     for words, *path in SIZES:
         ours, theirs = (functools.reduce(lambda part, name: part.get(name), path, one) for one in (config, paper))

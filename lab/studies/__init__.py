@@ -29,6 +29,7 @@ class Study:
       target: the metric of generalization out of distribution, against which complexity measures are held.
       usual: axis of the grid -> the value that is meant where none is said, see `lab.runs`.
       sections: runs -> sections of the report.
+      published_sizes: whether the paper prints the sizes that preset `paper` has, so that ours stand beside them.
       name: of its module, or its file if it is a user's; `get` fills it in.
     """
 
@@ -40,6 +41,7 @@ class Study:
     target: str
     sections: "Callable[[Runs], list[Section]]"
     usual: "Mapping[str, Place]" = dataclasses.field(default_factory=dict)
+    published_sizes: bool = True
     name: str = ""
 
 

@@ -119,5 +119,6 @@ STUDY = Study(
     claims=(ntp_answers_more, ntp_beats_a_coin, ctp_beats_a_coin),
     target="test.accuracy",
     usual={"gamma": min, "weight_decay": min, "label_noise": 0.0, "context_noise": 0.0},
+    published_sizes=False,
     sections=sections,
 )

@@ -26,7 +26,7 @@ TABLE = rows(seeds(1e-5, 0.25, 0.375, 0.5, np.nan), lambda runs: 0.75, lambda ru
 
 def test_text_says_number_interval_seeds_margin_and_what_is_needed():
     assert claims_table.text(TABLE).splitlines()[:6] == [
-        "C0   open           0.312 [1e-05, 0.5]       It rises",
+        "C0   open           0.312 [-inf, 0.5]        It rises",
         "     needs: rise at least 0.5 (5 seeds, 1 missing, margin -0.19, reduced: 2 of 10 layers). A note.",
         "C1   holds          0.75                     It rises",
         "     needs: rise at least 0.5 (exact, margin +0.25, reduced: 2 of 10 layers).",
@@ -38,7 +38,7 @@ def test_text_says_number_interval_seeds_margin_and_what_is_needed():
 def test_markdown_has_a_row_a_claim_and_escapes_its_separator():
     lines = claims_table.markdown(TABLE).splitlines()
     assert lines[2] == (
-        r"| **C0** It rises | 0.9 \| 1 | 0.312 [1e-05, 0.5], 5 seeds, 1 missing | rise at least 0.5 | -0.19 | open |"
+        r"| **C0** It rises | 0.9 \| 1 | 0.312 [-inf, 0.5], 5 seeds, 1 missing | rise at least 0.5 | -0.19 | open |"
     )
     assert [line.count("|") - line.count(r"\|") for line in lines[:5]] == [7] * 5
 

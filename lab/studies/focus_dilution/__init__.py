@@ -12,5 +12,6 @@ STUDY = Study(
     measures=measures,
     claims=claims.CLAIMS + companion.CLAIMS,
     target="test.excess",
+    published_sizes=False,
     sections=sections,
 )

@@ -11,6 +11,7 @@ import xarray as xr
 from lab.analysis.statistics import value_at
 from lab.claims import DIRECTION, OURS, claim
 from lab.runs import Run, Runs
+from lab.studies.focus_dilution import collapse
 from lab.studies.focus_dilution.borders import Borders, borders
 from lab.studies.focus_dilution.claims import listed, ratio
 
@@ -87,7 +88,11 @@ def balances_are_kept(runs: Runs):
 
 def border_steps(run: Run, **at) -> xr.DataArray:
     """Steps of `borders`, dims (seed, border); NaN where a border is not reached or the row diverged."""
-    cosine, rank = (run.over_time(f"signals.{name}", ("seed",), **at) for name in ("cosine", "effective_rank"))
+    # Other measurements name other matrices.
+    cosine, rank = (
+        run.over_time(f"signals.{name}", ("seed",), **at).sel(matrix=list(collapse.MATRICES))
+        for name in ("cosine", "effective_rank")
+    )
 
     def steps(cosine_TxM, rank_TxM):
         if not (np.isfinite(cosine_TxM).all() and np.isfinite(rank_TxM).all()):

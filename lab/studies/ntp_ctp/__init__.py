@@ -19,5 +19,6 @@ STUDY = Study(
     claims=(*claims.CLAIMS, *flatness.CLAIMS, *transfer.CLAIMS),
     target="ood.accuracy",
     usual=claims.USUAL,
+    published_sizes=False,
     sections=lambda runs: [*pictures.sections(runs), *flatness.sections(runs), *transfer.sections(runs)],
 )
