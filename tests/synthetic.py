@@ -98,9 +98,3 @@ def reproduce(study: str, folder, *options: str):
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
         main(["reproduce", study, "--preset=smoke", f"--workdir={folder}", *options])
     return folder
-
-
-def measure(claim, **grids: Grid):
-    """The `Result` of a claim on runs of these variants; their usual values are those of the first grid."""
-    usual = next(iter(grids.values())).usual if grids else {}
-    return claims.evaluate(claim, Runs({name: grid.dataset for name, grid in grids.items()}, usual))

@@ -27,7 +27,7 @@ def _list(args, config_args) -> None:
     for preset, cost in study["presets"].items():
         print(f"  --preset={preset:<6} {cost}")
     for claim in study["claims"]:
-        print(f"  {claim['id']:<4} {claim['statement']}")
+        print(f"  {claim['id']:<4} {claim['statement']}{' (headline)' * claim['headline']}")
     for kind, title in (("own", "measurements of its own:"), ("catalogue", "measurements of any training:")):
         print(title)
         for name, text in study["measures"][kind].items():

@@ -36,6 +36,7 @@ NAMED = ("continue", "the", ",", "a", "full", "been")  # what the paper follows:
 LEADING_SPACE = "Ġ"  # as byte-level BPE writes it
 KEYS = 8  # most frequent tokens whose attention is kept
 MOVED, TURNED = 0.1, 0.1  # attention mass, nats
+RETURNS = f"probes that rise by {MOVED:g} and lose half of it"
 FILM_FRAMES = 40
 
 TITLE = "Focus and dilution on real text"
@@ -109,8 +110,8 @@ def attention_of_probes(experiment: Experiment) -> Measure:
 
 
 @claim(
-    "T1", "A probe token of middle frequency goes diluted, focused, diluted", headline=True,
-    quantity="probes that rise by 0.1 and lose half of it", source=f"{PAPER}, WikiText", published='"continue" does',
+    "T1", "A probe token of middle frequency goes diluted, focused, diluted",
+    quantity=RETURNS, source=f"{PAPER}, WikiText", published='"continue" does',
     at_least=1, threshold_from=OURS,
 )  # fmt: skip
 def probes_go_and_return(runs: Runs):
@@ -127,7 +128,7 @@ def probes_go_and_return(runs: Runs):
 
 
 @claim(
-    "T2", "Attention entropy goes down, up, down", quantity="turns of 0.1 nats", source=f"{PAPER}, figures",
+    "T2", "Attention entropy goes down, up, down", quantity=f"turns of {TURNED:g} nats", source=f"{PAPER}, figures",
     published="down, up, down", at_least=2, threshold_from=DIRECTION,
 )  # fmt: skip
 def entropy_turns(runs: Runs):
@@ -141,7 +142,7 @@ def entropy_turns(runs: Runs):
 
 
 @claim(
-    "T3", "A two-layer transformer with residuals does so, too", quantity="probes that rise by 0.1 and lose half of it",
+    "T3", "The first layer of a two-layer transformer with residuals does so, too", quantity=RETURNS,
     source=f"{PAPER} with the model of arXiv 2510.06954", published="the same phases in both layers", at_least=1,
     threshold_from=OURS,
 )  # fmt: skip

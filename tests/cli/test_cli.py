@@ -10,6 +10,7 @@ import pytest
 
 import lab
 from lab import models, rng, studies
+from lab.claims import OPEN
 from lab.configs import base
 from lab.disk import claims_file, measurements
 from lab.disk.workdir import Workdir
@@ -102,21 +103,24 @@ def test_measurements_are_those_of_the_saved_weights(reproduced):
 def test_claims_table_is_the_one_of_the_page(reproduced, capsys, run):
     run("claims", f"--workdir={reproduced}", "--json")
     rows = json.loads(capsys.readouterr().out)
-    assert rows == json.loads((reproduced / "claims.json").read_text())
+    assert rows == json.loads((reproduced / "claims.json").read_text())["claims"]
     page = (reproduced / "report" / "index.html").read_text()
     study = studies.get("composition")
-    assert [row["id"] for row in rows] == [claim.id for claim in study.claims]
+    ordered = sorted(study.claims, key=lambda claim: not claim.headline)
+    assert [row["id"] for row in rows] == [claim.id for claim in ordered]
     for row in rows:
-        assert row["verdict"] == "not measured"  # two seeds
+        assert row["verdict"] == OPEN  # two seeds
         assert re.search(rf">\s*{row['id']}\s*<", page), row["id"]
     run("claims", f"--workdir={reproduced}")
     text = capsys.readouterr().out
     assert all(row["id"] in text and row["statement"] in text for row in rows)
     run("claims", f"--workdir={reproduced}", "--markdown")
-    head, _, *lines = capsys.readouterr().out.splitlines()
+    head, _, *lines, between, foot = capsys.readouterr().out.splitlines()
     for line, row in zip(lines, rows, strict=True):
         cells = [cell.strip() for cell in line.strip("|").replace(r"\|", "/").split("|")]
-        assert len(cells) == head.count("|") - 1 and cells[0] == f"**{row['id']}** {row['statement']}"
+        named = f"**{row['id']}** {row['statement']}" + " (headline)" * row["headline"]
+        assert len(cells) == head.count("|") - 1 and cells[0] == named
+    assert not between and foot.startswith(f"{len(rows)} claims: ")
 
 
 def test_claim_is_the_number_of_the_raw_metrics(reproduced):
@@ -240,7 +244,8 @@ def test_list_of_a_study_names_its_presets_and_claims(capsys, run, name):
     said, study = capsys.readouterr().out, studies.get(name)
     assert name in said and study.title in said
     assert all(f"--preset={preset}" in said for preset in base.presets(name))
-    assert all(claim.statement in said for claim in study.claims)
+    for claim in study.claims:
+        assert f"  {claim.id:<4} {claim.statement}{' (headline)' * claim.headline}\n" in said
 
 
 # --- what it refuses ---

@@ -15,7 +15,8 @@ from lab.disk import claims_file, files
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "scipy", "xarray", "pandas", "submitit"}
 TEXT = {
     "title": "A title", "papers": [], "presets": {"cpu": "Minutes"},
-    "claims": [{"id": "Z1", "statement": "It is so", "quantity": "share", "threshold": "at least 0.5"}],
+    "claims": [{"id": "Z1", "statement": "It is so", "quantity": "share", "threshold": "at least 0.5",
+                "headline": True}],
     "measures": {"own": {"mine": "Of mine."}, "catalogue": {}},
 }  # fmt: skip
 

@@ -1,13 +1,18 @@
 """Every claim on grids written by hand, on which the answer is known. Arrays are (seed, gamma)."""
 
+import functools
+
 import numpy as np
 import pytest
-from synthetic import GARBAGE, Grid, by_gamma, measure
+import synthetic
+from synthetic import GARBAGE, Grid, by_gamma
 
 from lab import claims
 from lab.measuring.catalogue.anchors import QUERY
 from lab.runs import Runs
 from lab.studies import composition as study
+
+measured = functools.partial(synthetic.measured, study.STUDY)
 
 WRONG_GAMMAS, UNSEEN_GAMMAS = (0.5, 0.65, 0.8), (0.3, 0.5, 0.65, 0.8)
 EPS = 2.0**-52
@@ -122,7 +127,7 @@ ORDERS = by_gamma((0.1, 0.1, 0.1, 1, 0), (0.3, 0.3, 0.7, 1, 0), (0.9, 0.8, 0.8, 
 )  # fmt: skip
 def test_claims_by_hand(claim, grids, expected):
     # at most eight roundings of numbers up to 40, through logarithms for ranks
-    np.testing.assert_allclose(measure(claim, **grids).values_S, expected, rtol=0, atol=64 * 40 * EPS)
+    np.testing.assert_allclose(measured(claim.id, **grids).values_S, expected, rtol=0, atol=64 * 40 * EPS)
 
 
 @pytest.mark.parametrize("claim", [study.stable_rank_falls, study.embeddings_are_ordered], ids=lambda claim: claim.id)
@@ -130,14 +135,14 @@ def test_claims_by_hand(claim, grids, expected):
 def test_comparison_across_the_crossing_needs_rows_on_both_sides(claim, reasoning):
     values = by_gamma(1, 2, 3, 4)
     made = unseen(ood_43__reasoning=by_gamma(*[reasoning] * 4), rank__stable=values, embedding__order=values)
-    assert np.isnan(measure(claim, unseen=made).values_S).all()
+    assert np.isnan(measured(claim.id, unseen=made).values_S).all()
 
 
 def test_frozen_weights_of_a_diverged_row_count_on_neither_side():
     made = unseen(ood_43__reasoning=by_gamma(0, 0.1, 0.9, 1), rank__stable=by_gamma(16.0, 8, 4, 2))
     made.diverge(7, gamma=UNSEEN_GAMMAS[0])
     # memory: only 8 is left; reasoning: sqrt(4 * 2)
-    np.testing.assert_allclose(measure(study.stable_rank_falls, unseen=made).values_S, 8 / np.sqrt(8), rtol=1e-12)
+    np.testing.assert_allclose(measured(study.stable_rank_falls.id, unseen=made).values_S, 8 / np.sqrt(8), rtol=1e-12)
 
 
 def accuracies(seen, reasoning, symmetric):
@@ -156,19 +161,19 @@ def test_c1_is_the_worst_named_row_of_each_seed_over_all_variants():
     seen = by_gamma((0.2, 0.995, 1, 1, 1), 1, (1, 0.991, 1, 1, 1))
     reasoning, symmetric = by_gamma((0.1, 0.9, 0.9, 0, 0), 0, 0.5), by_gamma((0.3, 0, 0, 0, 0), 1, 0.2)
     first = accuracies(seen, reasoning, symmetric)  # the row with 0.2 is named after neither
-    np.testing.assert_array_equal(measure(study.seen_pairs_generalize, wrong=first).values_S, [1, 0.991, 1, 1, 1])
+    np.testing.assert_array_equal(measured(study.seen_pairs_generalize.id, wrong=first).values_S, [1, 0.991, 1, 1, 1])
     second = accuracies(by_gamma(1, (1, 1, 0.9, 1, 1), 1), by_gamma(1, 1, 1), by_gamma(0, 0, 0))
     for grids in ({"a": first, "b": second}, {"a": second, "b": first}):
-        np.testing.assert_array_equal(measure(study.seen_pairs_generalize, **grids).values_S, [1, 0.991, 0.9, 1, 1])
+        np.testing.assert_array_equal(measured(study.seen_pairs_generalize.id, **grids).values_S, [1, 0.991, 0.9, 1, 1])
     symmetric[0, 0] = 0.5  # now it is
-    named = measure(study.seen_pairs_generalize, wrong=accuracies(seen, reasoning, symmetric))
+    named = measured(study.seen_pairs_generalize.id, wrong=accuracies(seen, reasoning, symmetric))
     assert named.values_S[0] == 0.2
 
 
 def test_c1_lacks_a_seed_without_a_named_row():
     reasoning = by_gamma(0, 0, (0.49, 1, 1, 1, 1))
     made = accuracies(by_gamma(1, 1, 1), reasoning, by_gamma(0, 0, 0))
-    np.testing.assert_array_equal(measure(study.seen_pairs_generalize, wrong=made).values_S, [NAN, 1, 1, 1, 1])
+    np.testing.assert_array_equal(measured(study.seen_pairs_generalize.id, wrong=made).values_S, [NAN, 1, 1, 1, 1])
 
 
 def everything():

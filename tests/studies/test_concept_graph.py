@@ -1,12 +1,17 @@
 """The study of concept graphs from the command line to its page, its claims, and the mosaic of what is drawn."""
 
+import functools
+
 import numpy as np
 import pytest
-from synthetic import Grid, measure, reproduce
+import synthetic
+from synthetic import Grid, reproduce
 
 from lab.disk.load import load
 from lab.studies import concept_graph as study
 from lab.tasks import shapes
+
+measured = functools.partial(synthetic.measured, study.STUDY)
 
 GAMMAS = (0.3, 0.5, 0.7, 0.9)
 
@@ -49,24 +54,24 @@ def grid(unseen_G=GAMMAS, seen_G=(0.95,) * 4, judge=0.99):
     [((0.1, 0.2, 0.3, 0.4), 1), ((0.1, 0.3, 0.2, 0.4), 0.8), ((0.2, 0.3, 0.4, 0.1), -0.2), ((0.5,) * 4, 0)],
 )
 def test_rise_of_the_unseen_score_is_in_rank(unseen_G, correlation):
-    np.testing.assert_allclose(measure(study.unseen_rises, main=grid(unseen_G)).values_S, correlation, atol=1e-12)
+    np.testing.assert_allclose(measured(study.unseen_rises.id, main=grid(unseen_G)).values_S, correlation, atol=1e-12)
 
 
 def test_one_rate_below_is_enough_to_fail_the_others():
-    low = measure(study.seen_is_generated, main=grid(seen_G=(0.95, 0.89, 0.95, 0.95)))
+    low = measured(study.seen_is_generated.id, main=grid(seen_G=(0.95, 0.89, 0.95, 0.95)))
     assert low.verdict == "does not hold" and (low.values_S == 0.89).all()
     judged = grid()
     judged.put("pictures.judge", [0.96, 0.99, 0.99], "snapshot", dims={"attribute": shapes.CONCEPTS}, gamma=0.5)
-    assert (measure(study.judge_can_tell, main=judged).values_S == 0.96).all()
+    assert (measured(study.judge_can_tell.id, main=judged).values_S == 0.96).all()
 
 
 def test_seed_with_a_diverged_row_is_missing_and_one_rate_lacks_a_second():
     diverged = grid().diverge(5, gamma=0.3, seed=0)
     for claim in study.STUDY.claims:
-        np.testing.assert_array_equal(np.isnan(measure(claim, main=diverged).values_S), [True] + [False] * 4)
+        np.testing.assert_array_equal(np.isnan(measured(claim.id, main=diverged).values_S), [True] + [False] * 4)
     alone = grid()
     alone.dataset = alone.dataset.isel(gamma=[0])
-    assert measure(study.unseen_rises, main=alone).note == "This run lacks a second gamma."
+    assert measured(study.unseen_rises.id, main=alone).note == "This run lacks a second gamma."
 
 
 def test_mosaic_lays_out_classes_down_and_examples_across():

@@ -1,6 +1,7 @@
-"""The claims of the focus-dilution study; every threshold is the paper's statement as a number.
+"""The claims of the focus-dilution study: the paper's statements as numbers.
 
-Where the paper prints no scale (what counts as a move, as a cycle, as growth) it is ours, and the same for all rows.
+Thresholds are from the papers where they print one, else ours and marked so; written before the runs. What counts as a
+move, as a cycle, as growth is ours, too, and the same for all rows.
 
 F1 to F7b are of the exact limit of each row's start; F8 and F9 of the same rows trained on samples; those of the other
 paper stand in `companion`. Where a grid has several initial scales, theory's statements (F1 to F5) take the smallest,
@@ -24,6 +25,7 @@ from lab.tasks import markov
 PAPER = "arXiv 2605.01199"
 HYSTERESIS = 0.01  # attention mass: what counts as a move of the exact limit
 CYCLE = {"focus": 0.05, "entropy": 0.1}  # attention mass, nats: rises and falls that make a cycle, above any noise
+MAXIMA = f"maxima of focus with falls of {CYCLE['focus']:g}"
 GROWN = 2.0  # times its first value: W_Q has left where it started
 CONDENSED_RANK, CONDENSED_GAP = 1.1, 1e-3  # of W_0, nats: the paper's criterion as `attention_stages.Thresholds` has it
 ESCAPED = 0.05  # s_2 / s_1 of W_0 at which a new direction is there
@@ -130,7 +132,7 @@ def asymmetric_tokens_escape(runs: Runs):
 
 @claim(
     "F7a", "More than one cycle is seen, by gradient descent at the rate of training", headline=True,
-    quantity="maxima of focus with falls of 0.05", source=f"{PAPER}, figures",
+    quantity=MAXIMA, source=f"{PAPER}, figures",
     published="norms repeatedly grow and shrink", at_least=2, threshold_from=FIGURE,
 )  # fmt: skip
 def cycle_repeats(runs: Runs):
@@ -139,7 +141,7 @@ def cycle_repeats(runs: Runs):
 
 @claim(
     "F7b", "and by gradient flow, which theory is written for",
-    quantity="maxima of focus with falls of 0.05", source=f"{PAPER}, figures",
+    quantity=MAXIMA, source=f"{PAPER}, figures",
     published="norms repeatedly grow and shrink", at_least=2, threshold_from=FIGURE,
 )  # fmt: skip
 def cycle_repeats_in_the_flow(runs: Runs):
@@ -148,7 +150,7 @@ def cycle_repeats_in_the_flow(runs: Runs):
 
 @claim(
     "F8", "The cycle survives training on finite sequences in minibatches",
-    quantity="maxima of focus with falls of 0.05", source=f"{PAPER}, experiments", published="seen in training",
+    quantity=MAXIMA, source=f"{PAPER}, experiments", published="seen in training",
     at_least=2, threshold_from=OURS,
 )  # fmt: skip
 def cycle_survives_sampling(runs: Runs):
@@ -156,8 +158,8 @@ def cycle_survives_sampling(runs: Runs):
 
 
 @claim(
-    "F9", "Attention entropy goes down, up, down", quantity="turns of 0.1 nats", source=f"{PAPER}, figures",
-    published="down, up, down", at_least=2, threshold_from=DIRECTION,
+    "F9", "Attention entropy goes down, up, down", quantity=f"turns of {CYCLE['entropy']:g} nats",
+    source=f"{PAPER}, figures", published="down, up, down", at_least=2, threshold_from=DIRECTION,
 )  # fmt: skip
 def entropy_falls_rises_falls(runs: Runs):
     run = runs["cycle"]

@@ -13,7 +13,7 @@ from lab.report import objectives
 from lab.report.objectives import objective_gap
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Run, Runs
-from lab.studies.ntp_ctp.claims import KNOWN, control_claim, convergence_ratio, over_tasks, paper_claim
+from lab.studies.ntp_ctp.claims import KNOWN, LEARNT, control_claim, convergence_ratio, over_tasks, paper_claim
 
 TEXT = (
     "The second task is trained from weights that NTP had learnt the first one with, by NTP and by CTP: same start, "
@@ -35,7 +35,7 @@ def _over_tasks(number: Callable[[Run], xr.DataArray], runs: Runs, ratio: bool =
 
 @paper_claim(
     "N7", "CTP finetunes faster from a model pretrained by NTP", headline=True, above=1,
-    quantity="steps to 95 % training accuracy, NTP over CTP",
+    quantity=f"steps to {LEARNT:.0%} training accuracy, NTP over CTP",
 )  # fmt: skip
 def finetunes_faster(runs: Runs):
     return _over_tasks(convergence_ratio, runs, ratio=True)
