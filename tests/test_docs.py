@@ -1,23 +1,19 @@
 """What the README and the docs show works: their task, model and study train as they stand there; links lead on."""
 
-import dataclasses
 import importlib.util
 import re
 from pathlib import Path
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lab
 from lab import grid
 from lab.cli import main
 from lab.engine import batches, shard, sweep
 from lab.experiment import Experiment
-from lab.models.acts import Tape
 from lab.optim import Optim
-from lab.tasks import Batch, Task
 
 README = Path(__file__).parents[1] / "README.md"
 DOCS = README.parent / "docs"
@@ -30,17 +26,16 @@ def python_blocks(page):
 @pytest.fixture(scope="module")
 def shown():
     """The classes that the page on a task and a model of one's own defines."""
-    names = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "nn": nn, "Batch": Batch, "Task": Task, "Tape": Tape}
-    for block in python_blocks(DOCS / "a_task_and_a_model.md"):
-        if "class " in block:
-            exec(block, names)
+    names = {}
+    exec("\n".join(python_blocks(DOCS / "a_task_and_a_model.md")), names)
     return names
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_a_task_and_a_model_of_ones_own_train_to_the_answer_the_model_can_know(shown):
+@pytest.mark.parametrize("name", ["Bigram", "SeenBigram"])
+def test_a_task_and_a_model_of_ones_own_train_to_the_answer_the_model_can_know(shown, name):
     task = shown["Parity"](length=2)
-    model = shown["Bigram"](vocab_size=2, d_model=8)
+    model = shown[name](vocab_size=2, d_model=8)
     optim = Optim("adamw", "constant", 0, 1.0, 1.0, 1.0, "scaled", "all", 0.9, 0.999, 1e-8, 0.0)
     experiment = Experiment(model, task, optim, "paper", 200, 64, 0, "shared", 0, 512)
     rows = grid.product({"gamma": (0.5, 0.8), "weight_decay": (0.0,), "learning_rate": (0.03,), "seed": (0,)})
@@ -58,6 +53,14 @@ def test_a_task_and_a_model_of_ones_own_train_to_the_answer_the_model_can_know(s
     np.testing.assert_allclose(loss_R, np.log(2), atol=0.04)
     # 512 fair coins: 5 standard deviations
     np.testing.assert_allclose(np.asarray(scores["test.accuracy"]), 0.5, atol=5 * 0.5 / np.sqrt(512))
+
+
+def test_the_file_of_ones_own_task_and_model_trains_from_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("\n\n".join(python_blocks(DOCS / "a_task_and_a_model.md")))
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises whole numbers
+        main(["train", "--config=mine.py:cpu", "--workdir=w", "--config.steps=100"])
+    assert lab.load("w").sizes["gamma"] == 2
 
 
 def test_every_file_the_readme_links_to_exists():
