@@ -26,11 +26,11 @@ def _claims(folders: list[Path]) -> str:
         "one side of the threshold; *open*: it straddles, there are fewer seeds, or data are missing."
     ]
     for folder in folders:
-        for file in sorted(folder.glob("*claims.json")):
-            rows = json.loads(file.read_text())["claims"]
-            about = f"`{_fact(folder, 'command')}`, commit {_fact(folder, 'commit')}, {_fact(folder, 'hardware')}"
-            title = f"{_title(folder)}{_part(file)}"
-            parts.append(f"## {title}\n\n{about}; [kept here](results/{folder.name}).\n\n{claims_table.markdown(rows)}")
+        for file, command in _commands(folder).items():
+            about = f"`{command}`, commit {_fact(folder, 'commit')}, {_fact(folder, 'hardware')}"
+            title = ": ".join(filter(None, (_title(folder), _part(file))))
+            table = claims_table.markdown(_rows(file))
+            parts.append(f"## {title}\n\n{about}; [kept here](results/{folder.name}).\n\n{table}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -40,16 +40,32 @@ def _gallery(folders: list[Path]) -> str:
         "`python docs/make_gallery.py`."
     ]
     for folder in folders:
-        rows = [row for file in sorted(folder.glob("*claims.json")) for row in json.loads(file.read_text())["claims"]]
-        lines = [f"{row['id']} ({row['verdict']}) {row['statement']}" for row in rows if row["headline"]]
+        commands, lines = [], []
+        for file, command in _commands(folder).items():
+            part = f"{_part(file)}: " if _part(file) else ""
+            commands.append(f"{part}`{command}`")
+            lines += [
+                f"- {part}{row['id']} ({row['verdict']}) {row['statement']}" for row in _rows(file) if row["headline"]
+            ]
         pictures = [
             f"![{path.stem}](results/{folder.name}/{path.name})\n\n*{path.stem.replace('-', ' ')}*"
             for path in sorted(folder.glob("*.png"))
         ]
-        claims = "\n".join(f"- {line}" for line in lines)
-        head = f"## {_title(folder)}\n\n`{_fact(folder, 'command')}`"
-        parts.append("\n\n".join([head, *([claims] if claims else []), *pictures]))
+        head = f"## {_title(folder)}"
+        about = commands or [f"`{_fact(folder, 'command')}`"]
+        parts.append("\n\n".join([head, *about, *(["\n".join(lines)] if lines else []), *pictures]))
     return "\n\n".join(parts) + "\n"
+
+
+def _rows(file: Path) -> list[dict]:
+    return json.loads(file.read_text())["claims"]
+
+
+def _commands(folder: Path) -> dict[Path, str]:
+    """Claims table -> the command of its run: as the README has it, or as the rows do where there are several."""
+    files = sorted(folder.glob("*claims.json"))
+    own = {file: _rows(file)[0]["command"] for file in files}
+    return own if len({*own.values()}) > 1 else dict.fromkeys(files, _fact(folder, "command"))
 
 
 def _title(folder: Path) -> str:
@@ -57,8 +73,9 @@ def _title(folder: Path) -> str:
 
 
 def _part(file: Path) -> str:
+    """What of a folder a claims table is of, as its name says: data sets by their names."""
     part = file.stem.removesuffix("claims").strip("-")
-    return f": {part}" if part else ""
+    return {"scan": "SCAN", "cogs": "COGS"}.get(part, part)
 
 
 def _fact(folder: Path, name: str) -> str:

@@ -59,7 +59,7 @@ def test_the_file_of_ones_own_task_and_model_trains_from_the_command_line(tmp_pa
     (tmp_path / "mine.py").write_text("\n\n".join(python_blocks(DOCS / "a_task_and_a_model.md")))
     monkeypatch.chdir(tmp_path)
     with jax.numpy_dtype_promotion("standard"):  # optax raises whole numbers
-        main(["train", "--config=mine.py:cpu", "--workdir=w", "--config.steps=100"])
+        main(["train", "--config=mine.py:cpu", "--workdir=w"])
     assert lab.load("w").sizes["gamma"] == 2
 
 
