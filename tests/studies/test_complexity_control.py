@@ -141,7 +141,7 @@ def corrupted(k, depth, fitted, learnt=0):
 def test_k1_is_a_ratio_and_rows_that_never_fit_count_all_steps():
     clean, slow = corrupted(0, 2, (100, 200, 100, 100, 100)), corrupted(5, 2, (200, 200, NEVER, 200, 200))
     check("K1", [2, 1, 4, 2, 2], claims.OPEN, clean=clean, slow=slow)
-    check("K1", [NAN] * 5, claims.FAILS, clean=corrupted(0, 2, NEVER), slow=slow)
+    check("K1", [NAN] * 5, claims.OPEN, clean=corrupted(0, 2, NEVER), slow=slow)
     assert "a training of 2 layers with 5 corrupted pairs" in measured("K1", clean=clean).note
     slow.diverge(7, gamma=0.8, seed=3)  # neither slow nor fast
     check("K1", [2, 1, 4, NAN, 2], claims.OPEN, clean=clean, slow=slow)
@@ -161,7 +161,7 @@ def learnt(slowed, others, odd=None):
         (learnt(300, 200), 1.5, claims.HOLDS),
         (learnt(300, 200, odd=300), 1.0, claims.FAILS),  # a tie
         (learnt(NEVER, 200), 2.0, claims.HOLDS),
-        (learnt(300, NEVER), NAN, claims.FAILS),
+        (learnt(300, NEVER), NAN, claims.OPEN),
     ],
 )
 def test_k2_sets_the_first_slowed_pair_against_the_last_of_the_others(at, ratio, verdict):

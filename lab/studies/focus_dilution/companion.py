@@ -1,8 +1,8 @@
 """The claims on the companion's anchor task (arXiv 2510.06954): condensation of the outer weights, then rank collapse.
 
 Each takes the smallest initial weights of the grid, for which theory is asymptotic. "Condensed" and "collapsed" are
-`borders`; other thresholds are the paper's words as numbers. A seed whose outer weights do not condense counts as
-missing where a claim speaks of the step at which they have.
+`borders`; other thresholds are as in `claims`, the paper's words as numbers, and only R6's step size was chosen after
+a run. A seed whose outer weights do not condense counts as missing where a claim speaks of the step at which they have.
 """
 
 import numpy as np
