@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from types import ModuleType
 
 import flax.linen as nn
 
-from lab import models, tasks
+from lab import models, tasks, user_code
 from lab.tasks import Task
 
 FAMILIES = {"task": tasks.FAMILIES, "model": models.FAMILIES}
@@ -44,7 +43,7 @@ def find(kind: str, name: str | None, section: str) -> type:
     try:
         module = _load_file(Path(where).absolute()) if where.endswith(".py") else _import(where)
         found = getattr(module, class_name)
-    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+    except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
         raise ValueError(f"{section}.family={name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, KINDS[kind]) and dataclasses.is_dataclass(found)):
         raise ValueError(f"{section}.family={name!r}: not {WANTED[kind]}")
@@ -91,7 +90,7 @@ def bring_back(recorded: Sequence[Mapping]) -> None:
             raise ValueError(f"{what} was defined in {place['module']}, which cannot be imported; register it first")
         try:
             families[place["family"]] = getattr(_reload(place["module"], Path(place["file"])), place["class"])
-        except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
             raise ValueError(f"{what} was in {place['file']} when it was trained: {error}") from error
 
 
@@ -175,10 +174,4 @@ def _load_file(file: Path) -> ModuleType:
         held = inspect.getattr_static(module, "__file__", None)
         if isinstance(held, str) and module.__name__ != "__main__" and Path(held) == file:
             return module
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    name = f"lab_user_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return user_code.import_file(file)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab import user_code
 from lab.configs import base
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def get(name: str) -> Study:
       ValueError: no such study.
     """
     if name.endswith(".py"):
-        module, name = base.import_file(name), str(Path(name).absolute())
+        module, name = user_code.import_file(name), str(Path(name).absolute())
         if not isinstance(getattr(module, "STUDY", None), Study):
             raise ValueError(f"{name}: no STUDY, which is what a study's file defines")
         return dataclasses.replace(module.STUDY, name=name)
