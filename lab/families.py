@@ -35,7 +35,7 @@ def find(kind: str, name: str | None, section: str) -> type:
       ValueError: there is none, or it is of another kind.
     """
     if name in FAMILIES[kind]:
-        return FAMILIES[kind][name]
+        return _check(kind, FAMILIES[kind][name], f"{section}.family={name!r}")
     if not isinstance(name, str) or ":" not in name:
         known = ", ".join(FAMILIES[kind])
         raise ValueError(f"{section}.family={name!r}: one of {known}, or a class of yours, as 'module:Class'")
@@ -45,9 +45,7 @@ def find(kind: str, name: str | None, section: str) -> type:
         found = getattr(module, class_name)
     except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
         raise ValueError(f"{section}.family={name!r}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, KINDS[kind]) and dataclasses.is_dataclass(found)):
-        raise ValueError(f"{section}.family={name!r}: not {WANTED[kind]}")
-    return found
+    return _check(kind, found, f"{section}.family={name!r}")
 
 
 def own(config) -> list[dict]:
@@ -118,6 +116,21 @@ def source_hash(file: str | Path, name: str) -> str:
             inside = (node for statement in definitions[name] for node in ast.walk(statement))
             waiting += [node.id for node in inside if isinstance(node, ast.Name)]
     return hashlib.sha256(repr(sorted(counted.items())).encode()).hexdigest()
+
+
+def _check(kind: str, found, what: str) -> type:
+    """The class found, where it is what is wanted."""
+    if not (isinstance(found, type) and issubclass(found, KINDS[kind]) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"{what}: not {WANTED[kind]}")
+    if kind == "task":
+        if not found.__dataclass_params__.frozen:
+            raise ValueError(f"{what}: not {WANTED[kind]}")
+        given = {*dir(found), *(field.name for field in dataclasses.fields(found))}
+        lacks = [name for name in ("splits", "length", "vocab_size") if name not in given]
+        lacks += [name for name in ("sample", "score") if getattr(found, name) is getattr(Task, name)]
+        if lacks:
+            raise ValueError(f"{what}: {found.__name__} lacks {', '.join(lacks)}, see lab.tasks.Task")
+    return found
 
 
 def _defined(statement: ast.stmt) -> set[str]:

@@ -43,6 +43,23 @@ class Parity(Task):
 
 class Other:
     pass
+
+@dataclasses.dataclass
+class Thawed(Task):
+    length: int = 4
+
+@dataclasses.dataclass(frozen=True)
+class Empty(Task):
+    size: int = 4
+
+@dataclasses.dataclass(frozen=True)
+class Scoreless(Task):
+    vocab_size: int
+    length = 4
+    splits = ("train",)
+
+    def sample(self, key, n, split, hparams):
+        pass
 '''
 
 
@@ -93,6 +110,9 @@ def test_class_is_named_by_its_module_or_file(place, family):
         ("nowhere:Parity", "task.family='nowhere:Parity': No module named 'nowhere'"),
         ("nowhere.py:Parity", r"nowhere\.py: no such Python file"),
         ("paritty", "task.family='paritty': one of composition, .* or a class of yours, as 'module:Class'"),
+        ("own_parity:Thawed", "task.family='own_parity:Thawed': not a frozen dataclass on top of lab.tasks.Task"),
+        ("own_parity:Empty", "Empty lacks splits, length, vocab_size, sample, score, see lab.tasks.Task"),
+        ("own_parity:Scoreless", "Scoreless lacks score, see"),
         ("lab.models:Transformer", "not a frozen dataclass on top of lab.tasks.Task"),
     ],
 )
