@@ -117,6 +117,19 @@ def test_training_asked_to_stop_ends_with_the_code_of_who_asked(capsys, run, mon
     assert capsys.readouterr().out == "w: stopped at step 3 as asked\n"
 
 
+@pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("reproduce", True), ("verify", False)])
+def test_stopped_command_says_that_it_continues_where_it_does(capsys, run, monkeypatch, command, goes_on):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, command, stopped)
+    with pytest.raises(SystemExit) as ended:
+        run(command, *["composition"] * (command == "reproduce"), "--workdir=w")
+    said = capsys.readouterr().err
+    assert ended.value.code == 130 and said.startswith("\nlab: stopped")
+    assert said.endswith("; the same command continues from the last checkpoint\n") == goes_on
+
+
 def test_every_command_is_a_function_and_takes_what_it_says():
     assert list(arguments.COMMANDS) == list(commands.COMMANDS)
     for name, command in arguments.COMMANDS.items():
