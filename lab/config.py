@@ -4,7 +4,6 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Collection, Mapping
 
@@ -211,8 +210,7 @@ def _check_fit(model, task) -> None:
 
 
 def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    return limits.nearest(name, known) or f"; known: {', '.join(sorted(known))}"
 
 
 def _first_line(error: BaseException) -> str:

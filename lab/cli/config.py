@@ -1,14 +1,13 @@
 """Configs on the command line: how they are named, and how their options are overridden."""
 
 import ast
-import difflib
 import re
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lab import user_code
+from lab import limits, user_code
 from lab.cli import arguments
 from lab.configs import base
 
@@ -86,9 +85,9 @@ def _load(config_args: list[str]) -> ConfigDict:
     if name in base.names():
         return base.load(name, preset)
     if not Path(name).is_file():
-        near = difflib.get_close_matches(name, base.names(), 1)
-        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-        raise ValueError(f"--config={name}: no such file, and no config of that name; {hint} {', '.join(base.names())}")
+        near = limits.nearest(name, base.names())
+        hint = f"{near} There are" if near else "; there are"
+        raise ValueError(f"--config={name}: no such file, and no config of that name{hint} {', '.join(base.names())}")
     module = user_code.import_file(name)
     if not hasattr(module, "get_config"):
         return base.load(module, preset)
