@@ -6,7 +6,7 @@ first; the first line of a preset's docstring is its cost. `load` calls one and 
     config = base.load("composition", "cpu")
 """
 
-import importlib.util
+import importlib
 import inspect
 import pkgutil
 import sys
@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
+
+from lab import user_code
 
 DEFAULT_PRESET = "cpu"
 OPTIONS = dict(
@@ -173,27 +175,11 @@ def get_config(module_name: str) -> Callable[..., ConfigDict]:
     return get
 
 
-def import_file(path: str | Path) -> ModuleType:
-    """A Python file of a user as a module; each call reads it anew.
-
-    Raises:
-      ValueError: there is no such Python file.
-    """
-    path = Path(path).absolute()
-    name = f"lab_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or not path.is_file():
-        raise ValueError(f"{path}: no such Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _module(of: str | ModuleType) -> ModuleType:
     if isinstance(of, ModuleType):
         return of
     if of.endswith(".py"):
-        return import_file(of)
+        return user_code.import_file(of)
     if of not in names():
         raise ValueError(f"unknown config {of!r}; there are {', '.join(names())}")
     return importlib.import_module(f"{__package__}.{of}")

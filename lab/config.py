@@ -4,9 +4,8 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 """
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ml_collections
 
@@ -58,6 +57,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
     come in the order of their names, but behind the variant they start from (`start.variant`), where that is here too.
     """
     base = plain(config)
+    _check_names(base, (*SCALARS, *SECTIONS))
     overrides = base.variants.to_dict()
     del base["variants"]
     base.lock()
@@ -72,7 +72,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
                 if changes.get(section, {}).get("family", family) != family:
                     with variant.unlocked():
                         variant[section] = ml_collections.ConfigDict(changes[section])
-            # a variant may vary what the others do not; `grid` and `origin.matched` know the names
+            # a variant may vary what the others do not; `grid` and `init_from.matched` know the names
             with variant.grid.unlocked(), variant.start.row.unlocked():
                 variant.update(changes)
         except (AttributeError, KeyError, TypeError) as error:
@@ -84,7 +84,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
     """The static half of one variant."""
     config = plain(config)
-    _check_names(config)
+    _check_names(config, {*SCALARS, *SECTIONS} - {"variants"})
     task = _build("task", config.task.to_dict(), "task")
     model = _build("model", config.model.to_dict(), "model")
     objective = _construct(Objective, config.objective.to_dict(), "objective")
@@ -133,14 +133,17 @@ def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
     return ordered
 
 
-def _check_names(config) -> None:
+def _check_names(config, needed: Collection[str]) -> None:
     known = {*SCALARS, *SECTIONS}
     for name in config:
         if name not in known:
             raise ValueError(f"config.{name}: unknown option{_nearest(name, known)}")
-    for name in {*SCALARS, *SECTIONS} - {"variants"}:
+    for name in sorted(needed):
         if name not in config:
             raise ValueError(f"config.{name} is missing")
+    for name in SECTIONS:
+        if name in config and not isinstance(config[name], ml_collections.ConfigDict):
+            raise ValueError(f"config.{name}={config[name]!r}: expected dict")
     for name, kind in SCALARS.items():
         if not isinstance(config[name], kind) or isinstance(config[name], bool) is not (kind is bool):
             raise ValueError(f"config.{name}={config[name]!r}: expected {kind.__name__}")
@@ -207,8 +210,7 @@ def _check_fit(model, task) -> None:
 
 
 def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    return limits.nearest(name, known) or f"; known: {', '.join(sorted(known))}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from types import ModuleType
 
 import flax.linen as nn
 
-from lab import models, tasks
+from lab import models, tasks, user_code
 from lab.tasks import Task
 
 FAMILIES = {"task": tasks.FAMILIES, "model": models.FAMILIES}
@@ -36,7 +35,7 @@ def find(kind: str, name: str | None, section: str) -> type:
       ValueError: there is none, or it is of another kind.
     """
     if name in FAMILIES[kind]:
-        return FAMILIES[kind][name]
+        return _check(kind, FAMILIES[kind][name], f"{section}.family={name!r}")
     if not isinstance(name, str) or ":" not in name:
         known = ", ".join(FAMILIES[kind])
         raise ValueError(f"{section}.family={name!r}: one of {known}, or a class of yours, as 'module:Class'")
@@ -44,11 +43,9 @@ def find(kind: str, name: str | None, section: str) -> type:
     try:
         module = _load_file(Path(where).absolute()) if where.endswith(".py") else _import(where)
         found = getattr(module, class_name)
-    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+    except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
         raise ValueError(f"{section}.family={name!r}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, KINDS[kind]) and dataclasses.is_dataclass(found)):
-        raise ValueError(f"{section}.family={name!r}: not {WANTED[kind]}")
-    return found
+    return _check(kind, found, f"{section}.family={name!r}")
 
 
 def own(config) -> list[dict]:
@@ -91,7 +88,7 @@ def bring_back(recorded: Sequence[Mapping]) -> None:
             raise ValueError(f"{what} was defined in {place['module']}, which cannot be imported; register it first")
         try:
             families[place["family"]] = getattr(_reload(place["module"], Path(place["file"])), place["class"])
-        except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
             raise ValueError(f"{what} was in {place['file']} when it was trained: {error}") from error
 
 
@@ -119,6 +116,21 @@ def source_hash(file: str | Path, name: str) -> str:
             inside = (node for statement in definitions[name] for node in ast.walk(statement))
             waiting += [node.id for node in inside if isinstance(node, ast.Name)]
     return hashlib.sha256(repr(sorted(counted.items())).encode()).hexdigest()
+
+
+def _check(kind: str, found, what: str) -> type:
+    """The class found, where it is what is wanted."""
+    if not (isinstance(found, type) and issubclass(found, KINDS[kind]) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"{what}: not {WANTED[kind]}")
+    if kind == "task":
+        if not found.__dataclass_params__.frozen:
+            raise ValueError(f"{what}: not {WANTED[kind]}")
+        given = {*dir(found), *(field.name for field in dataclasses.fields(found))}
+        lacks = [name for name in ("splits", "length", "vocab_size") if name not in given]
+        lacks += [name for name in ("sample", "score") if getattr(found, name) is getattr(Task, name)]
+        if lacks:
+            raise ValueError(f"{what}: {found.__name__} lacks {', '.join(lacks)}, see lab.tasks.Task")
+    return found
 
 
 def _defined(statement: ast.stmt) -> set[str]:
@@ -175,10 +187,4 @@ def _load_file(file: Path) -> ModuleType:
         held = inspect.getattr_static(module, "__file__", None)
         if isinstance(held, str) and module.__name__ != "__main__" and Path(held) == file:
             return module
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    name = f"lab_user_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return user_code.import_file(file)

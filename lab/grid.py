@@ -1,14 +1,13 @@
 """Grids: columns of equal length, one per hyperparameter, and the axes they came from."""
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lab.limits import SEED_BOUND
+from lab import limits
 
 CORE = ("gamma", "weight_decay", "learning_rate", "seed")
 GROUP_RATES = ("gamma_embed", "gamma_qk", "gamma_vo", "gamma_mlp", "gamma_head")
@@ -107,8 +106,7 @@ def concat(first: Grid, *others: Grid) -> Grid:
 def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
     known = (*KNOWN, *extra)
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = limits.nearest(name, known) or "."
         raise ValueError(f"grid.{name}: unknown hyperparameter{hint} Known: {', '.join(known)}")
     if not isinstance(values, (tuple, list, np.ndarray)) or len(values) == 0:
         raise ValueError(f"grid.{name}={values!r}: expected a non-empty tuple of numbers")
@@ -117,7 +115,7 @@ def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
             raise ValueError(f"grid.{name}={values!r}: {value!r} is not a number")
         if not math.isfinite(value):
             raise ValueError(f"grid.{name}={values!r}: {value!r} is not finite")
-        if name == "seed" and (value != int(value) or not 0 <= value < SEED_BOUND):
+        if name == "seed" and (value != int(value) or not 0 <= value < limits.SEED_BOUND):
             raise ValueError(f"grid.seed={values!r}: {value!r} is not an integer in [0, 2^31)")
         if name in NOT_NEGATIVE and value < 0:
             raise ValueError(f"grid.{name}={values!r}: {value!r} is negative")

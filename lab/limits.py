@@ -1,7 +1,8 @@
 """Refusal of option values that cannot be: by name and value, with what would do."""
 
+import difflib
 import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 NONE: Mapping = {}
 SEED_BOUND = 2**31  # seeds are integers from 0 to below it: a larger one would be cut to another, silently
@@ -39,3 +40,9 @@ def check_sizes(section: str, options, least: Mapping[str, int]) -> None:
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < smallest:
             raise ValueError(f"{section}.{name}={value!r}: expected an integer of at least {smallest}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, for the end of a message; empty where nothing known is like the name."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

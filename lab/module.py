@@ -87,11 +87,6 @@ def forward(
     return _pair(model, found)
 
 
-def takes_edits(model: nn.Module) -> bool:
-    """Whether the model's activations can be edited."""
-    return "edits" in inspect.signature(type(model).__call__).parameters
-
-
 def check_outputs(model: nn.Module, outputs, inputs, vocab_size: int) -> None:
     """Of a language model's traced outputs.
 

@@ -95,13 +95,13 @@ class Run:
         for axis in self.axes:
             values = self.dataset[axis].values
             if axis in at:
-                index = _index(values, at[axis])
+                index = index_of(values, at[axis])
                 if index is None:
                     have = ", ".join(map(_short, values))
                     raise MissingData(f"{words(axis)} {_short(at[axis])} (the grid has {have})")
                 indices[axis] = index
             elif axis not in keep:
-                index = _index(values, self.usual.get(axis, middle))
+                index = index_of(values, self.usual.get(axis, middle))
                 indices[axis] = len(values) // 2 if index is None else index
         return indices
 
@@ -234,7 +234,8 @@ def words(axis: str) -> str:
     return axis.replace("_", " ")
 
 
-def _index(values: np.ndarray, wanted: Place) -> int | None:
+def index_of(values: np.ndarray, wanted: Place) -> int | None:
+    """Index of the value that is meant; None if it is not there."""
     wanted = wanted(values) if callable(wanted) else wanted
     same = np.isclose(values, wanted) if np.issubdtype(values.dtype, np.number) else values == wanted
     return int(np.flatnonzero(same)[0]) if same.any() else None

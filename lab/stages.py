@@ -1,7 +1,6 @@
 """Stages after training: `analyze` takes measurements, `report` evaluates claims and writes the page."""
 
 import contextlib
-import difflib
 import functools
 import shlex
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lab import claims, studies
+from lab import claims, limits, studies
 from lab import config as configs
 from lab.configs import base
 from lab.disk import claims_file
@@ -184,9 +183,9 @@ def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
     known, refusal = _known(work)
     for name in names:
         if name not in {*known, "all"}:
-            near = difflib.get_close_matches(name, known, 1)
+            near = limits.nearest(name, known)
             reason = catalogue.absent(work.experiment).get(name, "" if near else refusal)
-            hint = f"; did you mean {near[0]!r}?" if near and not reason else f": {reason}." if reason else "."
+            hint = f": {reason}." if reason else near or "."
             raise ValueError(f"no measurement {name!r}{hint} There are {', '.join(sorted(known))}, or all")
     return [measure for name, measure in known.items() if name in names or "all" in names]
 

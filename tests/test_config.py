@@ -71,6 +71,12 @@ def test_impossible_variant_is_refused_by_name(echo, variants, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("section", ["variants", "grid", "start", "task"])
+def test_config_that_lacks_a_section_has_no_variants(echo, section):
+    with pytest.raises(ValueError, match=f"config.{section} is missing"):
+        configs.variants(changed(echo.config(), section, None))
+
+
 def changed(config, path, value):
     """The config with one option set, or deleted where `value` is None."""
     *sections, last = path.split(".")
@@ -92,6 +98,7 @@ def changed(config, path, value):
         ("colour", "red", "config.colour: unknown option; known: .*batch_size"),
         ("steps", None, "config.steps is missing"),
         ("optim", None, "config.optim is missing"),
+        ("grid", 3, "config.grid=3: expected dict"),
         ("steps", 2.0, "config.steps=2.0: expected int"),
         ("steps", True, "config.steps=True: expected int"),
         ("data_order", 3, "config.data_order=3: expected str"),

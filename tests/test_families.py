@@ -43,6 +43,23 @@ class Parity(Task):
 
 class Other:
     pass
+
+@dataclasses.dataclass
+class Thawed(Task):
+    length: int = 4
+
+@dataclasses.dataclass(frozen=True)
+class Empty(Task):
+    size: int = 4
+
+@dataclasses.dataclass(frozen=True)
+class Scoreless(Task):
+    vocab_size: int
+    length = 4
+    splits = ("train",)
+
+    def sample(self, key, n, split, hparams):
+        pass
 '''
 
 
@@ -91,8 +108,11 @@ def test_class_is_named_by_its_module_or_file(place, family):
         ("own_parity:Other", "task.family='own_parity:Other': not a frozen dataclass on top of lab.tasks.Task"),
         ("own_parity:BITS", "not a frozen dataclass"),
         ("nowhere:Parity", "task.family='nowhere:Parity': No module named 'nowhere'"),
-        ("nowhere.py:Parity", r"nowhere\.py: no such file"),
+        ("nowhere.py:Parity", r"nowhere\.py: no such Python file"),
         ("paritty", "task.family='paritty': one of composition, .* or a class of yours, as 'module:Class'"),
+        ("own_parity:Thawed", "task.family='own_parity:Thawed': not a frozen dataclass on top of lab.tasks.Task"),
+        ("own_parity:Empty", "Empty lacks splits, length, vocab_size, sample, score, see lab.tasks.Task"),
+        ("own_parity:Scoreless", "Scoreless lacks score, see"),
         ("lab.models:Transformer", "not a frozen dataclass on top of lab.tasks.Task"),
     ],
 )
@@ -117,6 +137,16 @@ def test_another_process_elsewhere_finds_the_class_again(place, family):
     program = f"from lab.disk.workdir import Workdir; print(Workdir({str(work.path)!r}).experiment.task)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     assert ran.stdout == "Parity(vocab_size=2, length=4)\n", ran.stderr
+
+
+def test_files_of_one_name_are_two_modules(place):
+    other = place / "other" / "own_parity.py"
+    other.parent.mkdir()
+    other.write_text(TASK.replace("length: int = 4", "length: int = 5"))
+    settings = [config("own_parity.py:Parity"), config(f"{other}:Parity")]
+    found = [families.find("task", one.task.family, "task") for one in settings]
+    assert [kind.length for kind in found] == [4, 5] and found[0].__module__ != found[1].__module__
+    assert [families.own(one)[0]["file"] for one in settings] == [str(place / "own_parity.py"), str(other)]
 
 
 def test_class_that_is_gone_is_named(place):

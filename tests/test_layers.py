@@ -27,6 +27,7 @@ VALUES = {
     "module",
     "matrices",
     "nnx_matrices",
+    "user_code",
 }
 TOP = {
     "config": "experiment",
@@ -44,7 +45,7 @@ ALLOWED = {
     "text": {"values"},
     "tasks": {"values", "text"},
     "analysis": {"values", "models"},
-    "configs": set(),
+    "configs": {"values"},
     "experiment": {"values", "models", "tasks"},
     "disk": {"values", "experiment"},
     "engine": {"values", "models", "tasks", "experiment", "disk"},

@@ -7,7 +7,6 @@ Activations differ by where and how well each run stored the fact, so a large ef
 carry the answer over, a small one not that it is unused: another place may hold the same.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab import models
+from lab import limits, models
 from lab.analysis import estimate
 from lab.analysis.flow import indices, refuse_outside
 
@@ -132,8 +131,8 @@ def _at_every_site(model, params, tokens_BxL, source_acts, names, read):
 
 def _substitution(source_acts: Mapping, name: str, positions, heads) -> Callable:
     if name not in source_acts:
-        near = difflib.get_close_matches(name, source_acts, 1) or sorted(source_acts)[:1]
-        raise ValueError(f"patch of {name!r}: no such activation; did you mean {near[0]!r}?")
+        hint = limits.nearest(name, source_acts) or f"; there are {', '.join(sorted(source_acts))}"
+        raise ValueError(f"patch of {name!r}: no such activation{hint}")
     source = source_acts[name]
     chosen = _chosen(source_acts, name, positions, heads)
 

@@ -7,6 +7,8 @@ import traceback
 
 from lab.cli import arguments, commands, devices, output
 
+TRAINING = ("train", "launch", "reproduce")  # commands
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; a user's mistake ends with one line and exit code 2."""
@@ -26,7 +28,8 @@ def _run(argv: list[str] | None) -> None:
             devices.use_cores(getattr(args, "simulate", None))
         commands.COMMANDS[args.command](args, config_args)
     except KeyboardInterrupt:
-        print("\nlab: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command continues from the last checkpoint" * (args.command in TRAINING)
+        print(f"\nlab: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         from lab.disk.files import WorkdirError

@@ -163,7 +163,9 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """Of all commands; what it leaves over is for `lab.cli.config` or `refuse`."""
-    parser = Parser(prog="lab", description="Which solution does initialization pick?", allow_abbrev=False)
+    parser = Parser(
+        prog="lab", description="Trains grids of initial scales, measures, tests claims.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         text = command.text

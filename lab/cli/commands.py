@@ -109,6 +109,9 @@ def _reproduce(args, config_args) -> None:
     from lab import stages, studies
     from lab.engine import train
 
+    for arg in config_args:
+        if config.names_one(arg):
+            raise ValueError(f"{arg}: reproduce takes the study's own config; --config.NAME=VALUE changes its options")
     study = studies.get(args.study)
     workdir = args.workdir or Path("runs") / f"{Path(study.name).stem}-{args.preset}"
     train.train_variants(_config([f"--config={study.name}:{args.preset}", *config_args], args), workdir)
@@ -169,6 +172,8 @@ def _claims(args, config_args) -> None:
     from lab.disk import claims_file
     from lab.report import claims_table
 
+    if args.markdown and (args.json or args.workdir is None):
+        raise ValueError("--markdown: the table of a --workdir, and not together with --json")
     if args.workdir is None:
         rows = [{"study": name} | claim for name in studies.names() for claim in texts.study(name)["claims"]]
         text = "\n".join(

@@ -1,13 +1,13 @@
 """Configs on the command line: how they are named, and how their options are overridden."""
 
 import ast
-import difflib
 import re
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from lab import limits, user_code
 from lab.cli import arguments
 from lab.configs import base
 
@@ -26,11 +26,15 @@ def read(config_args: list[str], options: list[str]) -> ConfigDict:
     """
     arguments.refuse([arg for arg in config_args if not arg.startswith("--config")], options)
     axes = {found[1]: found[2] for arg in config_args if (found := AXIS.fullmatch(arg))}
-    overrides = [arg for arg in config_args if arg.startswith("--config") and not _names_it(arg)]
+    overrides = [arg for arg in config_args if arg.startswith("--config") and not names_one(arg)]
     overrides = [arg for arg in overrides if not AXIS.fullmatch(arg)]
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_dict("config", _load(config_args), flag_values=values, sys_argv=["lab", *overrides])
+        loaded = _load(config_args)
+        for name in base.OPTIONS:
+            if name not in loaded:
+                raise ValueError(f"config.{name} is missing")
+        config_flags.DEFINE_config_dict("config", loaded, flag_values=values, sys_argv=["lab", *overrides])
         values(["lab", *overrides])
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
         raise ValueError(_one_line(error)) from error
@@ -62,13 +66,14 @@ def chosen_variants(config: ConfigDict, names: str | None) -> ConfigDict:
     return config
 
 
-def _names_it(arg: str) -> bool:
+def names_one(arg: str) -> bool:
+    """Whether a word names a config, where others override an option of one."""
     return arg == "--config" or arg.startswith("--config=")
 
 
 def _source(config_args: list[str]) -> tuple[str, str | None]:
     """Name or file of the config, and the preset if there is one; of several `--config` the last one counts."""
-    sources = [arg.partition("=")[2] for arg in config_args if _names_it(arg)]
+    sources = [arg.partition("=")[2] for arg in config_args if names_one(arg)]
     if not sources or not sources[-1]:
         raise ValueError(f"--config=NAME[:PRESET] or --config=FILE[:PRESET] is missing, {EXAMPLES}")
     name, colon, preset = sources[-1].partition(":")
@@ -80,10 +85,10 @@ def _load(config_args: list[str]) -> ConfigDict:
     if name in base.names():
         return base.load(name, preset)
     if not Path(name).is_file():
-        near = difflib.get_close_matches(name, base.names(), 1)
-        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-        raise ValueError(f"--config={name}: no such file, and no config of that name; {hint} {', '.join(base.names())}")
-    module = base.import_file(name)
+        near = limits.nearest(name, base.names())
+        hint = f"{near} There are" if near else "; there are"
+        raise ValueError(f"--config={name}: no such file, and no config of that name{hint} {', '.join(base.names())}")
+    module = user_code.import_file(name)
     if not hasattr(module, "get_config"):
         return base.load(module, preset)
     config = module.get_config() if preset is None else module.get_config(preset)

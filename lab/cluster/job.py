@@ -1,9 +1,7 @@
 """A cluster job: trains one variant, saves when preempted, and continues when queued again."""
 
 import dataclasses
-import importlib.util
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 
@@ -11,6 +9,7 @@ import jax
 import ml_collections
 
 from lab import config as configs
+from lab import user_code
 from lab.engine import train
 
 PORTS = range(61440, 65536)  # for the tasks of one job to find each other; each job its own
@@ -36,7 +35,7 @@ class TrainingJob:
         self.set_up()
         _join_other_tasks()
         if self.config_file is not None:
-            _import_file(self.config_file)
+            user_code.import_file(self.config_file)
         _train_to_the_end(configs.from_json(self.config), self.workdir)
 
     def checkpoint(self):
@@ -87,9 +86,3 @@ def _join_other_tasks() -> None:
         address = f"{here.hostnames[0]}:{PORTS[int(here.raw_job_id) % len(PORTS)]}"
         # Said in full: from SLURM's variables JAX would conclude that a task has one GPU.
         jax.distributed.initialize(address, here.num_tasks, here.global_rank, cluster_detection_method="deactivate")
-
-
-def _import_file(path: str) -> None:
-    spec = importlib.util.spec_from_file_location("job_config", path)
-    module = sys.modules["job_config"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)

@@ -25,12 +25,13 @@ PATIENCE = 600  # seconds that a save waits for the part of another process
 
 def write(place: Path, first: int, tree) -> None:
     """Writes a tree of host arrays, whose first row is `first`, into the folder of a save, for `collect`."""
+    part = f"rows-{first}" if jax.process_count() == 1 else f"rows-{first}.npz"
     if jax.process_count() == 1:
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(place.absolute() / f"rows-{first}", tree)
+            checkpointer.save(place.absolute() / part, tree)
     else:
-        files.write_npz(place / f"rows-{first}.npz", named_leaves(tree))
-    files.write_json(place / f"{first}.json", {"leaves": leaves(tree), "files": hashes(place, f"rows-{first}*")})
+        files.write_npz(place / part, named_leaves(tree))
+    files.write_json(place / f"{first}.json", {"leaves": leaves(tree), "files": hashes(place, part)})
 
 
 def collect(place: Path, first: int) -> dict:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lab.disk import files, shard_files
-from lab.disk.files import DamagedError, SaveError, read_json, steps, write_json
+from lab.disk.files import DamagedError, SaveError, read_json, write_json
 
 MANIFEST = "manifest.json"
 
@@ -92,7 +92,7 @@ def newest_whole(folder: Path, like, report: Callable[[str], None], newest: int 
         interrupted, in its metrics and snapshots too: continuing behind a hole would leave the hole, so it is trained
         again, and the later saves with it.
     """
-    for step in reversed(steps(folder)):
+    for step in reversed(files.steps(folder)):
         if newest is not None and step > newest:
             report(f"checkpoint {step} is whole, but not all that was recorded before it; set aside, to train it again")
         else:
@@ -107,7 +107,7 @@ def newest_whole(folder: Path, like, report: Callable[[str], None], newest: int 
 
 def keep_newest(folder: Path, count: int) -> None:
     """Deletes all but the newest `count` saves; folders without their manifest are not counted and not touched."""
-    saved = [step for step in steps(folder) if _has_manifest(folder / str(step))]
+    saved = [step for step in files.steps(folder) if _has_manifest(folder / str(step))]
     for step in saved[:-count]:
         drop(folder, step)
 
@@ -169,7 +169,7 @@ def _replace(temporary: Path, final: Path) -> None:
 
 
 def _newest_whole(folder: Path) -> str:
-    for step in reversed(steps(folder)):
+    for step in reversed(files.steps(folder)):
         with contextlib.suppress(DamagedError):
             verify(folder / str(step))
             return f"the newest whole one is {step}"

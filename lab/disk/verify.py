@@ -130,13 +130,13 @@ def _missing(work: Workdir, damaged: Container[Path]) -> list[Path]:
     """
     chunks, (_, _, kept) = schedule.chunks(work.config), schedule.boundaries(work.config)
     chunk_files = {int(path.stem): path for path in metrics.metric_files(work.metrics)}
-    saved = {step: work.checkpoints / str(step) for step in store.steps(work.checkpoints)}
+    saved = {step: work.checkpoints / str(step) for step in files.steps(work.checkpoints)}
     continued = max((step for step in saved.keys() & chunks if saved[step] not in damaged), default=-1)
     reached = max((end for end in chunk_files.keys() & chunks if chunk_files[end] not in damaged), default=-1)
     reached = max(reached, continued)
 
     missing = [work.metrics / f"{end}.npz" for end in chunks if end <= reached and end not in chunk_files]
-    snapshots = {*store.steps(work.snapshots)}
+    snapshots = {*files.steps(work.snapshots)}
     due = {step for step in kept - work.pruned if step < reached or step <= continued}
     missing += [work.snapshots / str(step) for step in sorted(due - snapshots)]
     ended = reached == work.config.steps and reached in snapshots
@@ -154,7 +154,7 @@ def _check_kept(work: Workdir, name: str) -> None:
 
 
 def _saves(work: Workdir) -> list[Path]:
-    return [folder / str(step) for folder in (work.checkpoints, work.snapshots) for step in store.steps(folder)]
+    return [folder / str(step) for folder in (work.checkpoints, work.snapshots) for step in files.steps(folder)]
 
 
 def _measured(work: Workdir) -> list[str]:

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab import module, rng, tree
+from lab import limits, module, rng, tree
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
 DRAWN_AHEAD = 2**23  # bytes of one row's batches
 EPOCHS_AHEAD = 2**28  # bytes of one row's permutations
-NONE: Mapping = {}
 
 
 def train_set(experiment: Experiment) -> Batch | None:
@@ -28,7 +27,7 @@ def varied(experiment: Experiment, hparams: Mapping) -> dict:
     return {name: hparams[name] for name in experiment.task.hparams if name in hparams}
 
 
-def evaluation_set(experiment: Experiment, train_set: Batch | None, hparams: Mapping = NONE) -> dict[str, Batch]:
+def evaluation_set(experiment: Experiment, train_set: Batch | None, hparams: Mapping = limits.NONE) -> dict[str, Batch]:
     """The fixed sequences each split is evaluated on; for `train` the first of a finite training set."""
     n, task = experiment.eval_size, experiment.task
     keys = {split: rng.key(experiment.data_seed, f"eval/{split}") for split in task.splits}

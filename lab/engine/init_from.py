@@ -5,7 +5,6 @@ whose hyperparameters are: those that `start.row` names, as it says; every other
 has it. Numbers are compared as programs see them, in float32. Moments of the optimizer and steps start anew.
 """
 
-import difflib
 import functools
 import hashlib
 from pathlib import Path
@@ -15,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from lab import config as configs
-from lab import schedule
+from lab import limits, schedule
 from lab.disk import metrics, store
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
@@ -66,8 +65,7 @@ def matched(start: ml_collections.ConfigDict, grid: Grid, source: Grid) -> list[
     said, has = f"start.variant={start.variant!r}", _values(source)
     for name in start.row:
         if name not in source.columns:
-            near = difflib.get_close_matches(name, list(source.columns), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = limits.nearest(name, source.columns)
             raise ValueError(f"start.row.{name}: no axis of {start.variant}, which has {has}{hint}")
     for name in source.columns:
         if name not in start.row and name not in grid.columns:

@@ -29,11 +29,8 @@ HARMLESS = (False, None, "allow", "log", "log_explicit")  # settings of these
 
 
 @contextlib.contextmanager
-def settled(computes: bool = True) -> Iterator[None]:
+def settled() -> Iterator[None]:
     """`fixed`, for what trains or measures; also a decorator.
-
-    Args:
-      computes: devices are needed, not only shapes.
 
     Raises:
       ValueError: a debugging switch is on that no training can run under, or there is no device of the kind asked for.
@@ -41,8 +38,7 @@ def settled(computes: bool = True) -> Iterator[None]:
     for name, reason in REFUSED.items():
         if getattr(jax.config, name) not in HARMLESS:
             raise ValueError(f"{name.upper()}={getattr(jax.config, name)}: {reason}; run without this switch")
-    if computes:
-        find_devices()
+    find_devices()
     with fixed():
         yield
 

@@ -131,7 +131,7 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
         return [*lines, disk_sentence(config, experiment, grid)]
     longest = schedule.longest_chunk(config)
     chosen = choose(experiment, grid, mesh, options, longest, config.block_width, fresh)
-    rate = chosen.rates.get(chosen.width) or _rate(experiment, grid, mesh, options, longest, chosen.width)[0]
+    rate = chosen.rates.get(chosen.width) or _rate_or_none(experiment, grid, mesh, options, longest, chosen.width)[0]
     return [
         *lines,
         chosen.sentence(),
@@ -254,8 +254,9 @@ def _measured(plan: Plan, experiment, grid, mesh, options: Options, max_steps, r
     width = max(rates, key=lambda width: rates[width] / (math.ceil(rows_each / width) * width))
     cost = None
     if options.deterministic and jax.default_backend() == "gpu":
-        free, _ = _rate(experiment, grid, mesh, dataclasses.replace(options, deterministic=False), max_steps, width)
-        cost = free / rates[width]
+        faster = dataclasses.replace(options, deterministic=False)
+        free, _ = _rate_or_none(experiment, grid, mesh, faster, max_steps, width)
+        cost = free and free / rates[width]
     with contextlib.suppress(SaveError):  # a home folder that cannot be written is no reason not to train
         files.write_json(place, {"width": width, "rates": rates, "memory": memory, "determinism": cost})
     return dataclasses.replace(plan, width=width, rates=rates, memory=memory, determinism=cost)

@@ -21,7 +21,7 @@ from lab.grid import Grid
 from lab.tasks import Task
 
 
-@numerics.settled(computes=False)
+@numerics.settled()
 def prepare_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> dict:
     """Name -> `(config, folder, rows)` of every variant, checked, in the order to train them.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
+from lab import limits
 from lab.disk import store
 from lab.engine import batches, shard, sweep
 from lab.engine.shard import Layout
@@ -33,7 +34,7 @@ class Rows:
         self.row_batches: list[RowState] = []
         self.batch_shape = layout.abstract(jax.eval_shape(self.programs.start, self.hparams[0]), options.split_params)
 
-    def start(self, given: Mapping = batches.NONE) -> None:
+    def start(self, given: Mapping = limits.NONE) -> None:
         """The rows before training.
 
         Args:

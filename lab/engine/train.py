@@ -176,7 +176,7 @@ def _layout(work: Workdir, grid: Grid) -> Layout:
         nonlocal chosen
         chosen = plan.recall(work.path)
         if chosen is None or chosen.devices != plan.device_names():
-            if chosen is not None or store.steps(work.checkpoints):
+            if chosen is not None or files.steps(work.checkpoints):
                 before = "lost plan.json" if chosen is None else chosen.devices
                 _say(f"{work.path}: planned anew after {before}; from here on results agree up to rounding")
             longest = schedule.longest_chunk(config)

@@ -25,10 +25,11 @@ K head width, F hidden width, V vocabulary.
 `OneLayerAttention` and `AttentionMLP` (Q = H = 1, K = D): those above that they have, scores divided by sqrt(D).
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 
 import jax
+
+from lab import limits
 
 
 class Tape:
@@ -56,6 +57,6 @@ class Tape:
         """
         for name in self.edits:
             if name not in self.acts:
-                near = difflib.get_close_matches(name, self.acts, 1) or sorted(self.acts)[:1]
-                raise ValueError(f"edit of {name!r}: no such activation; did you mean {near[0]!r}?")
+                hint = limits.nearest(name, self.acts) or f"; there are {', '.join(sorted(self.acts))}"
+                raise ValueError(f"edit of {name!r}: no such activation{hint}")
         return self.acts

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lab.analysis import statistics
 from lab.report import style
-from lab.runs import MissingData, as_run
+from lab.runs import MissingData, as_run, index_of
 
 RATE = "init rate γ"
 BAND = ", band from the lowest to the highest seed"
@@ -46,10 +46,10 @@ def _note(coordinate, index):
 
 
 def _index(have, dim, wanted):
-    same = np.isclose(have, wanted) if np.issubdtype(have.dtype, np.number) else have == wanted
-    if not np.any(same):
+    index = index_of(have, wanted)
+    if index is None:
         raise ValueError(f"{dim} = {wanted!r} is not among {', '.join(map(str, have))}")
-    return int(np.flatnonzero(same)[0])
+    return index
 
 
 def pick(run, name, keep, at):

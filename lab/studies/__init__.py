@@ -2,13 +2,13 @@
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab import limits, user_code
 from lab.configs import base
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ def get(name: str) -> Study:
       ValueError: no such study.
     """
     if name.endswith(".py"):
-        module, name = base.import_file(name), str(Path(name).absolute())
+        module, name = user_code.import_file(name), str(Path(name).absolute())
         if not isinstance(getattr(module, "STUDY", None), Study):
             raise ValueError(f"{name}: no STUDY, which is what a study's file defines")
         return dataclasses.replace(module.STUDY, name=name)
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 1)
-        hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+        near = limits.nearest(name, names())
+        hint = f"{near} There are" if near else "; there are"
         raise ValueError(f"unknown study {name!r}{hint} {', '.join(names())}, or a file of yours such as my_study.py")
     return dataclasses.replace(importlib.import_module(f"{__name__}.{name}").STUDY, name=name)

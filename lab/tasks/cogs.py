@@ -22,7 +22,6 @@ from lab.text.seq2seq_files import Pair, download, find_file, provenance, read_l
 FORMS = ("original", "variable_free")
 EVALUATED = ("dev", "test", "gen")
 TRAINING_TYPES = re.compile(r"in_distribution|primitive|exposure_example_\w+")
-STRUCTURAL = ("cp_recursion", "obj_pp_to_subj_pp", "pp_recursion")
 GEN_TYPES = (
     "active_to_passive",
     "cp_recursion",

@@ -1,4 +1,4 @@
-"""The two-anchor composition task: which of two solutions answers an anchor pair that was never seen?
+"""The two-anchor composition task: an anchor pair that was never seen has two answers, one of each solution.
 
 A sequence of nine tokens holds a key x, two anchors (a, b) right after it, and six noise tokens; its one label follows
 the sequence. Anchor a shifts by g(a), and the *inferential* label of a pair is x + g(a) + g(b). In setting `34_wrong`

@@ -1,4 +1,4 @@
-"""One task after another: the second is trained, and the first evaluated as well. Has it been forgotten?"""
+"""One task after another: the second is trained, and the first evaluated as well: how much of it is forgotten."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

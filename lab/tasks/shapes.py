@@ -1,4 +1,4 @@
-"""Three concepts drawn as a small picture, for a model that takes noise out of it: are combinations never seen drawn?
+"""Three concepts drawn as a small picture, for a model that takes noise out of it; some combinations are held out.
 
 A class is three bits, (shape, colour, size): circle or triangle, red or blue, large or small. Some of the eight are
 trained, the others held out. A model reads a picture noised to time t, which is uniform on 1 ... T, and the bits, and

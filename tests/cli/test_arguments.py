@@ -20,6 +20,11 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     ("reproduce composition W --preset=huge", "unknown preset 'huge' of composition; one of smoke, cpu, gpu, paper$"),
     ("reproduce composition W --preset=smoke --config.grid.gama=(0.3,)", "grid.gama: .*; did you mean 'gamma'"),
     ("reproduce composition W --preset=smoke --variants=unsen", "'unsen' is not a variant; one of unseen, wrong"),
+    (
+        "reproduce composition W --config=ntp_ctp:smoke",
+        "--config=ntp_ctp:smoke: reproduce takes the study's own config",
+    ),
+    ("reproduce composition W --config ntp_ctp", "--config: reproduce takes the study's own config"),
     (f"train {SMALL}y W", "unknown preset 'smokey' of composition; one of smoke, cpu, gpu, paper$"),
     (f"train --config={composition.__file__}:smokey W", "unknown preset 'smokey' of composition; one of smoke, cpu"),
     ("train --config=nowhere.py W", "--config=nowhere.py: no such file, and no config of that name; there are .*large"),
@@ -58,6 +63,8 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     ("analyze W --rows=0-3", "no training here"),
     ("report W", "no training here"),
     ("claims W", "no claims table"),
+    ("claims --markdown", "--markdown: the table of a --workdir, and not together with --json"),
+    ("claims W --markdown --json", "--markdown: the table of a --workdir, and not together with --json"),
     ("report W --partial", "no training here"),
     ("prune W --keep-checkpoints=1", "no training here"),
     ("prune W", "what may go\\? --keep-checkpoints=N, --keep-snapshots=log or --keep-snapshots=last, or both"),
@@ -108,6 +115,19 @@ def test_training_asked_to_stop_ends_with_the_code_of_who_asked(capsys, run, mon
             typed()
         assert ended.value.code == code
     assert capsys.readouterr().out == "w: stopped at step 3 as asked\n"
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("reproduce", True), ("verify", False)])
+def test_stopped_command_says_that_it_continues_where_it_does(capsys, run, monkeypatch, command, goes_on):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, command, stopped)
+    with pytest.raises(SystemExit) as ended:
+        run(command, *["composition"] * (command == "reproduce"), "--workdir=w")
+    said = capsys.readouterr().err
+    assert ended.value.code == 130 and said.startswith("\nlab: stopped")
+    assert said.endswith("; the same command continues from the last checkpoint\n") == goes_on
 
 
 def test_every_command_is_a_function_and_takes_what_it_says():

@@ -125,3 +125,30 @@ def test_file_of_a_job_is_the_users_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.file(["--config=mine.py:cpu", "--config.steps=3"]) == str(Path.cwd() / "mine.py")
     assert config.file(["--config=composition:cpu"]) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1\ndef get_config(:\n    pass\n", r"mine\.py, line 2: "),
+        ("from lab.configs import base\ndef cpu():\n    return base.config(\n", r"mine\.py, line 3: "),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
+            r"config\.\w+ is missing",
+        ),
+        (
+            "from lab.configs import base\n"
+            "def get_config():\n"
+            "    made = base.config()\n"
+            "    del made.variants\n"
+            "    return made\n",
+            "config.variants is missing",
+        ),
+    ],
+)
+def test_mistake_in_a_users_file_is_one_line(tmp_path, source, message):
+    (tmp_path / "mine.py").write_text(source)
+    for said in ((), ("--config.grid.gamma=(0.3,)",), ("--config.steps=3",)):
+        with pytest.raises(ValueError, match=message) as caught:
+            read(f"--config={tmp_path / 'mine.py'}", *said)
+        assert "\n" not in str(caught.value)

@@ -208,7 +208,7 @@ def old_copy(target, trained, earlier):
     """Of every file that differs and has the same name; of checkpoints and snapshots also as a whole."""
     names = [name for name in files_of(earlier, target) if (trained / name).is_file()]
     names = [name for name in names if not filecmp.cmp(earlier / name, trained / name, shallow=False)]
-    names += [pathlib.Path(target) / str(number) for number in store.steps(earlier / target)]
+    names += [pathlib.Path(target) / str(number) for number in files.steps(earlier / target)]
 
     def put_back(work, name):
         files.remove(work / name)
@@ -271,9 +271,9 @@ def readers(path, like):
         "metrics": lambda: {f"{i}": chunk for i, chunk in enumerate(metrics.read_chunks(work))},
         "dataset": lambda: {name: variable.values for name, variable in load(path).variables.items()},
     }
-    for number in store.steps(work.snapshots):
+    for number in files.steps(work.snapshots):
         found[f"snapshots/{number}"] = functools.partial(work.params, number)
-    for number in store.steps(work.checkpoints):
+    for number in files.steps(work.checkpoints):
         found[f"checkpoints/{number}"] = functools.partial(store.restore, work.checkpoints, number, like)
     for one in MEASURES:
         found[f"analysis/{one.name}.npz"] = lambda name=one.name: measurements.read(work, name)[1]
@@ -381,7 +381,7 @@ def assert_trained_alike(path, trained, like):
     for folder in ("metrics", "analysis", "snapshots"):
         names = {entry.name for entry in (path / folder).iterdir() if not entry.name.startswith("damaged-")}
         assert names == {entry.name for entry in (trained / folder).iterdir()}
-    places = [("snapshots", number, None) for number in store.steps(trained / "snapshots")] + [
+    places = [("snapshots", number, None) for number in files.steps(trained / "snapshots")] + [
         ("checkpoints", 24, like)
     ]
     for folder, number, wanted in places:
@@ -467,7 +467,7 @@ def test_full_or_readonly_disk_ends_training_with_one_line_and_more_room_continu
 
     code, errors, _ = run_train(disk.folder / "runs")
     (line,) = errors
-    newest = store.steps(work.checkpoints)[-1]
+    newest = files.steps(work.checkpoints)[-1]
     which, refused = (
         r"(metrics/\d+\.npz|(checkpoints|snapshots)/\d+)",
         r"could not be written \(No space left on device\)",

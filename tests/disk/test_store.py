@@ -57,6 +57,14 @@ def files_of(place):
     return sorted(path for path in place.rglob("*") if path.is_file())
 
 
+def test_part_of_a_process_lists_its_own_file_alone(tmp_path, monkeypatch):
+    """Rows 80 of another process are there already, and `rows-80.npz` begins as `rows-8` does."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for first in (80, 8):
+        shard_files.write(tmp_path, first, {"x": np.arange(first)})
+    assert [[*shard_files.collect(tmp_path, first)["files"]] for first in (8, 80)] == [["rows-8.npz"], ["rows-80.npz"]]
+
+
 def test_state_comes_back_bitwise_with_its_namedtuples(saved, same_bits):
     for step, fill in ((10, 1.5), (20, 2.5)):
         back = store.restore(saved, step, state(0.0))
@@ -79,15 +87,15 @@ def test_parameters_come_back_without_a_template(tmp_path, same_bits):
 def test_saving_a_step_again_replaces_it(folder, same_bits):
     store.save(folder, 20, state(9.0))
     same_bits(store.restore(folder, 20, state(0.0)), state(9.0))
-    assert store.steps(folder) == [10, 20]
+    assert files.steps(folder) == [10, 20]
 
 
 def test_steps_are_numbers_and_come_in_their_order(tmp_path):
     for name in ("100", "9", "20", "damaged-30", ".40.tmp", "50x", "-60", "030", "²", "٣"):
         (tmp_path / name).mkdir()
     (tmp_path / "70").write_text("a file")
-    assert store.steps(tmp_path) == [9, 20, 100]
-    assert store.steps(tmp_path / "absent") == []
+    assert files.steps(tmp_path) == [9, 20, 100]
+    assert files.steps(tmp_path / "absent") == []
 
 
 def test_only_the_newest_are_kept(folder):
@@ -154,7 +162,7 @@ def test_damaged_save_is_refused_set_aside_and_the_one_before_it_is_used(folder,
     assert found[0] == 10
     same_bits(found[1], state(1.5))
     assert len(said) == 1 and re.search(message, said[0]) and "checkpoint 20 is damaged" in said[0]
-    assert store.steps(folder) == [10] and (folder / "damaged-20").is_dir()
+    assert files.steps(folder) == [10] and (folder / "damaged-20").is_dir()
     store.save(folder, 20, state(3.5))  # training comes by again
     same_bits(newest(folder)[0][1], state(3.5))
 
@@ -217,7 +225,7 @@ def test_saves_behind_a_hole_are_set_aside_and_not_continued(folder, same_bits):
     assert store.newest_whole(folder, state(0.0), said.append, newest=15) == 10
     assert [line.split(" is")[0] for line in said] == ["checkpoint 30", "checkpoint 20"]
     same_bits(store.restore(folder, 10, state(0.0)), state(1.5))
-    assert store.steps(folder) == [10] and {path.name for path in folder.iterdir()} >= {"damaged-20", "damaged-30"}
+    assert files.steps(folder) == [10] and {path.name for path in folder.iterdir()} >= {"damaged-20", "damaged-30"}
     assert store.newest_whole(folder, state(0.0), said.append, newest=10) == 10
     assert store.newest_whole(folder, state(0.0), said.append, newest=-1) is None
 
@@ -314,7 +322,7 @@ def test_what_is_no_save_does_not_push_a_save_out(folder):
     for name in ("998", "999"):
         (folder / name).mkdir()
     store.keep_newest(folder, 2)
-    assert store.steps(folder) == [10, 20, 998, 999]
+    assert files.steps(folder) == [10, 20, 998, 999]
     assert newest(folder)[0][0] == 20
 
 

@@ -151,7 +151,7 @@ def test_damage_is_set_aside_once_and_not_counted_again(work):
     assert remark == f"{work.path}: 3 set aside as damaged-*; not used any more, delete them when you like"
     until, said = sound(work)
     assert until == 12 and all("damaged" not in line for line in said)
-    assert store.steps(work.checkpoints) == [18] and store.steps(work.snapshots) == [0, 12]
+    assert files.steps(work.checkpoints) == [18] and files.steps(work.snapshots) == [0, 12]
 
 
 def test_damaged_checkpoint_that_nobody_needs_is_set_aside_and_training_has_nothing_to_do(work):
@@ -203,7 +203,7 @@ def test_files_of_another_training_are_not_believed_when_its_config_is_put_here(
     lines = verify.damages(Workdir(work.path))
     assert len(lines) == len(ENDS) + 3 + 2 + 2 and all("another training" in line for line in lines)
     assert sound(work)[0] == -1
-    assert not metrics.metric_files(work.metrics) and not store.steps(work.checkpoints)
+    assert not metrics.metric_files(work.metrics) and not files.steps(work.checkpoints)
 
 
 @pytest.mark.parametrize(

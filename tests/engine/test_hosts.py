@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import config as configs
-from lab.disk import store
+from lab.disk import files, store
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
 from lab.engine import train
@@ -55,7 +55,7 @@ class Group:
     def wait_for_checkpoint(self, after, seconds=180):
         """Until a checkpoint newer than `after` is on disk."""
         until = time.monotonic() + seconds
-        while max(store.steps(self.workdir / "checkpoints"), default=-1) <= after:
+        while max(files.steps(self.workdir / "checkpoints"), default=-1) <= after:
             assert all(process.poll() is None for process in self.processes), self.said()
             assert time.monotonic() < until, self.said()
             time.sleep(0.005)
@@ -83,7 +83,7 @@ def test_stopped_processes_continue_together_and_then_one_alone_to_the_same_byte
     group.signal(number)
     ended = group.end()
     assert ended == ([-signal.SIGKILL] * 2 if number == signal.SIGKILL else [0, 0])
-    reached = store.steps(workdir / "plain" / "checkpoints")[-1]
+    reached = files.steps(workdir / "plain" / "checkpoints")[-1]
     saved = store.verify(workdir / "plain" / "checkpoints" / str(reached))
     assert sorted(saved["parts"]) == ["0", "2"]
 
@@ -125,6 +125,6 @@ def test_process_whose_partner_died_does_not_train_on_alone(tmp_path):
     os.kill(group.processes[1].pid, signal.SIGKILL)
     first, second = group.end()
     assert second == -signal.SIGKILL and first != 0
-    reached = store.steps(tmp_path / "w" / "plain" / "checkpoints")[-1]
+    reached = files.steps(tmp_path / "w" / "plain" / "checkpoints")[-1]
     store.verify(tmp_path / "w" / "plain" / "checkpoints" / str(reached))
     assert reached < STEPS

@@ -12,7 +12,7 @@ from lab import config as configs
 from lab import grid as grids
 from lab import rng, schedule
 from lab.cluster import launch
-from lab.disk import store, verify
+from lab.disk import files, verify
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
 from lab.disk.workdir import Workdir
@@ -159,7 +159,7 @@ def test_interrupted_training_ends_in_the_same_bytes(root, config, echo, tmp_pat
         patch.setattr(Rows, "wait", and_signal)
         with pytest.raises(train.Interrupted):
             train.train(variant, tmp_path / "again")
-    assert store.steps(tmp_path / "again" / "checkpoints") == [stopped]
+    assert files.steps(tmp_path / "again" / "checkpoints") == [stopped]
     train.train(variant, tmp_path / "again")
     assert echo.digests(tmp_path / "again") == echo.digests(root / "again")
 

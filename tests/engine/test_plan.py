@@ -20,6 +20,14 @@ def remembers_here(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def nothing_fits(monkeypatch):
+    def rate(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr(plan, "_rate", rate)
+
+
+@pytest.fixture
 def counted(monkeypatch):
     """The widths measured, with rates that fall from 8 on and nothing wider than 20 fitting."""
     asked = []
@@ -179,3 +187,17 @@ def test_plan_says_how_long_and_what_lies_on_disk(echo, echo_is_a_task, counted)
     ]  # fmt: skip
     n_bytes = 3 * 3 * (3 * 64 * 4) + 3 * 3 * plan.DESCRIBED  # three snapshots of three rows; three arrays in each
     assert f"3 snapshots {plan.size(n_bytes)}" in disk
+
+
+def test_width_of_the_user_that_does_not_fit_has_no_duration(echo, echo_is_a_task, nothing_fits):
+    *_, duration, _ = plan.explain(echo.config(block_width=4))
+    assert duration == "no duration: one block does not fit in memory"
+
+
+def test_cost_of_determinism_is_unknown_where_the_faster_program_does_not_fit(echo, counted, monkeypatch):
+    rate = plan._rate
+    monkeypatch.setattr(plan, "_rate", lambda *program: rate(*program) if program[3].deterministic else (None, 1))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    grid = echo.grid.zipped(dict(gamma=(0.5,), weight_decay=(0.1,), learning_rate=(0.01,), seed=(0,)))
+    chosen = plan.choose(echo.experiment(), grid, shard.run_mesh(1), Options(deterministic=True), 12)
+    assert chosen.width == 1 and chosen.determinism is None

@@ -94,7 +94,7 @@ def test_training_again_touches_nothing(uninterrupted, echo):
 
 
 def test_only_the_two_newest_checkpoints_are_kept(uninterrupted):
-    assert store.steps(uninterrupted / "checkpoints") == [18, 24]
+    assert files.steps(uninterrupted / "checkpoints") == [18, 24]
 
 
 # --- interruptions ---
@@ -124,7 +124,7 @@ def test_signal_saves_then_stops_and_training_continues_to_the_same_bytes(
     """At boundaries where no checkpoint is due."""
     workdir, before = tmp_path / "w", signal.getsignal(number)
     stop(echo.config(), workdir, stopped, number)
-    assert store.steps(workdir / "checkpoints")[-1] == stopped
+    assert files.steps(workdir / "checkpoints")[-1] == stopped
     assert int(metrics.metric_files(workdir / "metrics")[-1].stem) == stopped  # nothing is done that is not saved
     assert signal.getsignal(number) is before
     train.train(echo.config(), workdir)
@@ -174,7 +174,7 @@ def test_signal_is_heard_while_the_devices_compute():
 def test_training_continues_from_what_is_still_whole(uninterrupted, echo, tmp_path, capsys, damaged):
     workdir = tmp_path / "w"
     stop(echo.config(), workdir, 16)
-    assert store.steps(workdir / "checkpoints") == [12, 16]
+    assert files.steps(workdir / "checkpoints") == [12, 16]
     for step in (16, 12)[:damaged]:
         (workdir / "checkpoints" / str(step) / store.MANIFEST).unlink()
     (workdir / "metrics" / "17.npz").write_bytes(b"half a file of a chunk that is no more")

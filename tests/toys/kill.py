@@ -25,7 +25,7 @@ import jax
 
 from lab import tasks
 from lab.disk import store
-from lab.disk.files import DamagedError, WorkdirError
+from lab.disk.files import DamagedError, WorkdirError, steps
 from lab.engine import train
 
 DONE, STOPPED, REFUSED, BROKEN = 0, 3, 4, 5  # exit codes of a life
@@ -213,7 +213,7 @@ class Ledger:
 
     def __init__(self, undisturbed: Path):
         self.chunks = {path: int(Path(path).stem) for path, *_ in chunks(undisturbed)}
-        self.snapshots = store.steps(undisturbed / "snapshots")
+        self.snapshots = steps(undisturbed / "snapshots")
         self.n_safe, self.newest, self.seen = 0, -1, set()
         names = ("kills", "stops", "saving", "starting", "redone", "unsaved", "damaged", "lost")
         self.counts = dict.fromkeys(names, 0) | {"unfinished": dict.fromkeys(FOLDERS, 0)}
@@ -239,7 +239,7 @@ class Ledger:
         safe = {path for path, step in self.chunks.items() if step <= newest}
         due = {step for step in self.snapshots if step <= newest}
         self.counts["lost"] += (newest < self.newest) + len(safe - {path for path, *_ in chunks(workdir)})
-        self.counts["lost"] += len(due - {*store.steps(workdir / "snapshots")})
+        self.counts["lost"] += len(due - {*steps(workdir / "snapshots")})
         self.newest, self.n_safe = newest, len(safe)
         places = [f"checkpoints/{newest}"] * (newest >= 0) + [f"snapshots/{step}" for step in due]
         self.counts["damaged"] += sum(not is_whole(workdir / place) for place in places)
@@ -254,7 +254,7 @@ def is_whole(place: Path) -> bool:
 
 
 def newest_checkpoint(workdir: Path) -> int:
-    return max(store.steps(workdir / "checkpoints"), default=-1)
+    return max(steps(workdir / "checkpoints"), default=-1)
 
 
 def chunks(workdir: Path) -> set[tuple]:
