@@ -1,6 +1,7 @@
 """An installed wheel works without the checkout: nothing that is needed stays behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SOURCES = ("lab", "configs", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 SMALL = (
     "--variants=unseen", "--config.model.n_layers=1", "--config.steps=4", "--config.eval_every=2",
     "--config.checkpoint_every=2", "--config.optim.warmup_steps=1", "--config.grid.gamma=(0.5,)",
@@ -17,8 +19,11 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(ROOT)]
+    """Built from a copy: setuptools leaves a folder `build` where it builds, and takes what lies there along."""
+    folder, copy = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(copy)]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True, cwd=folder)
     (path,) = folder.glob("gammalab-*.whl")
     return path

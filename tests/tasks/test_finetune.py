@@ -94,7 +94,7 @@ CORPUS = dict(family="markov", stationary=(0.5, 0.5), asymmetry=(), delta=0.0, s
 
 
 def built(**sections):
-    return configs._build({"sequel": Finetune}, dict(family="sequel", **sections), "task")
+    return configs._build("task", dict(family="sequel", **sections), "task")
 
 
 def test_config_builds_both_tasks_and_names_what_is_wrong_in_either():
