@@ -1,10 +1,10 @@
 """Which solution does initialization pick? The two-anchor composition task over a gamma x weight-decay grid.
 
-    python -m lab reproduce composition --preset=cpu        # 8 minutes on two CPU cores
+    python -m lab reproduce composition --preset=cpu        # 9 minutes on two CPU cores
 
-Expect claims C1, C2, C3 and C5 to hold: reasoning on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01 in
-`34_unseen`; in `34_wrong` symmetric at gamma 0.45, reasoning at 0.65. C4 lies at its threshold; C6 to C8 miss theirs
-(docs/composition.md says why).
+Expect claims C3a, C3b and C5 to hold: reasoning on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01 in
+`34_unseen`, and from 0.8 on at decay 1. C6 does not hold; C1, C2, C4, C7 and C8 are open: four seeds of five are on
+the published side, or two of `34_wrong`'s circuits are alike (docs/composition.md says why).
 
 Papers: "Initialization is Critical to Whether Transformers Fit Composite Functions by Reasoning or Memorizing"
 (arXiv 2405.05409) and "Complexity Control Facilitates Reasoning-Based Compositional Generalization" (arXiv 2501.08537).
@@ -38,7 +38,7 @@ def smoke() -> ConfigDict:
 
 
 def cpu() -> ConfigDict:
-    """8 minutes on two CPU cores."""
+    """9 minutes on two CPU cores."""
     return base.config(
         task=TASK,
         model=base.transformer(),

@@ -214,7 +214,7 @@ def _scale(study: studies.Study, trained: dict[str, Workdir]) -> str:
         return "no published size"
     papers = configs.variants(base.load(study.name, "paper"))
     sizes = {_beside(work.config, papers.get(name, next(iter(papers.values())))) for name, work in trained.items()}
-    return sizes.pop() if len(sizes) == 1 else "reduced, each variant otherwise"
+    return sizes.pop() if len(sizes) == 1 else "reduced (sizes by variant: see the run)"
 
 
 def _beside(config: ConfigDict, paper: ConfigDict) -> str:
