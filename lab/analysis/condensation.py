@@ -149,16 +149,13 @@ def condensation(kernel_DxN, threshold):
       threshold: cosine above which neurons go together: 0.7 in arXiv 2405.05409, 0.4 in 2501.08537.
 
     Returns:
-      `cosine` (NxN, raw order), `order` (N), `n_groups`, `fraction_above`.
+      `cosine` (NxN, raw order), `order` (N, int32), `n_groups`, `fraction_above`; NaN, all but `order`, where a weight
+      is not finite.
     """
     cosine_NxN = cosine_matrix(kernel_DxN.T)
     _, order_N, n_groups = greedy_groups(cosine_NxN, threshold)
-    return {
-        "cosine": cosine_NxN,
-        "order": order_N,
-        "n_groups": n_groups,
-        "fraction_above": fraction_above(cosine_NxN, threshold),
-    }
+    numbers = {"cosine": cosine_NxN, "n_groups": n_groups, "fraction_above": fraction_above(cosine_NxN, threshold)}
+    return {"order": order_N} | _nan_unless_finite(numbers, kernel_DxN)
 
 
 def condensation_numbers(vectors_NxD, threshold):
@@ -167,12 +164,12 @@ def condensation_numbers(vectors_NxD, threshold):
     Returns:
       Counting neurons: `n_groups`, `fraction_above`, `mean_absolute_cosine`, `direction_entropy` (nats, greedy
       groups), `effective_directions`. Weighing them by squared norm: `weighted_fraction_above`,
-      `weighted_direction_entropy`, `weighted_effective_directions`.
+      `weighted_direction_entropy`, `weighted_effective_directions`. All are NaN where a weight is not finite.
     """
     cosine_NxN = cosine_matrix(vectors_NxD)
     group_N, _, n_groups = greedy_groups(cosine_NxN, threshold)
     equal_N, mass_N = jnp.ones_like(vectors_NxD[:, 0]), norm_mass(vectors_NxD)
-    return {
+    numbers = {
         "n_groups": n_groups,
         "fraction_above": fraction_above(cosine_NxN, threshold),
         "mean_absolute_cosine": mean_absolute_cosine(cosine_NxN),
@@ -182,6 +179,13 @@ def condensation_numbers(vectors_NxD, threshold):
         "weighted_direction_entropy": direction_entropy(group_N, mass_N),
         "weighted_effective_directions": effective_directions(vectors_NxD, mass_N),
     }
+    return _nan_unless_finite(numbers, vectors_NxD)
+
+
+def _nan_unless_finite(numbers, weights):
+    """Comparisons with NaN are false: without this a matrix that is not known would have counts of its own."""
+    known = jnp.all(jnp.isfinite(weights))
+    return {name: jnp.where(known, value.astype(weights.dtype), jnp.nan) for name, value in numbers.items()}
 
 
 def _off_diagonal(matrix_NxN):

@@ -274,3 +274,12 @@ def test_flipped_neurons_are_the_same_direction_and_no_neurons_have_none():
     found, flipped = effective_directions(vectors_NxD, one_N), effective_directions(flip_Nx1 * vectors_NxD, one_N)
     assert flipped == pytest.approx(float(found), abs=2 * 4 * 4 * 3 * 14 * EPS)  # two SVDs, as above
     assert effective_directions(np.zeros((3, 2), np.float32), np.ones(3, np.float32)) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_of_weights_that_are_not_finite_every_number_is_nan(bad):
+    kernel = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    kernel[1, 2] = bad
+    found = module.condensation(jnp.array(kernel), 0.7)
+    for name, value in (found | module.condensation_numbers(jnp.array(kernel.T), 0.7)).items():
+        assert name == "order" or np.isnan(value).all(), name
