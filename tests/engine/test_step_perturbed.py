@@ -56,7 +56,7 @@ def train_by_hand(echo, hparams):
         key, noisy = rng.key(hparams["seed"], "weight_noise", step), []
         for name, leaf in named_leaves(params).items():
             size = np.float32(hparams["weight_noise"] * np.sqrt(np.mean(np.square(leaf))))
-            noisy.append(leaf + size * jax.random.normal(rng.named(key, name), leaf.shape))
+            noisy.append(leaf + size * jax.random.normal(rng.named(key, name), leaf.shape, leaf.dtype))
         noisy = jax.tree.unflatten(jax.tree.structure(params), noisy)
         value, grads = gradient(noisy, *data)
         norm = np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(grads)))

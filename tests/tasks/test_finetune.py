@@ -62,9 +62,9 @@ def test_rows_are_trained_on_what_the_second_task_alone_gives_them(finetune, obj
 def test_scores_and_loss_are_those_of_the_task_that_the_batch_is_of(finetune):
     for split, task, alone in tasks_of(finetune):
         batch, lone = finetune.sample(KEY, N, split, {}), task.sample(KEY, N, alone, {})
-        logits_BxLxV = jax.random.normal(jax.random.key(1), (N, task.length, 201))
-        right_BxL = jax.random.bernoulli(jax.random.key(2), 0.8, batch.targets_BxL.shape)
-        logits_BxLxV += 20 * jax.nn.one_hot(jnp.where(right_BxL, batch.targets_BxL, 0), 201)
+        logits_BxLxV = jax.random.normal(jax.random.key(1), (N, task.length, 201), jnp.float32)
+        right_BxL = jax.random.bernoulli(jax.random.key(2), jnp.float32(0.8), batch.targets_BxL.shape)
+        logits_BxLxV += 20 * jax.nn.one_hot(jnp.where(right_BxL, batch.targets_BxL, 0), 201, dtype=jnp.float32)
         found, expected = finetune.score(logits_BxLxV, batch), task.score(logits_BxLxV, lone)
         scalars = {name for name, score in expected.items() if score.ndim == 0}
         assert set(found) == (scalars if split.startswith("first_") else set(expected))

@@ -80,7 +80,7 @@ def test_two_steps_follow_the_squared_matrix(task):
 def test_the_chain_without_a_loop_is_the_plain_walk_on_the_same_numbers():
     rng = np.random.default_rng(3)
     uniform, first, stay = rng.random((50, 20), np.float32), rng.integers(0, 4, 50).astype(np.int32), 0.3
-    args = (jnp.array(PI), jnp.float32(stay), jnp.array(first), jnp.array(uniform))
+    args = (jnp.array(PI, jnp.float32), jnp.float32(stay), jnp.array(first), jnp.array(uniform))
     found = np.asarray(module._walk_of_resamples(*args))
     for b, m in itertools.product(range(50), range(21)):
         state = first[b]

@@ -26,7 +26,7 @@ TASK = Ontology(hops_train=(1, 2), hops_ood=(3,), n_chains=2, n_concepts=12, for
 
 
 def draws(*shape):
-    return jax.random.uniform(jax.random.key(0), (N, *shape))
+    return jax.random.uniform(jax.random.key(0), (N, *shape), jnp.float32)
 
 
 def test_words_are_distinct():
@@ -54,7 +54,9 @@ def test_uniforms_is_one_draw_cut_into_the_shapes_asked_for():
     key = jax.random.key(3)
     parts = uniforms(key, (2, 3), (), (4,))
     assert [part.shape for part in parts] == [(2, 3), (), (4,)]
-    np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), jax.random.uniform(key, (11,)))
+    np.testing.assert_array_equal(
+        np.concatenate([part.ravel() for part in parts]), jax.random.uniform(key, (11,), jnp.float32)
+    )
 
 
 def test_a_value_is_swapped_in_and_nothing_is_lost():

@@ -32,7 +32,8 @@ def clean(batch, task):
     """x_0 of equation 4, from x_t, t and the noise."""
     t_B = np.rint(np.asarray(batch.tokens_BxL.time_B) * task.n_times).astype(int)
     kept_B = np.cumprod(1 - shapes.betas(task.n_times))[t_B - 1][:, None, None, None]
-    return (batch.tokens_BxL.image_BxSxSxC - np.sqrt(1 - kept_B) * batch.targets_BxL) / np.sqrt(kept_B)
+    image, noise = np.asarray(batch.tokens_BxL.image_BxSxSxC), np.asarray(batch.targets_BxL)
+    return (image - np.sqrt(1 - kept_B) * noise) / np.sqrt(kept_B)
 
 
 def test_every_bit_says_what_it_is_named_after():
@@ -121,5 +122,5 @@ def test_loss_is_the_mean_squared_error_of_the_noise():
     assert TASK.mean_loss(batch.targets_BxL, batch) == 0
     # 768 squares a picture, summed in float32
     assert TASK.mean_loss(jnp.zeros_like(batch.targets_BxL), batch) == pytest.approx(np.mean(noise**2), rel=1e-5)
-    alone = batch._replace(weights_BxL=jnp.array([0.0, 2.0, 0.0, 0.0]))
+    alone = batch._replace(weights_BxL=jnp.array([0.0, 2.0, 0.0, 0.0], jnp.float32))
     assert TASK.mean_loss(jnp.zeros_like(batch.targets_BxL), alone) == pytest.approx(np.mean(noise[1] ** 2), rel=1e-5)

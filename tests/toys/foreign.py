@@ -26,7 +26,7 @@ class Param(nn.Module):
 
     @nn.compact
     def __call__(self, h):
-        return h @ self.param("w", nn.initializers.normal(0.02), (D, D))
+        return h @ self.param("w", nn.initializers.normal(0.02), (D, D), jnp.float32)
 
 
 class SaidInputs(Param):
@@ -56,7 +56,7 @@ class Unit(Param):
 
     @nn.compact
     def __call__(self, h):
-        return h @ self.param("w", nn.initializers.normal(D**-0.5), (D, D))
+        return h @ self.param("w", nn.initializers.normal(D**-0.5), (D, D), jnp.float32)
 
 
 class Fixed(nn.Module):
@@ -67,7 +67,7 @@ class Fixed(nn.Module):
         waves = self.param(
             "waves", lambda key, shape: jnp.sin(jnp.arange(L * D, dtype=jnp.float32).reshape(shape)), (L, D)
         )
-        return (h + waves[None]) @ self.param("zeros", nn.initializers.zeros, (D, D))
+        return (h + waves[None]) @ self.param("zeros", nn.initializers.zeros, (D, D), jnp.float32)
 
 
 class LoRA(nn.Module):
@@ -80,8 +80,8 @@ class LoRA(nn.Module):
         base = nn.Dense(D)
         nn.share_scope(self, base)
         a, b = (
-            self.param("lora_a", nn.initializers.normal(0.01), (D, 4)),
-            self.param("lora_b", nn.initializers.zeros, (4, D)),
+            self.param("lora_a", nn.initializers.normal(0.01), (D, 4), jnp.float32),
+            self.param("lora_b", nn.initializers.zeros, (4, D), jnp.float32),
         )
         return base(h) + h @ a @ b
 
