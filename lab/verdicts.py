@@ -1,4 +1,7 @@
-"""The words of verdicts, and what a table of them says as a whole."""
+"""The words of verdicts, and what a table of them says as a whole; `lab.claims.Threshold.verdict` decides one.
+
+Apart from `lab.claims`, so that reading a table imports nothing heavy.
+"""
 
 VERSION = 2  # of claims.json
 FEWEST_SEEDS = 5

@@ -91,8 +91,7 @@ def seen_pairs_generalize(runs: Runs):
 def scale_picks_the_solution(runs: Runs):
     reasoning, symmetric = (runs["wrong"].final(name, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
     lead = reasoning - symmetric
-    smaller = np.minimum(-lead.isel(gamma=0, drop=True), lead.isel(gamma=-1, drop=True))
-    return smaller, f"Reasoning minus symmetric accuracy: {_at_ends(lead)}."
+    return _smaller_lead(lead), f"Reasoning minus symmetric accuracy: {_at_ends(lead)}."
 
 
 @claim(
@@ -169,7 +168,7 @@ def circuits_differ(runs: Runs):
     if "unseen" in runs and "flow.reasoning_score" in runs["unseen"]:
         unseen = runs["unseen"].final("flow.reasoning_score", weight_decay=SMALL_DECAY)
         note += f" In 34_unseen, reasoning circuit score alone: {_at_ends(unseen)}."
-    return np.minimum(-lead.isel(gamma=0, drop=True), lead.isel(gamma=-1, drop=True)), note
+    return _smaller_lead(lead), note
 
 
 @claim(
@@ -188,6 +187,11 @@ def _across_the_crossing(values: xr.DataArray, runs: Runs) -> tuple[xr.DataArray
     """Per seed: mean over rows below and over rows above the crossing; NaN where a side is empty."""
     reasoning = runs["unseen"].final("ood_43.reasoning", weight_decay=SMALL_DECAY)
     return values.where(reasoning < NAMED).mean("gamma"), values.where(reasoning >= NAMED).mean("gamma")
+
+
+def _smaller_lead(reasoning_lead: xr.DataArray) -> xr.DataArray:
+    """By how much the right solution leads at both ends: the symmetric one at large weights, reasoning at small."""
+    return np.minimum(-reasoning_lead.isel(gamma=0, drop=True), reasoning_lead.isel(gamma=-1, drop=True))
 
 
 def _at_ends(values: xr.DataArray) -> str:
