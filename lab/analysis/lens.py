@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lab import models
 from lab.analysis import estimate
-from lab.models.layers import dense, layer_norm
+from lab.models.layers import LayerNorm, dense
 
 
 class Attribution(NamedTuple):
@@ -47,7 +47,7 @@ def logit_lens(model: models.Transformer, params, h_BxQxD):
     """
     _refuse_others(model)
     if model.final_norm:
-        h_BxQxD = layer_norm("final_norm").apply({"params": params["final_norm"]}, h_BxQxD)
+        h_BxQxD = LayerNorm().apply({"params": params["final_norm"]}, h_BxQxD)
     if model.tied_head:
         return jnp.einsum("bqd,vd->bqv", h_BxQxD, params["embed"]["token"]["embedding"])
     head = dense(model.d_model, model.vocab_size, model.head_bias, "head")
@@ -148,7 +148,7 @@ def _readout(model, params, acts, target_B):
         scaled_BxD = read_BxD * norm["scale"][None]
         centered_BxD = scaled_BxD - jnp.mean(scaled_BxD, axis=-1, keepdims=True)
         variance_BxQx1 = jnp.var(stream_BxQxD, axis=-1, keepdims=True)
-        direction_BxQxD = centered_BxD[:, None] / jnp.sqrt(variance_BxQx1 + layer_norm("final_norm").epsilon)
+        direction_BxQxD = centered_BxD[:, None] / jnp.sqrt(variance_BxQx1 + LayerNorm.epsilon)
     return direction_BxQxD, bias_BxQ
 
 

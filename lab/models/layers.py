@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lab import limits
+from lab.models import products
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -37,7 +38,7 @@ def uniform_bias(d_in: int):
 
 class Dense(nn.Dense):
     """`nn.Dense` with the axes before the last made one: the gradient of a kernel is then a product of two matrices,
-    which XLA computes twice as fast on a CPU as a contraction over two axes."""
+    which XLA computes twice as fast on a CPU as a contraction over two axes, and `products.matmul` once more."""
 
     def __call__(self, inputs):
         flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
@@ -45,16 +46,15 @@ class Dense(nn.Dense):
 
 
 def product(compute_dtype: str, contract: Callable) -> Callable:
-    """`contract(lhs, rhs, ...)`, in `bfloat16` of rounded operands and with a rounded result, in the dtype of `lhs`.
+    """`contract(lhs, rhs)`, in `bfloat16` of rounded operands and with a rounded result, in the dtype of `lhs`.
 
     The casts have the gradients' products, too, be of rounded operands: all three run where matrix units are fastest.
     """
     if compute_dtype == "float32":
         return contract
 
-    def rounded(lhs, rhs, *args, **kwargs):
-        result = contract(lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16), *args, **kwargs)
-        return result.astype(lhs.dtype)
+    def rounded(lhs, rhs):
+        return contract(lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16)).astype(lhs.dtype)
 
     return rounded
 
@@ -75,12 +75,13 @@ class Model(nn.Module):
 
 
 def dense(d_in: int, features: int, use_bias: bool, name: str, compute_dtype: str = "float32") -> Dense:
+    matmul = product(compute_dtype, products.matmul)
     return Dense(
         features,
         use_bias=use_bias,
         kernel_init=UnitNormal(d_in),
         bias_init=uniform_bias(d_in),
-        dot_general=product(compute_dtype, jax.lax.dot_general),
+        dot_general=lambda x_NxI, kernel_IxO, *_, **__: matmul(x_NxI, kernel_IxO),
         name=name,
     )
 
@@ -89,6 +90,14 @@ def embedding(size: int, d_model: int, name: str | None = None) -> nn.Embed:
     return nn.Embed(size, d_model, embedding_init=UnitNormal(d_model), name=name)
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
-    """Variance in two passes and eps 1e-5, as PyTorch computes it."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+class LayerNorm(nn.Module):
+    """As `nn.LayerNorm` and with its parameters; variance in two passes and eps 1e-5, as PyTorch computes it."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, h):
+        scale_D = self.param("scale", nn.initializers.ones, h.shape[-1:])
+        bias_D = self.param("bias", nn.initializers.zeros, h.shape[-1:])
+        scale, bias = (jnp.expand_dims(leaf_D, range(h.ndim - 1)) for leaf_D in (scale_D, bias_D))
+        return products.normalize(h, self.epsilon) * scale + bias

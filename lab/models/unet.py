@@ -119,7 +119,7 @@ class Residual(nn.Module):
 
 
 def norm(d_in: int, name: str) -> nn.GroupNorm:
-    """Groups of at least eight channels' equal parts; variance and eps as in `lab.models.layers.layer_norm`."""
+    """Groups of at least eight channels' equal parts; variance and eps as in `lab.models.layers.LayerNorm`."""
     return nn.GroupNorm(math.gcd(8, d_in), epsilon=1e-5, use_fast_variance=False, name=name)
 
 
