@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -93,8 +94,34 @@ def is_frozen(optim: Optim, params, leaves: Mapping[str, init.Leaf] | None = Non
     return tree.map_named(lambda name, _: name in leaves and leaves[name].group in optim.frozen, params)
 
 
+class Group(NamedTuple):
+    """Leaves that an optimizer treats alike, element by element."""
+
+    dtype: str
+    matrix: bool
+    frozen: bool
+
+
+def packing(optim: Optim, params, leaves: Mapping[str, init.Leaf] | None = None) -> tree.Packing:
+    """A vector for each group of parameters that `optim` treats alike: one, but for masks and several dtypes."""
+    masked = optim.decay_mask == "matrices"
+    matrix, frozen = (
+        tree.named_leaves(mask) for mask in (is_matrix(params, leaves or {}), is_frozen(optim, params, leaves))
+    )
+    groups = {
+        name: Group(str(leaf.dtype), masked and matrix[name], frozen[name])
+        for name, leaf in tree.named_leaves(params).items()
+    }
+    return tree.Packing.of(params, groups)
+
+
 def build(
-    optim: Optim, n_steps: int, learning_rate, weight_decay, leaves: Mapping[str, init.Leaf] | None = None
+    optim: Optim,
+    n_steps: int,
+    learning_rate,
+    weight_decay,
+    leaves: Mapping[str, init.Leaf] | None = None,
+    packed: bool = False,
 ) -> optax.GradientTransformation:
     """The optax transform of one row.
 
@@ -102,9 +129,15 @@ def build(
       learning_rate: peak learning rate, traced or not.
       weight_decay: decay coefficient, traced or not; see `Optim.decay` for what it multiplies.
       leaves: the model's matrices, `init.leaves_of`; None: by their names.
+      packed: it is of parameters packed by `packing`. Results are the same to the last bit, but for the order in which
+        the norm that gradients are clipped by is summed.
     """
     factor = schedule(optim, n_steps)
-    matrices = functools.partial(is_matrix, leaves=leaves or {})
+    if packed:
+        matrices, frozen = (functools.partial(_groups_that_are, name) for name in ("matrix", "frozen"))
+    else:
+        matrices = functools.partial(is_matrix, leaves=leaves or {})
+        frozen = functools.partial(is_frozen, optim, leaves=leaves)
     if optim.family == "adamw":
         precondition = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     else:
@@ -120,5 +153,9 @@ def build(
     descend = optax.scale_by_schedule(lambda step: -peak * jnp.asarray(factor(step), jnp.float32))
     if not optim.frozen:
         return optax.chain(*clip, *rated, descend)
-    still = optax.masked(optax.set_to_zero(), functools.partial(is_frozen, optim, leaves=leaves))
+    still = optax.masked(optax.set_to_zero(), frozen)
     return optax.chain(still, *clip, *rated, descend, still)  # before: no share in the norm; after: no decay
+
+
+def _groups_that_are(name: str, packed: Mapping[Group, object]) -> dict[Group, bool]:
+    return {group: getattr(group, name) for group in packed}

@@ -1,6 +1,8 @@
-"""Parameter trees: names of leaves, a leafwise `where`, and sizes."""
+"""Parameter trees: names of leaves, a leafwise `where`, sizes, and trees packed into vectors."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,3 +41,58 @@ def size(tree) -> int:
 def n_bytes(tree) -> int:
     """Memory of the tree's arrays; shapes and dtypes are enough."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """A tree's leaves as one vector for each group of them, so that what is elementwise is one operation a group.
+
+    Attributes:
+      structure: of the tree.
+      shapes, groups: of its leaves, in order; a group's leaves have one dtype, and groups can be sorted.
+    """
+
+    structure: jax.tree_util.PyTreeDef
+    shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[Hashable, ...]
+
+    @classmethod
+    def of(cls, tree, group_of: Mapping[str, Hashable]) -> "Packing":
+        """
+        Args:
+          group_of: leaf name -> group.
+        """
+        leaves = named_leaves(tree)
+        groups = tuple(group_of[name] for name in leaves)
+        return cls(jax.tree.structure(tree), tuple(leaf.shape for leaf in leaves.values()), groups)
+
+    def pack(self, tree) -> dict:
+        """Group -> vector."""
+        members = {group: [] for group in sorted(set(self.groups))}
+        for group, leaf in zip(self.groups, jax.tree.leaves(tree), strict=True):
+            members[group].append(leaf.reshape(-1))
+        return {group: jnp.concatenate(leaves) for group, leaves in members.items()}
+
+    def unpack(self, vectors: Mapping):
+        """The tree whose `pack` these are."""
+        leaves, begins = [], dict.fromkeys(vectors, 0)
+        for group, shape in zip(self.groups, self.shapes, strict=True):
+            end = begins[group] + math.prod(shape)
+            leaves.append(vectors[group][begins[group] : end].reshape(shape))
+            begins[group] = end
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def pack_within(self, state):
+        """`state` with every part that has the tree's structure packed: parameters, moments of an optimizer."""
+        return _map_parts(self.pack, self.structure, state)
+
+    def unpack_within(self, state):
+        """The inverse of `pack_within`."""
+        return _map_parts(self.unpack, jax.tree.structure(dict.fromkeys(self.groups, 0)), state)
+
+
+def _map_parts(function: Callable, structure, tree):
+    def is_part(node) -> bool:
+        return jax.tree.structure(node) == structure
+
+    return jax.tree.map(lambda node: function(node) if is_part(node) else node, tree, is_leaf=is_part)

@@ -1,5 +1,6 @@
 """The batch of a row at a step: a pure function of (seed, step), so a resumed training sees the same batches."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -51,42 +52,72 @@ def check_ids(experiment: Experiment) -> None:
             module.check_ids(where, np.asarray(getattr(batch, f"{what}_BxL")), experiment.task.vocab_size)
 
 
+def draw_ahead(experiment: Experiment, hparams: Mapping, first_step, max_steps: int):
+    """What the batches of `max_steps` steps from `first_step` on have drawn at once: many small draws are slow.
+
+    That is the batches of an endless stream, where they are small, before `Objective.apply`; or the orders of the
+    epochs of a finite training set, where they are; or None. Rows that share their data (`shared`) share this.
+    """
+    task, n = experiment.task, experiment.batch_size
+    if not experiment.train_size:
+
+        def draw(step):
+            return experiment.objective.sample(task, rng.key(_seed(experiment, hparams), "data", step), n, hparams)
+
+        if max_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
+            return None
+        return jax.vmap(draw)(first_step + jnp.arange(max_steps, dtype=jnp.int32))
+
+    steps_per_epoch = experiment.train_size // n
+    epochs = first_step // steps_per_epoch + jnp.arange(max_steps // steps_per_epoch + 2, dtype=jnp.int32)
+    if 4 * epochs.size * experiment.train_size > EPOCHS_AHEAD:
+        return None
+    return jax.vmap(lambda epoch: _order(experiment, hparams, epoch))(epochs)
+
+
+def shared(experiment: Experiment, hparams: Mapping) -> bool:
+    """Whether rows with these hyperparameters are shown the same sequences in the same order, before noise."""
+    return experiment.data_order == "shared" and not varied(experiment, hparams)
+
+
 def batches(
-    experiment: Experiment, hparams: Mapping, train_set: Batch | None, first_step, max_steps: int
+    experiment: Experiment, hparams: Mapping, train_set: Batch | None, first_step, max_steps: int, ahead=None
 ) -> Callable[[jax.Array], Batch]:
     """`step -> Batch` for the steps from `first_step` to `first_step + max_steps - 1`.
 
-    What many small draws would give one after the other is drawn at once, here: the batches of an endless stream, where
-    they are small, and the permutations of the epochs of a finite set, which are shuffled anew.
+    Args:
+      ahead: `draw_ahead` for the same steps; None: it is drawn here.
     """
-    seed = experiment.data_seed if experiment.data_order == "shared" else hparams["seed"]
-    n = experiment.batch_size
-    objective, task = experiment.objective, experiment.task
+    objective, task, n = experiment.objective, experiment.task, experiment.batch_size
+    ahead = draw_ahead(experiment, hparams, first_step, max_steps) if ahead is None else ahead
+
+    def apply(batch: Batch) -> Batch:
+        return objective.apply(task, batch, hparams)
+
+    if train_set is None and ahead is None:
+        key = functools.partial(rng.key, _seed(experiment, hparams), "data")
+        return lambda step: apply(objective.sample(task, key(step), n, hparams))
     if train_set is None:
-
-        def draw(step):
-            drawn = objective.sample(task, rng.key(seed, "data", step), n, hparams)
-            return objective.apply(task, drawn, hparams)
-
-        if max_steps * tree.n_bytes(jax.eval_shape(draw, first_step)) > DRAWN_AHEAD:
-            return draw
-        ahead = jax.vmap(draw)(first_step + jnp.arange(max_steps, dtype=jnp.int32))
-        return lambda step: jax.tree.map(lambda leaf: leaf[step - first_step], ahead)
+        noisy = jax.vmap(apply)(ahead)
+        return lambda step: jax.tree.map(lambda leaf: leaf[step - first_step], noisy)
 
     steps_per_epoch = experiment.train_size // n
     first_epoch = first_step // steps_per_epoch
-    epochs = first_epoch + jnp.arange(max_steps // steps_per_epoch + 2, dtype=jnp.int32)
-
-    def shuffled(epoch):
-        return jax.random.permutation(rng.key(seed, "epoch", epoch), jnp.arange(experiment.train_size, dtype=jnp.int32))
-
-    few = 4 * epochs.size * experiment.train_size <= EPOCHS_AHEAD
-    order_ExN = jax.vmap(shuffled)(epochs) if few else None
 
     def batch(step):
         epoch, place = step // steps_per_epoch, step % steps_per_epoch
-        order_N = order_ExN[epoch - first_epoch] if few else shuffled(epoch)
+        order_N = _order(experiment, hparams, epoch) if ahead is None else ahead[epoch - first_epoch]
         index_B = jax.lax.dynamic_slice(order_N, (place * n,), (n,))
-        return objective.apply(task, jax.tree.map(lambda leaf: leaf[index_B], train_set), hparams)
+        return apply(jax.tree.map(lambda leaf: leaf[index_B], train_set))
 
     return batch
+
+
+def _seed(experiment: Experiment, hparams: Mapping):
+    return experiment.data_seed if experiment.data_order == "shared" else hparams["seed"]
+
+
+def _order(experiment: Experiment, hparams: Mapping, epoch):
+    """The order (N,), int32, in which an epoch visits a finite training set."""
+    key = rng.key(_seed(experiment, hparams), "epoch", epoch)
+    return jax.random.permutation(key, jnp.arange(experiment.train_size, dtype=jnp.int32))

@@ -20,9 +20,14 @@ class RowState(NamedTuple):
     diverged_at: jax.Array
 
 
-def transform(experiment: Experiment, hparams: Mapping) -> optax.GradientTransformation:
+def transform(experiment: Experiment, hparams: Mapping, packed: bool = False) -> optax.GradientTransformation:
     rates = hparams["learning_rate"], hparams["weight_decay"]
-    return optim.build(experiment.optim, experiment.steps, *rates, experiment.leaves)
+    return optim.build(experiment.optim, experiment.steps, *rates, experiment.leaves, packed)
+
+
+def packing(experiment: Experiment, state: RowState) -> tree.Packing:
+    """How a row's state is packed for `train_step`."""
+    return optim.packing(experiment.optim, state.params, experiment.leaves)
 
 
 def start(experiment: Experiment, hparams: Mapping) -> RowState:
@@ -32,8 +37,13 @@ def start(experiment: Experiment, hparams: Mapping) -> RowState:
     return RowState(params, transform(experiment, hparams).init(params), jnp.int32(-1))
 
 
-def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch: Batch, step):
+def train_step(
+    experiment: Experiment, hparams: Mapping, state: RowState, batch: Batch, step, packed: tree.Packing | None = None
+):
     """One step of gradient descent; a row whose loss, gradient or new weights are not finite is frozen from then on.
+
+    Args:
+      packed: how the state is packed (`packing`), and what is returned is, too; None: it is not.
 
     Returns:
       `(state, {"train_loss", "grad_norm"})`: `Task.mean_loss` on the batch before the step, and the global
@@ -48,9 +58,14 @@ def train_step(experiment: Experiment, hparams: Mapping, state: RowState, batch:
         outputs, _ = models.forward(experiment.model, params, batch.tokens_BxL, dropout_key=dropout_key)
         return experiment.task.mean_loss(outputs, batch)
 
-    value, grads = value_and_grad(loss, experiment, hparams, state.params, step)
+    if packed is None:
+        value, grads = value_and_grad(loss, experiment, hparams, state.params, step)
+    else:
+        value, grads = value_and_grad(loss, experiment, hparams, packed.unpack(state.params), step)
+        grads = packed.pack(grads)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to powers that are int32
-        updates, opt_state = transform(experiment, hparams).update(grads, state.opt_state, state.params)
+        update = transform(experiment, hparams, packed is not None).update
+        updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
     grad_norm = optax.tree.norm(grads)

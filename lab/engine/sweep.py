@@ -67,18 +67,26 @@ def build(experiment: Experiment, max_steps: int, width: int, mesh: Mesh, option
     def start(hparams):
         return split_state(step.start(experiment, hparams))
 
-    def chunk(hparams, state, train_set, first_step, n_steps):
+    def drawn_once(hparams, train_set, first_step, n_steps):
+        """What rows that see the same data need not each draw for themselves."""
+        shared = batches.shared(experiment, hparams)
+        return batches.draw_ahead(experiment, {}, first_step, max_steps) if shared else None
+
+    def chunk(hparams, state, train_set, first_step, n_steps, ahead):
         """One row through `n_steps` (traced) steps, at most `max_steps` (static)."""
-        batch_at = batches.batches(experiment, hparams, train_set, first_step, max_steps)
+        batch_at = batches.batches(experiment, hparams, train_set, first_step, max_steps, ahead)
+        packed = None if options.split_params else step.packing(experiment, state)
 
         def body(i, carry):
             state, recorded = carry
             now = first_step + i
-            state, metrics = step.train_step(experiment, hparams, state, split_batch(batch_at(now)), now)
+            state, metrics = step.train_step(experiment, hparams, state, split_batch(batch_at(now)), now, packed)
             return split_state(state), {name: recorded[name].at[i].set(value) for name, value in metrics.items()}
 
         nothing = {name: jnp.full((max_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
-        return jax.lax.fori_loop(0, n_steps, body, (split_state(state), nothing))
+        state = split_state(state) if packed is None else packed.pack_within(state)
+        state, recorded = jax.lax.fori_loop(0, n_steps, body, (state, nothing))
+        return (state if packed is None else packed.unpack_within(state)), recorded
 
     def evaluate(hparams, state, evaluation_set):
         if hparams:
@@ -88,16 +96,23 @@ def build(experiment: Experiment, max_steps: int, width: int, mesh: Mesh, option
     jit = functools.partial(jax.jit, compiler_options=DETERMINISTIC if options.deterministic else None)
     return Sweep(
         jit(over_rows(start, width, mesh, 1, 0)),
-        jit(over_rows(chunk, width, mesh, 2, 3), donate_argnums=1),
+        jit(over_rows(chunk, width, mesh, 2, 3, drawn_once), donate_argnums=1),
         jit(over_rows(evaluate, width, mesh, 2, 1)),
     )
 
 
-def over_rows(function: Callable, width: int, mesh: Mesh, n_row_args: int, n_shared_args: int) -> Callable:
-    """`function` of one row, mapped: its first arguments carry rows, the rest are the same for all of them."""
+def over_rows(
+    function: Callable, width: int, mesh: Mesh, n_row_args: int, n_shared_args: int, once: Callable | None = None
+) -> Callable:
+    """`function` of one row, mapped: its first arguments carry rows, the rest are the same for all of them.
+
+    Args:
+      once: computes one more of these, of the first argument and the shared ones, before rows are mapped over.
+    """
 
     def blocks(*args):
         rows, shared = args[:n_row_args], args[n_row_args:]
+        shared += () if once is None else (once(rows[0], *shared),)
         n_rows = jax.tree.leaves(rows)[0].shape[0]
         one_row = lambda row: function(*row, *shared)  # noqa: E731
         if n_rows == width > 1:
