@@ -197,6 +197,7 @@ class Progress:
         total = self._now.total
         look = {"bar_format": BAR} if total else {"bar_format": "{desc}", "delay": BEAT_SECONDS, "leave": False}
         self._bar = tqdm(total=total, initial=self._now.done, unit=self.unit, desc=self._name, **look)
+        self._bar.ncols = self._bar.ncols or None  # a terminal that says it has no columns would be shown nothing
 
     def _close(self) -> None:
         with self._lock:
