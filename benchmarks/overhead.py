@@ -33,8 +33,9 @@ def main() -> None:
     from lab import schedule
     from lab.configs import composition
     from lab.disk.workdir import Workdir
-    from lab.engine import shard, sweep, train
+    from lab.engine import parts, shard, sweep, train
     from lab.engine.background import Writer
+    from lab.engine.parts import Pace
     from lab.engine.rows import Rows
 
     config = configs.variants(composition.get_config("cpu"))["unseen"]
@@ -42,7 +43,8 @@ def main() -> None:
     config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(args.rows)))
     grid = configs.grid(config)
     layout = shard.layout(shard.run_mesh(len(grid)), len(grid), 1)
-    rows = Rows(configs.experiment(config), grid, layout, schedule.longest_chunk(config), sweep.Options())
+    rows = Rows(configs.experiment(config), grid, layout, schedule.longest_part(config), sweep.Options())
+    pace = Pace(schedule.longest_part(config))
     ends, evaluated, kept = schedule.boundaries(config)
     saved = {*schedule.checkpointed(config)}
 
@@ -53,8 +55,7 @@ def main() -> None:
         begun, done = time.perf_counter(), 0
         with Writer() as writer, tqdm(total=args.steps, disable=work is None, leave=False) as progress:
             for end in ends:
-                metrics = rows.advance(done, end) if end > done else None
-                rows.wait()
+                metrics = parts.advance(rows, done, end, pace)
                 scores = rows.evaluate() if end in evaluated else None
                 if work is None:
                     jax.block_until_ready(scores)

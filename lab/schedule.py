@@ -5,6 +5,7 @@ import itertools
 import ml_collections
 
 KEPT_CHECKPOINTS = 2  # the newest ones
+LONGEST_PART = 128  # steps: what a program records, and draws ahead, has a fixed length
 
 
 def boundaries(config: ml_collections.ConfigDict) -> tuple[list[int], set[int], set[int]]:
@@ -32,8 +33,13 @@ def chunks(config: ml_collections.ConfigDict) -> dict[int, range]:
 
 
 def longest_chunk(config: ml_collections.ConfigDict) -> int:
-    """The most steps that are asked for at once."""
+    """The most steps between two boundaries."""
     return max(map(len, chunks(config).values()))
+
+
+def longest_part(config: ml_collections.ConfigDict) -> int:
+    """The most steps that a compiled program is asked for at once; longer chunks are run in parts."""
+    return min(longest_chunk(config), LONGEST_PART)
 
 
 def chosen(steps: list[int], choice: str) -> list[int]:

@@ -16,6 +16,7 @@ from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
 from lab.engine import numerics
+from lab.engine.progress import Portion, Progress, busy
 from lab.measuring import catalogue, run
 from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
@@ -45,15 +46,21 @@ def analyze(
       WorkdirError: nothing trained, or not to the end.
     """
     selection = Selection(**scope)
-    trained = _trained(root, variants)
-    due = {name: _measures(work, names) for name, work in trained.items()}
-    for name, work in trained.items():
-        run.refuse_unknown_rows(work, selection)
-        run.missing(work, due[name], selection)  # refuses what is asked for and not there
-    return [f"{name}/{taken}" for name, work in trained.items() for taken in run.measure(work, due[name], selection)]
+    with Progress("row") as progress:
+        progress.doing("looking for what is not measured yet")
+        trained = _trained(root, variants)
+        due = {name: _measures(work, names) for name, work in trained.items()}
+        for work in trained.values():
+            run.refuse_unknown_rows(work, selection)
+        # refuses what is asked for and not there
+        counts = {name: run.n_missing(work, due[name], selection) for name, work in trained.items()}
+        progress.expect({name: Portion(count) for name, count in counts.items()})
+        taken = {name: run.measure(work, due[name], selection, progress) for name, work in trained.items()}
+    return [f"{name}/{measured}" for name, names in taken.items() for measured in names]
 
 
 @numerics.fixed()
+@busy("evaluating the claims and drawing the report")
 def report(root: Path, partial: bool = False) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
 

@@ -157,9 +157,8 @@ METHODS = {
     "savefig",
 }
 ACTING = {
-    "lab.engine.train": {"tqdm.write"},  # lines of progress, beside those that `tqdm` draws
+    "lab.engine.progress": {"tqdm.write"},  # lines, beside the bars that `tqdm` draws
     "lab.engine.numerics": {"jax.config.update"},  # and undoes it
-    "lab.measuring.run": {"tqdm.write"},
     "lab.text.notes": {"print"},  # what a user should know of the text that was read
 }
 WRITERS = {

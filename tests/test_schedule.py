@@ -52,6 +52,9 @@ def test_chunks_take_every_step_once_and_end_at_every_boundary(steps, eval_every
     assert list(chunks) == ends
     assert [step for chunk in chunks.values() for step in chunk] == list(range(steps))
     assert all(chunk.stop == end for end, chunk in chunks.items())
+    longest = schedule.longest_chunk(config)
+    assert longest == max(b - a for a, b in itertools.pairwise(ends))
+    assert schedule.longest_part(config) == (longest if longest < schedule.LONGEST_PART else schedule.LONGEST_PART)
 
 
 @given(steps=st.integers(1, 200), checkpoint_every=st.integers(1, 250))

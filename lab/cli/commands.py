@@ -46,9 +46,12 @@ def _train(args, config_args) -> None:
 def _plan(args, config_args) -> None:
     from lab import config as configs
     from lab.engine import plan
+    from lab.engine.progress import busy
 
     for name, variant in configs.variants(_config(config_args, args)).items():
-        for line in plan.explain(variant, args.simulate is not None, args.fresh):
+        with busy(f"planning {name}"):
+            lines = plan.explain(variant, args.simulate is not None, args.fresh)
+        for line in lines:
             print(f"{name}: {line}", flush=True)
 
 
@@ -114,7 +117,8 @@ def _reproduce(args, config_args) -> None:
             raise ValueError(f"{arg}: reproduce takes the study's own config; --config.NAME=VALUE changes its options")
     study = studies.get(args.study)
     workdir = args.workdir or Path("runs") / f"{Path(study.name).stem}-{args.preset}"
-    train.train_variants(_config([f"--config={study.name}:{args.preset}", *config_args], args), workdir)
+    config_of_study = _config([f"--config={study.name}:{args.preset}", *config_args], args)
+    train.train_variants(config_of_study, workdir, then="the analysis")
     measured = _measure(workdir)
     if measured or not stages.reported(workdir):
         _write_report(workdir)

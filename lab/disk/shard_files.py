@@ -20,6 +20,7 @@ from lab.disk import files
 from lab.disk.files import DamagedError
 from lab.tree import map_named, named_leaves
 
+SPEAKERS = ("absl", "asyncio")  # loggers by which a failed save speaks
 PATIENCE = 600  # seconds that a save waits for the part of another process
 
 
@@ -101,14 +102,13 @@ def _alone() -> ocp.Checkpointer:
 @contextlib.contextmanager
 def _quiet_orbax():
     """A full disk raises one error; beside it, orbax's threads log a page of traceback, and so does, maybe long after,
-    every write that was still going on: those stay unheard after a failure.
+    every write that was still going on, or asyncio in its name: those stay unheard after a failure.
     """
-    logger, heard = logging.getLogger("absl"), sys.unraisablehook
-    before = logger.disabled
-    logger.disabled = True
+    heard, before = sys.unraisablehook, {name: logging.getLogger(name).disabled for name in SPEAKERS}
+    for name in SPEAKERS:
+        logging.getLogger(name).disabled = True
     sys.unraisablehook = lambda told: None if str(told.exc_value) == "Event loop is closed" else heard(told)
-    try:
-        yield
-        sys.unraisablehook = heard
-    finally:
-        logger.disabled = before
+    yield
+    sys.unraisablehook = heard
+    for name, disabled in before.items():
+        logging.getLogger(name).disabled = disabled

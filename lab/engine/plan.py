@@ -129,7 +129,7 @@ def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh
             f"{held.temp_size_in_bytes / 1e6:,.0f} MB while it computes, {layout.width} rows at once"
         )
         return [*lines, disk_sentence(config, experiment, grid)]
-    longest = schedule.longest_chunk(config)
+    longest = schedule.longest_part(config)
     chosen = choose(experiment, grid, mesh, options, longest, config.block_width, fresh)
     rate = chosen.rates.get(chosen.width) or _rate_or_none(experiment, grid, mesh, options, longest, chosen.width)[0]
     return [

@@ -9,13 +9,14 @@ import jax
 import ml_collections
 
 from lab import config as configs
-from lab import families
+from lab import families, tree
 from lab.disk import files, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
 from lab.disk.workdir import Workdir
 from lab.engine import batches, init_from, numerics
 from lab.engine import step as steps
+from lab.engine.progress import Portion
 from lab.experiment import Experiment
 from lab.grid import Grid
 from lab.tasks import Task
@@ -59,6 +60,23 @@ def prepare(
         batches.check_ids(experiment)
         init_from.check(work.path, config, grid, source)
     return work, grid
+
+
+def portions(prepared: Mapping[str, tuple[ml_collections.ConfigDict, Workdir, Grid]]) -> dict[str, Portion]:
+    """What is to be done of every variant, in row-steps; where their programs differ, times parameters and tokens."""
+    programs = {repr([config[part] for part in ("model", "task", "batch_size")]) for config, _, _ in prepared.values()}
+    found = {}
+    for name, (config, work, grid) in prepared.items():
+        done = min(max(files.steps(work.checkpoints), default=0), config.steps)
+        found[name] = Portion(config.steps, done, len(grid) * (_row_cost(config, grid) if len(programs) > 1 else 1.0))
+    return found
+
+
+def _row_cost(config: ml_collections.ConfigDict, grid: Grid) -> float:
+    """Of a row-step, about in proportion to its operations."""
+    experiment = configs.experiment(config)
+    params = jax.eval_shape(lambda hparams: steps.start(experiment, hparams).params, grid.row(0))
+    return float(tree.size(params)) * config.batch_size * max(1, experiment.task.length)
 
 
 def begin(work: Workdir, config: ml_collections.ConfigDict, grid: Grid, report: Callable[[str], None]) -> bool:

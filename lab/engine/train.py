@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,21 +9,21 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from lab import config as configs
 from lab import schedule
 from lab.disk import files, metrics, store, verify
 from lab.disk.workdir import Workdir
-from lab.engine import init_from, multihost, numerics, plan, shard, sweep
+from lab.engine import init_from, multihost, numerics, parts, plan, shard, sweep
 from lab.engine.background import Writer
 from lab.engine.interrupts import stop_flag
-from lab.engine.prepare import begin, prepare, prepare_variants
+from lab.engine.prepare import begin, portions, prepare, prepare_variants
+from lab.engine.progress import Progress
 from lab.engine.rows import Rows
 from lab.engine.shard import Layout
 from lab.grid import Grid
 
-LOG_SECONDS = 30  # between lines of progress where nobody watches
+NAP_SECONDS = 0.005  # between two looks at whether an evaluation is done
 
 
 class Interrupted(Exception):
@@ -40,12 +39,21 @@ class OutOfMemory(Exception):
 
 
 @numerics.settled()
-def train_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> list[Path]:
+def train_variants(
+    config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None, then: str = ""
+) -> list[Path]:
     """Trains every static variant of a config, each in its own folder below `workdir`; returns the folders.
 
     Every variant is checked before the first one starts. See `train`.
+
+    Args:
+      then: what comes after the last variant, for the lines of progress.
     """
-    return [_run(*one) for one in prepare_variants(config, workdir, grid).values()]
+    with Progress(quiet=not multihost.is_first(), then=then) as progress:
+        progress.doing("checking the config")
+        prepared = prepare_variants(config, workdir, grid)
+        progress.expect(portions(prepared))
+        return [_run(progress, *one) for one in prepared.values()]
 
 
 @numerics.settled()
@@ -69,45 +77,51 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
       Interrupted: SIGTERM or SIGINT came; the state is saved. A second SIGINT is a KeyboardInterrupt.
     """
     config = configs.plain(config)
-    return _run(config, *prepare(config, workdir, grid))
+    with Progress(quiet=not multihost.is_first()) as progress:
+        progress.doing("checking the config")
+        return _run(progress, config, *prepare(config, workdir, grid))
 
 
-def _run(config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
+def _run(progress: Progress, config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
     """`train`, once its config and grid are checked."""
+    say = progress.say
     shard.run_mesh(len(grid), config.data_devices)  # refuses what these devices cannot be split into
-    with multihost.only_writer(work.path), stop_flag(_say) as stop_asked:
+    with multihost.only_writer(work.path), stop_flag(say) as stop_asked:
         done = config.steps
-        if multihost.on_first_process(lambda: begin(work, config, grid, _say)):
-            _say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
+        progress.doing("reading what the folder holds")
+        if multihost.on_first_process(lambda: begin(work, config, grid, say)):
+            say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
-            done = _loop(Workdir(work.path), grid, stop_asked)
+            progress.begin(work.path.name, config.steps)
+            done = _loop(Workdir(work.path), grid, stop_asked, progress)
+            progress.end()
         if number := multihost.max_over_processes(stop_asked()):
             raise Interrupted(f"{work.path}: stopped at step {done} as asked; the same command continues", number)
     return work.path
 
 
-def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int]) -> int:
+def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int], progress: Progress) -> int:
     """Trains until the last step or until asked to stop; returns the step reached.
 
     Raises:
       ValueError: not even one row fits in the devices' memory.
     """
-    layout = _layout(work, grid)
+    layout = _layout(work, grid, progress)
     while True:
         try:
-            return _train_rows(work, grid, layout, stop_asked)
+            return _train_rows(work, grid, layout, stop_asked, progress)
         except OutOfMemory as error:
             if layout.width == 1:
                 raise ValueError(f"one row does not fit in memory: {plan.SMALLER} ({error})") from error
         layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches)
-        _say(
+        progress.say(
             f"{work.path}: out of memory, going on with {layout.width} rows at once; from here on results agree up to "
             "rounding with those of more"
         )
         plan.narrow(work.path, layout.width)
 
 
-def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[[], int]) -> int:
+def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[[], int], progress: Progress) -> int:
     """`_loop` with a layout.
 
     Raises:
@@ -115,34 +129,48 @@ def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[
     """
     config = work.config
     ends, evaluated, kept = schedule.boundaries(config)
+    progress.doing("drawing data and first weights")
     with _memory_watched():
-        rows = Rows(work.experiment, grid, layout, schedule.longest_chunk(config), sweep.options(config))
-        done = _resume(work, rows)  # the last step on disk; -1: not even the evaluation before training
+        rows = Rows(work.experiment, grid, layout, schedule.longest_part(config), sweep.options(config))
+        done = _resume(work, rows, progress)  # the last step on disk; -1: not even the evaluation before training
+    progress.begin(work.path.name, config.steps, max(done, 0))
+    pace = parts.pace(work, layout)
+
+    def heard(n_steps: int, seconds: float) -> None:
+        progress.advance(n_steps, f"{n_steps * len(grid) / max(seconds, 1e-9):,.0f} row-steps/s")
 
     watched, saved = _memory_watched, {*schedule.checkpointed(config)}
-    with _progress(config, work.path.name, done) as progress, Writer() as writer:
+    with Writer() as writer:
         for end in (end for end in ends if end > done):
-            begun, first = time.monotonic(), max(done, 0)
+            first = max(done, 0)
             with watched():
-                recorded = rows.advance(first, end) if end > first else None
-                rows.wait()
-                scores = rows.evaluate() if end in evaluated else None
-                if watched is _memory_watched:
-                    jax.block_until_ready(scores)
+                if end > first and watched is _memory_watched:
+                    progress.doing("compiling the training step", at_once=True)
+                recorded = parts.advance(rows, first, end, pace, heard)
+                progress.doing("evaluating")
+                scores = _wait(rows.evaluate()) if end in evaluated else None
             if end > first:
                 watched = contextlib.nullcontext
+            progress.doing("saving")
             multihost.raise_everywhere(writer.failure())
             stopping = multihost.max_over_processes(stop_asked())  # a signal from here on counts after the next chunk
             chunk = Chunk(first, end, recorded, scores, rows.diverged_at())
             state = rows.fetch() if end in kept or end in saved or stopping else None
             writer.write(_save, work, rows.layout, chunk, state, end in kept, end in saved or stopping)
+            progress.doing("")
             done = end
-            rate = (end - first) * len(grid) / (time.monotonic() - begun)
-            progress.set_postfix_str(f"{rate:.0f} row-steps/s", refresh=False)
-            progress.update(end - first)
             if stopping:
                 break
+        progress.doing("saving")
     return done
+
+
+def _wait(scores: list) -> list:
+    """The scores, once they are there; signals are heard meanwhile, as in `Rows.wait`."""
+    leaves = jax.tree.leaves(scores)
+    while not all(leaf.is_ready() for leaf in leaves):
+        time.sleep(NAP_SECONDS)
+    return jax.block_until_ready(scores)
 
 
 @contextlib.contextmanager
@@ -157,16 +185,21 @@ def _memory_watched() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What a chunk of training recorded, still on the devices (see `Layout.all_gather`); None: nothing was done."""
+    """What a chunk of training recorded; None: nothing was done.
+
+    Attributes:
+      metrics: on the host, (rows, end - first).
+      scores, diverged_at: still on the devices, see `Layout.all_gather`.
+    """
 
     first: int
     end: int
-    metrics: list | None
+    metrics: dict | None
     scores: list | None
     diverged_at: list
 
 
-def _layout(work: Workdir, grid: Grid) -> Layout:
+def _layout(work: Workdir, grid: Grid, progress: Progress) -> Layout:
     """Where the rows are computed: as before, if this training was begun on devices like these; else as planned now."""
     config, options = work.config, sweep.options(work.config)
     mesh = shard.run_mesh(len(grid), config.data_devices)
@@ -178,11 +211,12 @@ def _layout(work: Workdir, grid: Grid) -> Layout:
         if chosen is None or chosen.devices != plan.device_names():
             if chosen is not None or files.steps(work.checkpoints):
                 before = "lost plan.json" if chosen is None else chosen.devices
-                _say(f"{work.path}: planned anew after {before}; from here on results agree up to rounding")
-            longest = schedule.longest_chunk(config)
+                progress.say(f"{work.path}: planned anew after {before}; from here on results agree up to rounding")
+            progress.doing("planning how many rows run at once", at_once=not config.block_width)
+            longest = schedule.longest_part(config)
             chosen = plan.choose(work.experiment, grid, mesh, options, longest, config.block_width)
             plan.record(work.path, chosen)
-        _say(f"{work.path}: {chosen.sentence()}")
+        progress.say(f"{work.path}: {chosen.sentence()}")
         return chosen.width
 
     width = multihost.on_first_process(choose)
@@ -190,22 +224,22 @@ def _layout(work: Workdir, grid: Grid) -> Layout:
     return shard.layout(mesh, len(grid), width, row_batches)
 
 
-def _resume(work: Workdir, rows: Rows) -> int:
+def _resume(work: Workdir, rows: Rows, progress: Progress) -> int:
     """Starts the rows, or puts them where the newest sound checkpoint left them; returns the last step on disk."""
-    abstract = rows.abstract()
+    abstract, say = rows.abstract(), progress.say
 
     def newest() -> int:
-        saved = store.newest_whole(work.checkpoints, abstract, _say, verify.sound_until(work, _say))
+        saved = store.newest_whole(work.checkpoints, abstract, say, verify.sound_until(work, say))
         metrics.forget_after(work.metrics, -1 if saved is None else saved)
         return -1 if saved is None else saved
 
     step = multihost.on_first_process(newest)
     if step < 0:
-        _say(f"{work.path}: {rows.experiment.init_table(work.grid.columns, measure=False)[0]}")
+        say(f"{work.path}: {rows.experiment.init_table(work.grid.columns, measure=False)[0]}")
         rows.start(init_from.weights(work.path, work.config, work.grid, *rows.layout.source_rows))
     else:
         rows.resume(store.restore(work.checkpoints, step, abstract, rows.layout.source_rows))
-        _say(f"{work.path}: continuing at step {step}")
+        say(f"{work.path}: continuing at step {step}")
     return step
 
 
@@ -215,7 +249,9 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
     nothing = np.zeros((0, layout.n_rows), np.float32)
     record = {"train_step": np.arange(chunk.first, chunk.end), **dict.fromkeys(metrics.TRAIN_METRICS, nothing)}
     if chunk.metrics is not None:
-        record |= {name: values[:, :n_steps].T for name, values in layout.to_host(chunk.metrics).items()}
+        # The order in memory is in the file, and a file shall not depend on the parts of a chunk: as it was with one.
+        order = "F" if n_steps == schedule.longest_chunk(work.config) else "C"
+        record |= {name: np.asarray(values.T, order=order) for name, values in chunk.metrics.items()}
     if chunk.scores is not None:
         scores = {name: score[None] for name, score in layout.to_host(chunk.scores).items()}
         record |= {"step": np.array([chunk.end]), **scores}
@@ -228,14 +264,3 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
         store.save(work.checkpoints, chunk.end, state, first, parts)
         if multihost.is_first():
             store.keep_newest(work.checkpoints, schedule.KEPT_CHECKPOINTS)
-
-
-def _say(line: str) -> None:
-    if multihost.is_first():
-        tqdm.write(line)
-
-
-def _progress(config: ml_collections.ConfigDict, name: str, done: int) -> tqdm:
-    seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-    shown = {"unit": "step", "desc": name, "mininterval": seconds, "disable": not multihost.is_first()}
-    return tqdm(total=config.steps, initial=max(done, 0), **shown)

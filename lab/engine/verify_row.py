@@ -5,13 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from lab import families, schedule
 from lab.disk import metrics, store
 from lab.disk.files import WorkdirError
 from lab.disk.workdir import Workdir
-from lab.engine import init_from, numerics, shard, sweep
+from lab.engine import init_from, numerics, parts, shard, sweep
+from lab.engine.parts import Pace
+from lab.engine.progress import Progress
 from lab.engine.rows import Rows
 from lab.tree import named_leaves
 
@@ -60,22 +61,26 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("run", "data"))
     layout = shard.layout(mesh, 1, 1)
     ends, _, kept = schedule.boundaries(config)
-    alone = Rows(experiment, grid.take([row]), layout, schedule.longest_chunk(config), sweep.options(config))
+    most = schedule.longest_part(config)
+    alone = Rows(experiment, grid.take([row]), layout, most, sweep.options(config))
     init_from.refuse_other(work)
     alone.start(init_from.weights(work.path, config, grid, row, row + 1))
 
-    losses, params, done, in_grid = [np.zeros((0, 2))], {}, 0, -1
-    for end, chunk in zip(
-        tqdm(ends[: len(chunks)], unit="chunk", desc=f"row {row}", leave=False), chunks, strict=False
-    ):
-        if steps is not None and done >= steps:
-            break
-        if end > done:
-            recorded = layout.to_host(alone.advance(done, end))
-            losses.append(np.stack([chunk["train_loss"][:, row], recorded["train_loss"][0, : end - done]], axis=1))
-        if end in kept and end in work.snapshot_steps():
-            params[end] = _distance(work.params(end, row), store.take_row(alone.fetch().params, 0))
-        done, in_grid = end, int(chunk["diverged_at"][row])
+    ends = ends[: len(chunks)]
+    last = ends[-1] if steps is None else next((end for end in ends if end >= steps), ends[-1])
+    losses, params, done, in_grid, pace = [np.zeros((0, 2))], {}, 0, -1, Pace(most)
+    with Progress() as progress:
+        progress.begin(f"row {row}", last)
+        for end, chunk in zip(ends, chunks, strict=True):
+            if steps is not None and done >= steps:
+                break
+            if end > done:
+                recorded = parts.advance(alone, done, end, pace, lambda n_steps, seconds: progress.advance(n_steps))
+                losses.append(np.stack([chunk["train_loss"][:, row], recorded["train_loss"][0]], axis=1))
+            if end in kept and end in work.snapshot_steps():
+                params[end] = _distance(work.params(end, row), store.take_row(alone.fetch().params, 0))
+            done, in_grid = end, int(chunk["diverged_at"][row])
+        progress.end()
     diverged = in_grid, int(alone.fetch().diverged_at[0])
     return _difference(np.concatenate(losses), params, done, diverged)
 

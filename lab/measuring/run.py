@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import lab
 from lab import rng, schedule
@@ -21,6 +20,7 @@ from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
 from lab.engine import batches, numerics, plan, shard, sweep
 from lab.engine.multihost import only_writer
+from lab.engine.progress import Progress
 from lab.engine.shard import Layout
 from lab.experiment import Experiment
 from lab.measuring import cache, fingerprint
@@ -63,8 +63,16 @@ class Selection:
 
 
 @numerics.settled()
-def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> list[str]:
+def measure(
+    work: Workdir,
+    measures: Sequence[Measure],
+    selection: Selection = Selection(),
+    progress: Progress | None = None,
+) -> list[str]:
     """Measures what the workdir does not hold yet; returns the names of the measurements of which anything was missing.
+
+    Args:
+      progress: that of several workdirs; None: of this one alone.
 
     Raises:
       WorkdirError: no snapshots yet, a damaged one, or another process is measuring here.
@@ -74,14 +82,16 @@ def measure(work: Workdir, measures: Sequence[Measure], selection: Selection = S
     if not work.snapshot_steps():
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
     measures = [_sized(work, declared, selection) for declared in measures]
-    with only_writer(work.analysis):
+    with only_writer(work.analysis), contextlib.ExitStack() as ending:
+        progress = progress or ending.enter_context(Progress("row"))
         store.tidy(work.analysis)
         due = [(declared, rows_at) for declared in measures if (rows_at := _rows_missing(work, declared, selection))]
         total = sum(len(rows) for _, rows_at in due for rows in rows_at.values())
-        with tqdm(total=total, unit="row", leave=False, disable=not total) as progress:
-            for declared, rows_at in due:
-                progress.set_description(f"{work.path.name}: {declared.name}")
-                _measure_rows(work, declared, selection.precision_for(declared), rows_at, progress)
+        progress.begin(work.path.name, total)
+        for declared, rows_at in due:
+            progress.doing(f"measuring {declared.name}")
+            _measure_rows(work, declared, selection.precision_for(declared), rows_at, progress)
+        progress.end()
     return [declared.name for declared, _ in due]
 
 
@@ -93,6 +103,12 @@ def missing(work: Workdir, measures: Sequence[Measure], selection: Selection = S
     """
     sized = [_sized(work, declared, selection) for declared in measures]
     return [declared for declared in sized if _rows_missing(work, declared, selection)]
+
+
+def n_missing(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> int:
+    """How many rows of snapshots `measure` would measure, each measurement counted; raises as `missing`."""
+    sized = (_sized(work, declared, selection) for declared in measures)
+    return sum(len(rows) for declared in sized for rows in _rows_missing(work, declared, selection).values())
 
 
 def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
@@ -142,7 +158,9 @@ def _sized(work: Workdir, declared: Measure, selection: Selection) -> Measure:
     return declared if n is None else dataclasses.replace(declared, n=n, n_asked=True)
 
 
-def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress) -> None:
+def _measure_rows(
+    work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress: Progress
+) -> None:
     identity = _identity(declared)
     cached = cache.read(work, declared.name, identity)
     cached.device_kinds.add(jax.devices()[0].device_kind)
@@ -167,14 +185,15 @@ def _measure_rows(work: Workdir, declared: Measure, precision: str, rows_at: Map
                     if layout.width == 1:
                         raise ValueError(f"{declared.name}: one row does not fit in memory")
                     layout = _layout(most, layout.width // 2)
-                    tqdm.write(
+                    progress.say(
                         f"{work.path}: {declared.name}: out of memory, going on with {layout.width} rows at once"
                     )
                     program = _program(work, declared, precision, layout)
                     continue
                 cached.add(step, group, outputs, precision)
                 done, unwritten = done + len(group), True
-                progress.update(len(group))
+                progress.advance(len(group))
+                progress.doing(f"measuring {declared.name}")
                 if time.monotonic() - written > WRITE_EVERY:
                     write()
                     written, unwritten = time.monotonic(), False

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import json
+import logging
 import pathlib
 import re
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -345,3 +347,23 @@ def test_arrays_of_another_training_are_refused(saved, kind):
     }[kind]
     with pytest.raises(DamagedError, match="other names, shapes or dtypes"):
         store.restore(saved, 20, changed)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_orbax_says_later_of_a_failed_save_is_not_heard(monkeypatch, fails):
+    """The error is heard; its threads still write, and would say more after it. After a success all is heard again."""
+    told = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    for name in shard_files.SPEAKERS:
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [handler])
+    with contextlib.suppress(OSError), shard_files._quiet_orbax():
+        for name in shard_files.SPEAKERS:
+            logging.getLogger(name).error("while it saves")
+        if fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    for name in shard_files.SPEAKERS:
+        logging.getLogger(name).error("afterwards")
+    assert [record.getMessage() for record in told] == ["afterwards"] * (0 if fails else len(shard_files.SPEAKERS))

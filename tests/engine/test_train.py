@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lab import grid, rng, schedule
+from lab import grid, rng
 from lab.disk import files, metrics, store, verify
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
@@ -102,14 +102,19 @@ def test_only_the_two_newest_checkpoints_are_kept(uninterrupted):
 
 def stop(config, workdir, end, number=signal.SIGTERM):
     """Trains until a signal, which this process gets while the chunk that ends at step `end` is computed."""
-    wait, ends = Rows.wait, iter(schedule.boundaries(config)[0])
+    wait, advance, reached = Rows.wait, Rows.advance, [0]
+
+    def and_remember(rows, first, last):
+        reached.append(last)
+        return advance(rows, first, last)
 
     def and_signal(rows):
         wait(rows)
-        if next(ends) == end:
+        if reached[-1] == end:
             os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "advance", and_remember)
         patch.setattr(Rows, "wait", and_signal)
         with pytest.raises(train.Interrupted, match=f"stopped at step {end} as asked") as stopped:
             train.train(config, workdir)

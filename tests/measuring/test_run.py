@@ -433,56 +433,52 @@ def test_rows_with_data_of_their_own_are_shown_them_in_every_precision_alike(wor
 
 
 class Progress:
-    """In place of tqdm's: what it was told, and a Ctrl-C after so many rows."""
+    """In place of the engine's: what it was told, and a Ctrl-C after so many rows."""
 
     def __init__(self, most=None):
-        self.most, self.totals, self.done = most, [], []
+        self.most, self.totals, self.done, self.named = most, [], [], []
 
-    def __call__(self, total, **options):
+    def begin(self, name, total):
         self.totals.append(total)
-        return self
 
-    def __enter__(self):
-        return self
+    def doing(self, what):
+        self.named.append(what)
 
-    def __exit__(self, *_):
+    def end(self):
         pass
 
-    def set_description(self, text):
-        pass
-
-    def update(self, n):
+    def advance(self, n):
         self.done.append(n)
         if self.most is not None and sum(self.done) >= self.most:
             raise KeyboardInterrupt
 
 
-def test_progress_counts_rows_and_one_program_serves_all_groups(work, monkeypatch):
+def test_progress_counts_rows_and_one_program_serves_all_groups(work):
     """As many rows at once as there are devices; the last group is padded, not compiled anew."""
     progress, traced = Progress(), []
-    monkeypatch.setattr(measuring, "tqdm", progress)
 
     def function(row):
         traced.append(0)
         return first(row)
 
-    measure(work, [Measure("pair", function, {"x": "1"})], Selection("last", tuple(range(jax.device_count()))))
+    measure(
+        work, [Measure("pair", function, {"x": "1"})], Selection("last", tuple(range(jax.device_count()))), progress
+    )
     one_group = len(traced)
     traced.clear()
     progress.done.clear()
-    measure(work, [Measure("all", function, {"x": "1"})])
+    measure(work, [Measure("all", function, {"x": "1"})], progress=progress)
+    assert {*progress.named} == {"measuring pair", "measuring all"}
     assert progress.totals == [jax.device_count(), len(STEPS) * N_ROWS]
     assert sum(progress.done) == len(STEPS) * N_ROWS and max(progress.done) <= jax.device_count()
     assert len(traced) == one_group
 
 
-def test_ctrl_c_within_a_snapshot_loses_no_row_that_was_measured(work, monkeypatch):
+def test_ctrl_c_within_a_snapshot_loses_no_row_that_was_measured(work):
     times = []
     one = counting(times)
-    with monkeypatch.context() as patch:
-        patch.setattr(measuring, "tqdm", Progress(most=3))
-        with pytest.raises(KeyboardInterrupt):
-            measure(work, [one])
+    with pytest.raises(KeyboardInterrupt):
+        measure(work, [one], progress=Progress(most=3))
     before = {*times}
     assert {step for step, _ in before} == {0} and 3 <= len(before) < N_ROWS
     found = lab.load(work.path)["counted.x"].sel(snapshot=0).squeeze().values
