@@ -139,7 +139,7 @@ def test_smoke_measures_both_jax_ways_without_torch(tmp_path):
     [
         ("throughput", ["--preset=tpu"], "invalid choice: 'tpu'"),
         ("throughput", ["--preset=smoke", "--sizes=second"], "'second' is not among demo"),
-        ("throughput", ["--sizes="], "'' is not among demo, first, second"),
+        ("throughput", ["--sizes="], "'' is not among small, demo, first, second"),
         ("throughput", ["--json=/no/such/folder/x.json"], "a file in a folder that exists"),
         ("throughput", ["--pres=cpu"], "unrecognized arguments"),
         ("sharpness", ["--preset=tpu"], "invalid choice: 'tpu'"),
