@@ -24,7 +24,7 @@ class UnknownCommit(ValueError):
 
 
 def copy(commit: str | None, folder: Path) -> Path:
-    """`lab` and its configs below `folder`, of a commit or (None) of the working tree; compiled to bytecode.
+    """`lab` and its configs below `folder`, of a commit or (None) of the working tree.
 
     Raises:
       UnknownCommit: git has no such commit, or it has other folders.
@@ -41,16 +41,24 @@ def copy(commit: str | None, folder: Path) -> Path:
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
             archive.extractall(folder, filter="data")
     (folder / "configs").rename(folder / "lab" / "configs")
-    subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder / "lab")], check=True)
     return folder
 
 
 @contextlib.contextmanager
 def copies(commit: str | None) -> Iterator[dict[str, Path]]:
-    """`here` -> a copy of the working tree, and the commit, if one is named, -> a copy of it; dropped in the end."""
+    """`here` -> a copy of the working tree, and the commit, if one is named, -> a copy of it; dropped in the end.
+
+    Both are compiled to bytecode.
+
+    Raises:
+      UnknownCommit: see `copy`.
+    """
     with tempfile.TemporaryDirectory(prefix="gammalab-") as folder:
-        sides = {"here": None} | ({commit: commit} if commit else {})
-        yield {name: copy(sides[name], Path(folder) / str(i)) for i, name in enumerate(sides)}
+        theirs = {commit: copy(commit, Path(folder) / "theirs")} if commit else {}
+        sides = {"here": copy(None, Path(folder) / "here")} | theirs
+        for side in sides.values():
+            subprocess.run([sys.executable, "-m", "compileall", "-q", str(side)], check=True)
+        yield sides
 
 
 def environment(side: Path, cache: Path) -> dict[str, str]:
