@@ -105,16 +105,21 @@ measure() {
     --config.block_width=132
 }
 
-# phases SECONDS OPTION...: stopped by TERM a training saves its state, and what there is is reported
+# phases SECONDS OPTION...: what is trained is reported, as far as it is analyzed; the metrics are kept in any case
 phases() {
-  local most=$1 run="$SCRATCH/run" lab=("$PYTHON" -P -m lab) file  # -P: from the copy, not from here
+  local most=$1 before_report=$((ALL_SECONDS - SECONDS - 50)) run="$SCRATCH/run" file
+  local lab=("$PYTHON" -P -m lab)  # -P: from the copy, not from here
   shift
+  if [ "$most" -gt "$before_report" ]; then most=$((before_report > 15 ? before_report : 15)); fi
   if ! part "d: phases" "$most" "${lab[@]}" reproduce complexity_control "$@" --workdir="$run" && [ -d "$run" ]; then
     part "d: report of what there is" 45 "${lab[@]}" report --partial --workdir="$run"
   fi
   for file in "$run/claims.json" "$run/report/index.html"; do
     if [ -f "$file" ]; then cp "$file" "$FOLDER/phases-$(basename "$file")"; fi
   done
+  if [ -d "$run/phase/metrics" ]; then
+    (cd "$run/phase" && tar -czf "$FOLDER/phases-metrics.tar.gz" metrics config.json grid.json)
+  fi
 }
 
 main() {
