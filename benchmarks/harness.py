@@ -11,15 +11,19 @@ import dataclasses
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from workload import MOST_STEPS, Workload, cores
+
+from lab.cli.arguments import positive
 
 WORKER = Path(__file__).with_name("worker.py")
 QUIET = 0.05  # share of the machine that other programs may take, if its times are to mean anything
@@ -30,18 +34,15 @@ class Failed(Exception):
 
 
 class Worker:
-    """A process that trains one workload; see `worker.py`."""
+    """A process that is told once what it trains, and then how long; see `worker.py`."""
 
-    def __init__(self, workload: Workload):
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # it shares the GPU with the others
-        if workload.accelerator == "cpu" or workload.way not in ("grid", "lone"):
-            environment["JAX_PLATFORMS"] = "cpu"  # PyTorch's ways draw their data with JAX
+    def __init__(self, program: Path, told: Mapping, environment: Mapping[str, str], folder: Path | None = None):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env=environment,
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env={**environment, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, cwd=folder,  # it shares the GPU
         )  # fmt: skip
-        self.send(dataclasses.asdict(workload))
+        self.send(told)
 
     def send(self, message: Mapping) -> None:
         with contextlib.suppress(BrokenPipeError):  # its end is heard when the answer is missing
@@ -72,7 +73,7 @@ class Worker:
 
 
 class Team:
-    """Processes that train the same workload side by side, usually one.
+    """Processes that train the same side by side, usually one.
 
     Attributes:
       facts, loss: of the first process, see `worker.py`; the loss after the last timing.
@@ -80,8 +81,8 @@ class Team:
       disturbance: of every timing, the share of the machine's cores that other programs took meanwhile.
     """
 
-    def __init__(self, workloads: Sequence[Workload]):
-        self.workers = [Worker(workload) for workload in workloads]
+    def __init__(self, workers: Sequence[Worker]):
+        self.workers = workers
         self.steps = 1
         self.disturbance = []
 
@@ -125,19 +126,52 @@ def busy_seconds() -> float:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
+def children_seconds() -> float:
+    """CPU time of all processes that this one has started and that are gone."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class Disturbance:
+    """While it is entered: `share` of the machine's cores that neither this process nor its children took."""
+
+    def _read(self):
+        own = time.process_time() + children_seconds()
+        return time.perf_counter(), busy_seconds() - own
+
+    def __enter__(self):
+        self.before = self._read()
+        return self
+
+    def __exit__(self, *error):
+        seconds, others = np.subtract(self._read(), self.before)
+        self.share = max(0.0, float(others)) / (float(seconds) * os.cpu_count())
+
+
 @contextlib.contextmanager
 def started(workloads: Mapping[str, Sequence[Workload]]) -> Iterator[tuple[dict[str, Team], dict[str, str]]]:
-    """Starts a team for each name, all at once: those that are ready, and why the others are not. Ends them all."""
-    everyone = {name: Team(workloads[name]) for name in workloads}
-    ready, failures = {}, {}
+    """Starts a team for each name, all at once; see `ready`."""
+    with ready({name: Team(list(map(_start, workloads[name]))) for name in workloads}) as outcome:
+        yield outcome
+
+
+def _start(workload: Workload) -> Worker:
+    on_cpu = workload.accelerator == "cpu" or workload.way not in ("grid", "lone")  # PyTorch's draw their data with JAX
+    return Worker(WORKER, dataclasses.asdict(workload), os.environ | ({"JAX_PLATFORMS": "cpu"} if on_cpu else {}))
+
+
+@contextlib.contextmanager
+def ready(everyone: Mapping[str, Team]) -> Iterator[tuple[dict[str, Team], dict[str, str]]]:
+    """Those that are ready, and why the others are not. Ends them all."""
+    found, failures = {}, {}
     try:
         for name, team in everyone.items():
             try:
                 team.wait()
-                ready[name] = team
+                found[name] = team
             except Failed as error:
                 failures[name] = str(error)
-        yield ready, failures
+        yield found, failures
     finally:
         for team in everyone.values():
             for worker in team.workers:
@@ -145,11 +179,12 @@ def started(workloads: Mapping[str, Sequence[Workload]]) -> Iterator[tuple[dict[
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with `--preset`, and one line for a mistake."""
+    """argparse with `--preset`, where there are any, and one line for a mistake."""
 
-    def __init__(self, description: str, presets: Iterable[str]):
+    def __init__(self, description: str, presets: Collection[str] = ()):
         super().__init__(description=description.splitlines()[0], allow_abbrev=False)
-        self.add_argument("--preset", choices=presets, default="cpu", help="where and how much (default: cpu)")
+        if presets:
+            self.add_argument("--preset", choices=presets, default="cpu", help="where and how much (default: cpu)")
 
     def add_json(self) -> None:
         self.add_argument("--json", type=_writable, help="file for every number")
@@ -167,6 +202,11 @@ class Parser(argparse.ArgumentParser):
                 jax.config.update("jax_num_cpu_devices", cores())
         elif jax.default_backend() != "gpu":
             self.error("preset gpu: JAX sees no GPU: pip install 'gammalab[cuda]'")
+
+
+def positives(text: str) -> tuple[int, ...]:
+    """For argparse: `1,4,16`."""
+    return tuple(map(positive(int), text.split(",")))
 
 
 def _writable(text: str) -> Path:
@@ -187,7 +227,10 @@ def machine(packages: Sequence[str]) -> dict[str, object]:
 
 
 def rounds(teams: Mapping[str, Team], repeats: int, seconds: float) -> dict[str, list[float]]:
-    """Row-steps a second of every team in every round, `seconds` each; every round begins with another team."""
+    """Row-steps a second of every team in every round, `seconds` each; every round begins with another team.
+
+    Every round is printed as it ends, among the errors, so that a run that is cut short has said something.
+    """
     for team in teams.values():
         team.settle(seconds)
     names = list(teams)
@@ -196,7 +239,13 @@ def rounds(teams: Mapping[str, Team], repeats: int, seconds: float) -> dict[str,
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
             rates[name].append(teams[name].rate())
+        said = ", ".join(f"{_label(name)} {rates[name][-1]:.4g}" for name in names)
+        print(f"round {i + 1} of {repeats}: {said}", file=sys.stderr, flush=True)
     return rates
+
+
+def _label(name: str | tuple) -> str:
+    return name if isinstance(name, str) else " ".join(map(str, name))
 
 
 def quartiles(values) -> tuple[float, float, float]:

@@ -25,7 +25,7 @@ LARGE = {"cpu": 2048, "gpu": 8192}  # side of a matrix whose products fill the d
 def config_of(workload: Workload):
     """The config of one variant, as the workload changes it."""
     config = configs.variants(composition.get_config(workload.preset))[workload.variant]
-    config.update(batch_size=workload.batch_size, train_size=0, model=dict(workload.changes))
+    config.update(batch_size=workload.batch_size, train_size=0, model=dict(workload.changes), task=dict(workload.task))
     return config
 
 

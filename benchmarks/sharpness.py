@@ -20,6 +20,8 @@ import harness
 import numpy as np
 from workload import Workload, cores
 
+from lab.cli.arguments import positive
+
 TOLERANCE = 0.01  # of an eigenvalue
 TRACES_APART = 5.0  # standard errors of two traces' difference; of 16 rows one is further apart once in 2,000 runs
 LABELS = {
@@ -262,11 +264,20 @@ def show_ratios(result: Mapping) -> None:
         print(f"no ratio: {ratio}" if isinstance(ratio, str) else f"{ratio[1]:.3g}  [{ratio[0]:.3g}, {ratio[2]:.3g}]")
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None):
+    """(parser, options, the preset with what was asked for); ends the program for a wrong one."""
     parser = harness.Parser(__doc__, PRESETS)
     parser.add_json()
+    parser.add_argument("--rows", type=harness.positives, help="sizes of the grids (default: of the preset)")
+    parser.add_argument("--rounds", type=positive(int), help="of every grid (default: of the preset)")
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]
+    preset = dataclasses.replace(preset, rows=args.rows or preset.rows, rounds=args.rounds or preset.rounds)
+    return parser, args, preset
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, args, preset = parse(argv)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch shares the GPU
     parser.use_jax(preset.accelerator)
     machine = harness.machine(PACKAGES)

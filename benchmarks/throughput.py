@@ -1,6 +1,6 @@
 """How fast a grid trains, against one row at a time in JAX and one model at a time in PyTorch, all in one run.
 
-    python benchmarks/throughput.py --preset=cpu            # 9 minutes on two cores
+    python benchmarks/throughput.py --preset=cpu            # 12 minutes on two cores
 
 Every way trains the same model from the same parameters with the same batch size, optimizer, schedule and clipping on
 data of the same distribution: ours draws its batches inside the step, PyTorch's are drawn before the clock starts and
@@ -14,7 +14,9 @@ from collections.abc import Mapping
 
 import harness
 import numpy as np
-from workload import Workload, cores
+from workload import BATCH_SIZE, MODELS, TASKS, Workload, cores
+
+from lab.cli.arguments import positive
 
 LABELS = {
     "a": "our grid",
@@ -40,6 +42,7 @@ class Size:
     """A model of configs/composition.py, and how much of it is trained at once.
 
     Attributes:
+      sized: its task and model are changed to those of this size of `workload`; empty: not changed.
       chunk: steps of one call of our programs.
       widths: rows in a vmap; each is a grid of its own, and the fastest is compared with the other ways.
       rows: rows on each device, unless a vmap holds more.
@@ -53,6 +56,7 @@ class Size:
     widths: tuple[int, ...]
     rows: int
     repeats: int
+    sized: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +68,14 @@ class Preset:
     sizes: Mapping[str, Size]
 
 
+WIDTHS_OF_A_GPU = tuple(2**k for k in range(11))  # 1 to 1024
 PRESETS = {
     "cpu": Preset(
         "cpu",
         1.0,
         {
-            "demo": Size("cpu", "unseen", 128, 50, (1, 2, 4), 2, 9),
+            "small": Size("cpu", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "small"),
+            "demo": Size("cpu", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "demo"),
             "first": Size("paper", "wrong", 256, 1, (1, 2), 1, 5),
             "second": Size("paper", "unseen", 32, 1, (1,), 1, 5),
         },
@@ -78,7 +84,8 @@ PRESETS = {
         "gpu",
         1.0,
         {
-            "demo": Size("cpu", "unseen", 128, 50, (1, 2, 4, 8, 16, 32, 64, 128, 256), 1, 7),
+            "small": Size("cpu", "unseen", BATCH_SIZE, 50, WIDTHS_OF_A_GPU, 1, 7, "small"),
+            "demo": Size("cpu", "unseen", BATCH_SIZE, 50, WIDTHS_OF_A_GPU, 1, 7, "demo"),
             "first": Size("paper", "wrong", 2048, 10, (1, 2, 4, 8, 16), 1, 7),
             "second": Size("paper", "unseen", 2048, 5, (1, 2), 1, 7),
         },
@@ -88,7 +95,8 @@ PRESETS = {
 
 # (preset, size) -> way: our grid shall be at least so many times as fast
 TARGETS = {
-    ("cpu", "demo"): {"b": 1.25, "c": 3.0},
+    ("cpu", "small"): {'c"': 4.0},
+    ("cpu", "demo"): {"b": 1.25, "c": 3.0, 'c"': 2.4},
     ("gpu", "demo"): {"c": 100.0, "d": 10.0},
     ("gpu", "second"): {"d": 1.3},
 }
@@ -98,9 +106,9 @@ def ways(preset: Preset, size: Size) -> dict[str, list[Workload]]:
     """Name -> the processes it takes; grids are named by their width, `a/4`."""
 
     def workload(way, readout="last", **options):
-        changes = {"readout": readout}
+        changes = MODELS.get(size.sized, {}) | {"readout": readout}
         shared = (preset.accelerator, size.preset, size.variant, changes, size.batch_size)
-        return Workload(way, *shared, chunk=size.chunk, **options)
+        return Workload(way, *shared, chunk=size.chunk, task=TASKS.get(size.sized, {}), **options)
 
     named = {f"a/{width}": [workload("grid", rows=max(size.rows, width), width=width)] for width in size.widths}
     named |= {"b": [workload("lone")], "c": [workload("eager", "all")], "c'": [workload("eager")]}
@@ -204,7 +212,10 @@ def parse(argv: list[str] | None):
     """(parser, options); ends the program for a wrong one."""
     parser = harness.Parser(__doc__, PRESETS)
     parser.add_json()
-    parser.add_argument("--sizes", help="comma-separated, of demo, first, second (default: all of the preset)")
+    parser.add_argument("--sizes", help="comma-separated, of small, demo, first, second (default: all of the preset)")
+    parser.add_argument("--widths", type=harness.positives, help="comma-separated (default: of the preset)")
+    parser.add_argument("--rounds", type=positive(int), help="of every size (default: of the preset)")
+    parser.add_argument("--seconds", type=positive(float), help="of a way in a round (default: of the preset)")
     args = parser.parse_args(argv)
     known = PRESETS[args.preset].sizes
     args.sizes = list(known) if args.sizes is None else args.sizes.split(",")
@@ -214,9 +225,18 @@ def parse(argv: list[str] | None):
     return parser, args
 
 
+def chosen(args) -> Preset:
+    """The preset, with the widths, rounds and seconds that were asked for."""
+    preset = PRESETS[args.preset]
+    changes = {"widths": args.widths, "repeats": args.rounds}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    sizes = {name: dataclasses.replace(preset.sizes[name], **changes) for name in args.sizes}
+    return dataclasses.replace(preset, seconds=args.seconds or preset.seconds, sizes=sizes)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
-    preset = PRESETS[args.preset]
+    preset = chosen(args)
     machine = harness.machine(PACKAGES)
     print(LEGEND, flush=True)
     results = {}

@@ -2,7 +2,8 @@
 
 The first line is a `Workload`, answered with facts about it or with `{"error": why}`. Then `{"steps": n}` is answered
 with the seconds that n steps took, on the clock and of all cores, and the last loss; `{"peak": true}` with the rate of
-a large matrix product. Between commands it waits on its pipe; it ends when the pipe closes.
+a large matrix product. Between commands it waits on its pipe; it ends when the pipe closes. `step_worker.py` speaks
+the same language.
 """
 
 import functools
@@ -11,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from workload import Way, Workload, cores
 
@@ -70,13 +71,24 @@ def begin(workload: Workload) -> tuple[Way, dict]:
     }
 
 
-def main() -> None:
+def open_replies() -> Callable[[Mapping], None]:
+    """`reply(answer)`; what libraries print goes to the errors from here on, and never between the replies."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between the replies
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return lambda answer: print(json.dumps(answer), file=replies)
 
-    def reply(answer):
-        print(json.dumps(answer), file=replies)
 
+def answer_commands(reply: Callable[[Mapping], None], run: Callable[[int], float], peak: Callable[[], float]) -> None:
+    """Until the pipe closes; `run` and `peak` as in `Way`."""
+    for line in sys.stdin:
+        command = json.loads(line)
+        begun, cpu_before = time.perf_counter(), time.process_time()
+        answer = {"peak": peak()} if "peak" in command else {"loss": run(command["steps"])}
+        reply({**answer, "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu_before})
+
+
+def main() -> None:
+    reply = open_replies()
     try:
         way, facts = begin(Workload(**json.loads(sys.stdin.readline())))
     except Unavailable as error:
@@ -87,11 +99,7 @@ def main() -> None:
         reply({"error": f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"})
         return
     reply(facts)
-    for line in sys.stdin:
-        command = json.loads(line)
-        begun, cpu_before = time.perf_counter(), time.process_time()
-        answer = {"peak": way.peak()} if "peak" in command else {"loss": way.run(command["steps"])}
-        reply({**answer, "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu_before})
+    answer_commands(reply, way.run, way.peak)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def test_smoke_measures_both_jax_ways_without_torch(tmp_path):
     [
         ("throughput", ["--preset=tpu"], "invalid choice: 'tpu'"),
         ("throughput", ["--preset=smoke", "--sizes=second"], "'second' is not among demo"),
-        ("throughput", ["--sizes="], "'' is not among demo, first, second"),
+        ("throughput", ["--sizes="], "'' is not among small, demo, first, second"),
         ("throughput", ["--json=/no/such/folder/x.json"], "a file in a folder that exists"),
         ("throughput", ["--pres=cpu"], "unrecognized arguments"),
         ("sharpness", ["--preset=tpu"], "invalid choice: 'tpu'"),
@@ -148,6 +148,15 @@ def test_smoke_measures_both_jax_ways_without_torch(tmp_path):
         ("measures", ["--json=/no/such/folder/x.json"], "/no/such/folder/x.json"),
         ("scaling", ["--preset=cpu"], "required: --out"),
         ("scaling", ["--out=/dev/null/x"], "--out=/dev/null/x"),
+        ("throughput", ["--widths=1,0"], "'1,0'"),
+        ("throughput", ["--rounds=0"], "'0'"),
+        ("against_commit", [], "required: commit"),
+        ("against_commit", ["no-such-commit"], "no-such-commit: no commit of"),
+        ("against_commit", ["HEAD", "--sizes=first"], "'first' is not among small, demo"),
+        ("against_commit", ["HEAD", "--widths=1,2,3"], "3 numbers, expected one, or two"),
+        ("first_step", ["--rounds=0"], "'0'"),
+        ("first_step", ["--their-command=list"], "of --against=COMMIT, which is missing"),
+        ("questions", ["--workdir=/no/such/folder"], "/no/such/folder: no such folder"),
     ],
 )
 def test_wrong_option_ends_with_one_line(program, options, says, capsys):
