@@ -69,7 +69,7 @@ PRESETS = {
         "cpu",
         1.0,
         {
-            "demo": Size("cpu", "unseen", 128, 50, (1, 2, 4), 2, 9),
+            "demo": Size("cpu_full", "unseen", 128, 50, (1, 2, 4), 2, 9),
             "first": Size("paper", "wrong", 256, 1, (1, 2), 1, 5),
             "second": Size("paper", "unseen", 32, 1, (1,), 1, 5),
         },
@@ -78,7 +78,7 @@ PRESETS = {
         "gpu",
         1.0,
         {
-            "demo": Size("cpu", "unseen", 128, 50, (1, 2, 4, 8, 16, 32, 64, 128, 256), 1, 7),
+            "demo": Size("cpu_full", "unseen", 128, 50, (1, 2, 4, 8, 16, 32, 64, 128, 256), 1, 7),
             "first": Size("paper", "wrong", 2048, 10, (1, 2, 4, 8, 16), 1, 7),
             "second": Size("paper", "unseen", 2048, 5, (1, 2), 1, 7),
         },
