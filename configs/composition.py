@@ -31,7 +31,10 @@ FIRST_PAPERS_GRID = dict(
 
 
 def smoke() -> ConfigDict:
-    """Seconds; every part runs, nothing is learnt."""
+    """Seconds; every part runs, nothing is learnt.
+
+    Decides no claim: two seeds.
+    """
     config = base.shrink(cpu_full(), steps=40, batch_size=32)
     config.grid.gamma = (0.45, 0.65)
     del config.variants.wrong.model
@@ -43,6 +46,8 @@ def cpu() -> ConfigDict:
 
     Nine initial scales by four weight decays by five seeds, of half the keys and a narrow model. Both orders of the
     pair (3,4) are held out.
+
+    Decides C1, C3a, C3b, C4, C5, C6.
     """
     return base.config(
         task=TASK | dict(high=59, vocab_size=80),
@@ -69,6 +74,8 @@ def cpu_full() -> ConfigDict:
 
     Both settings: `unseen` over three initial scales and two weight decays, and `wrong`, whose answers to (4,3) and
     circuits are compared.
+
+    Decides all claims.
     """
     return base.config(
         task=TASK,
@@ -92,6 +99,8 @@ def gpu() -> ConfigDict:
     """Minutes on one GPU (not yet timed).
 
     The whole phase diagram at the small size: 220 + 105 rows, too many for two cores, a few too little for a GPU.
+
+    Decides all claims.
     """
     config = cpu_full()
     config.grid.update(
@@ -109,6 +118,8 @@ def paper() -> ConfigDict:
 
     Base and variant `unseen`: arXiv 2501.08537, ten layers; variants `wrong*`: arXiv 2405.05409, every depth at nine
     peak learning rates.
+
+    Decides no claim: three seeds.
     """
     config = cpu_full()
     config.model.update(

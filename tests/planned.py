@@ -1,5 +1,7 @@
 """Runs of a preset that nobody trained: all that training and analysis would leave, a random number a row."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 import xarray as xr
@@ -7,7 +9,6 @@ import xarray as xr
 from lab import config as configs
 from lab import rng, schedule
 from lab.claims import evaluate
-from lab.configs import base
 from lab.disk.load import _dataset
 from lab.disk.metrics import TRAIN_METRICS
 from lab.engine import batches, step
@@ -17,21 +18,15 @@ from lab.runs import Runs
 from lab.verdicts import FEWEST_SEEDS
 
 
-def decided(study, preset: str) -> tuple[str, ...]:
-    """Ids of the claims that the preset has the variants, measurements and seeds to decide, in the study's order."""
-    runs = planned(study, preset)
+def decided(study, variants: Mapping) -> tuple[str, ...]:
+    """Ids of the claims that configs, by variant, have the measurements and seeds to decide, in the study's order."""
+    runs = Runs({name: dataset(study, variant) for name, variant in variants.items()}, study.usual)
     results = [evaluate(claim, runs) for claim in study.claims]
     return tuple(one.claim.id for one in results if len(one.values_S) >= (1 if one.exact else FEWEST_SEEDS))
 
 
-def planned(study, preset: str) -> Runs:
-    """The runs of a preset: shapes are traced, nothing is computed."""
-    variants = configs.variants(base.load(study.name, preset))
-    return Runs({name: dataset(study, variant) for name, variant in variants.items()}, study.usual)
-
-
 def dataset(study, variant) -> xr.Dataset:
-    """What `lab.load` would give of a variant."""
+    """What `lab.load` would give of a variant: shapes are traced, nothing is computed."""
     experiment, grid = in_float32(configs.experiment(variant)), configs.grid(variant)
     task, draw = experiment.task, np.random.default_rng(0)
     hparams = {name: column[0] for name, column in grid.arrays().items()}
