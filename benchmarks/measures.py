@@ -31,8 +31,8 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset("cpu", "cpu", 100, 30),
-    "gpu": Preset("gpu", "cpu", 100, 30),
+    "cpu": Preset("cpu", "cpu_full", 100, 30),
+    "gpu": Preset("gpu", "cpu_full", 100, 30),
     "smoke": Preset("cpu", "smoke", 3, 2),
 }
 

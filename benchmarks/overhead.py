@@ -38,7 +38,7 @@ def main() -> None:
     from lab.engine.parts import Pace
     from lab.engine.rows import Rows
 
-    config = configs.variants(composition.get_config("cpu"))["unseen"]
+    config = configs.variants(composition.get_config("cpu_full"))["unseen"]
     config.update(steps=args.steps)
     config.grid.update(gamma=(0.5,), weight_decay=(0.01,), seed=tuple(range(args.rows)))
     grid = configs.grid(config)

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --preset=cpu --out=runs/scaling        # 4 minutes on two cores
 
-Writes scaling.json, scaling.png and scaling.svg. The model is the one of composition:cpu, with one thing
+Writes scaling.json, scaling.png and scaling.svg. The model is the one of composition:cpu_full, with one thing
 changed at a time; the points of a panel are timed in turn, in one run, each in a process of its own.
 """
 
@@ -51,11 +51,11 @@ class Preset:
 UP_TO_CORES = tuple(2**k for k in range(cores().bit_length()))
 PRESETS = {
     "cpu": Preset(
-        "cpu", "cpu", batch_size=128, chunk=10, rows=(1, 2, 4), widths=(1,), d_model=(32, 64, 128, 256),
+        "cpu", "cpu_full", batch_size=128, chunk=10, rows=(1, 2, 4), widths=(1,), d_model=(32, 64, 128, 256),
         n_layers=(1, 2, 4), devices=UP_TO_CORES, repeats=5, seconds=0.5,
     ),
     "gpu": Preset(
-        "gpu", "cpu", batch_size=128, chunk=10, rows=(1, 4, 16, 64, 256, 1024), widths=(1, 64),
+        "gpu", "cpu_full", batch_size=128, chunk=10, rows=(1, 4, 16, 64, 256, 1024), widths=(1, 64),
         d_model=(32, 64, 128, 256, 512), n_layers=(1, 2, 4, 8), devices=(1, 2, 4, 8), repeats=5, seconds=0.5,
     ),
     "smoke": Preset(

@@ -74,8 +74,8 @@ PRESETS = {
         "cpu",
         1.0,
         {
-            "small": Size("cpu", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "small"),
-            "demo": Size("cpu", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "demo"),
+            "small": Size("cpu_full", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "small"),
+            "demo": Size("cpu_full", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "demo"),
             "first": Size("paper", "wrong", 256, 1, (1, 2), 1, 5),
             "second": Size("paper", "unseen", 32, 1, (1,), 1, 5),
         },
@@ -84,8 +84,8 @@ PRESETS = {
         "gpu",
         1.0,
         {
-            "small": Size("cpu", "unseen", BATCH_SIZE, 50, WIDTHS_OF_A_GPU, 1, 7, "small"),
-            "demo": Size("cpu", "unseen", BATCH_SIZE, 50, WIDTHS_OF_A_GPU, 1, 7, "demo"),
+            "small": Size("cpu_full", "unseen", BATCH_SIZE, 50, WIDTHS_OF_A_GPU, 1, 7, "small"),
+            "demo": Size("cpu_full", "unseen", BATCH_SIZE, 50, WIDTHS_OF_A_GPU, 1, 7, "demo"),
             "first": Size("paper", "wrong", 2048, 10, (1, 2, 4, 8, 16), 1, 7),
             "second": Size("paper", "unseen", 2048, 5, (1, 2), 1, 7),
         },

@@ -1,7 +1,8 @@
 """Every option of a config, once, and how a study's presets are found.
 
 A config file states what differs from `config()`. Its presets are its public functions without arguments, smallest
-first; the first line of a preset's docstring is its cost. `load` calls one and fills in `study` and `preset`:
+first. The first line of a preset's docstring is its cost, a paragraph that begins with "Decides" names the claims for
+which it has the variants and seeds. `load` calls one and fills in `study` and `preset`:
 
     config = base.load("composition", "cpu")
 """
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from lab import user_code
 
 DEFAULT_PRESET = "cpu"
+DECIDES = "Decides "
 OPTIONS = dict(
     study="",  # `load` fills in the name of the file
     preset="",  # and of its function
@@ -133,9 +135,24 @@ def names() -> tuple[str, ...]:
 
 def presets(of: str | ModuleType) -> dict[str, str]:
     """Preset -> its cost, smallest first, of a config module or its name: its public functions without arguments."""
+    return {name: text.partition("\n")[0].removesuffix(".") for name, text in _documented(of).items()}
+
+
+def decides(of: str | ModuleType) -> dict[str, str]:
+    """Preset -> the claims that it decides, in its docstring's words: `C1, C3a`, `all claims`; empty where not said."""
+    said = {}
+    for name, text in _documented(of).items():
+        paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+        begun = [paragraph.removeprefix(DECIDES) for paragraph in paragraphs if paragraph.startswith(DECIDES)]
+        said[name] = begun[0].removesuffix(".") if begun else ""
+    return said
+
+
+def _documented(of: str | ModuleType) -> dict[str, str]:
+    """Preset -> its docstring."""
     module = _module(of)
     return {
-        name: (inspect.getdoc(function) or "").partition("\n")[0].removesuffix(".")
+        name: inspect.getdoc(function) or ""
         for name, function in vars(module).items()
         if inspect.isfunction(function)
         and function.__module__ == module.__name__

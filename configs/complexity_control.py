@@ -26,7 +26,10 @@ RATES = dict(
 
 
 def smoke() -> ConfigDict:
-    """Seconds; every part runs, nothing is learnt."""
+    """Seconds; every part runs, nothing is learnt.
+
+    Decides no claim: two seeds.
+    """
     config = base.shrink(cpu(), steps=20, batch_size=32, checkpoints=1)
     config.grid.gamma = (0.45, 0.65)
     changes = dict(steps=20, eval_every=10, eval_size=64, checkpoint_every=20)
@@ -43,6 +46,8 @@ def cpu() -> ConfigDict:
     """17 minutes on two CPU cores (estimated).
 
     Two layers, and four for corrupted primitives; of depths the diagrams are in `gpu` and `paper`.
+
+    Decides no claim: three seeds.
     """
     return base.config(
         task=composition.TASK,
@@ -67,6 +72,8 @@ def gpu() -> ConfigDict:
     """One GPU (not yet timed).
 
     The published grid at depth 4, the circuits at depth 2, and all variants.
+
+    Decides no claim: three seeds.
     """
     config = cpu()
     gammas = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
@@ -91,6 +98,8 @@ def paper() -> ConfigDict:
     """As published, ten layers: days on one GPU (not yet timed).
 
     What is not as published: early stopping at a training loss below 1e-7.
+
+    Decides K1, K2, K3: theirs are eight seeds.
     """
     config = composition.paper()
     config.variants = dict(

@@ -32,42 +32,66 @@ TASKS = {
 
 
 def smoke() -> ConfigDict:
-    """Seconds; needs --config.task.path=FOLDER with the files of SCAN."""
+    """Seconds; needs --config.task.path=FOLDER with the files of SCAN.
+
+    Decides no claim: two seeds.
+    """
     return _smoke("scan")
 
 
 def cpu() -> ConfigDict:
-    """SCAN: 35 minutes on two CPU cores (estimated); needs --config.task.path=FOLDER."""
+    """SCAN: 35 minutes on two CPU cores (estimated); needs --config.task.path=FOLDER.
+
+    Decides no claim: three seeds.
+    """
     return _cpu("scan")
 
 
 def gpu() -> ConfigDict:
-    """SCAN on one GPU (not yet timed)."""
+    """SCAN on one GPU (not yet timed).
+
+    Decides no claim: three seeds.
+    """
     return _gpu("scan")
 
 
 def paper() -> ConfigDict:
-    """SCAN by GPT-2 small, as published (not yet timed)."""
+    """SCAN by GPT-2 small, as published (not yet timed).
+
+    Decides no claim: three seeds.
+    """
     return _paper("scan")
 
 
 def smoke_cogs() -> ConfigDict:
-    """As smoke, with the files of COGS."""
+    """As smoke, with the files of COGS.
+
+    Decides no claim: two seeds.
+    """
     return _smoke("cogs")
 
 
 def cpu_cogs() -> ConfigDict:
-    """As cpu, COGS: an hour (estimated)."""
+    """As cpu, COGS: an hour (estimated).
+
+    Decides no claim: three seeds.
+    """
     return _cpu("cogs")
 
 
 def gpu_cogs() -> ConfigDict:
-    """As gpu, COGS."""
+    """As gpu, COGS.
+
+    Decides no claim: three seeds.
+    """
     return _gpu("cogs")
 
 
 def paper_cogs() -> ConfigDict:
-    """As paper, COGS."""
+    """As paper, COGS.
+
+    Decides no claim: three seeds.
+    """
     return _paper("cogs")
 
 

@@ -17,7 +17,10 @@ get_config = base.get_config(__name__)
 
 
 def smoke() -> ConfigDict:
-    """Seconds; every part runs, nothing is learnt."""
+    """Seconds; every part runs, nothing is learnt.
+
+    Decides no claim: one seed.
+    """
     config = base.shrink(cpu(), steps=10, batch_size=8, checkpoints=1)
     config.task.update(size=8, n_times=20, images_per_class=4)
     config.model.base_width = 8
@@ -29,6 +32,8 @@ def cpu() -> ConfigDict:
     """15 minutes on two CPU cores (estimated).
 
     16 x 16 pixels and 50 times.
+
+    Decides no claim: three seeds.
     """
     return base.config(
         task=dict(family="shapes", size=16, n_times=50, images_per_class=280, trained=("000", "100", "010", "111")),
@@ -47,6 +52,8 @@ def gpu() -> ConfigDict:
     """Minutes on one GPU (not yet timed).
 
     32 x 32 pixels, the published number of times.
+
+    Decides all claims.
     """
     config = cpu()
     config.task.update(size=32, n_times=500)
@@ -60,6 +67,8 @@ def paper() -> ConfigDict:
     """64 x 64 pictures, base width 256 (not yet timed).
 
     As published: 300 epochs of 5,000 pictures drawn at random, Adam at 1e-4, no decay. Which gammas is not said.
+
+    Decides all claims.
     """
     config = gpu()
     config.task.size = 64

@@ -14,7 +14,10 @@ get_config = base.get_config(__name__)
 
 
 def smoke() -> ConfigDict:
-    """Seconds; every part runs, nothing is learnt."""
+    """Seconds; every part runs, nothing is learnt.
+
+    Decides no claim: two seeds.
+    """
     config = base.shrink(cpu(), steps=60, batch_size=16)
     config.task.length = 16
     config.snapshot_every = 10
@@ -27,7 +30,10 @@ def smoke() -> ConfigDict:
 
 
 def cpu() -> ConfigDict:
-    """Up to 15 minutes on two CPU cores (estimated)."""
+    """Up to 15 minutes on two CPU cores (estimated).
+
+    Decides all claims.
+    """
     return base.config(
         task=dict(
             family="markov",
@@ -72,6 +78,8 @@ def gpu() -> ConfigDict:
     """Minutes on one GPU (not yet timed).
 
     More scales, more ways to stay, more seeds; the companion at twice the width.
+
+    Decides all claims.
     """
     config = cpu()
     config.grid.seed = tuple(range(10))
@@ -86,6 +94,8 @@ def paper() -> ConfigDict:
     """Longer sequences, wider models, the companion as published (not yet timed).
 
     Its number of sequences is not published: 10^5 here.
+
+    Decides all claims.
     """
     config = gpu()
     config.task.length = 1024

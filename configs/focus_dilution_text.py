@@ -22,7 +22,10 @@ get_config = base.get_config(__name__)
 
 
 def smoke() -> ConfigDict:
-    """Seconds on any text; every part runs, nothing is learnt."""
+    """Seconds on any text; every part runs, nothing is learnt.
+
+    Decides no claim: two seeds.
+    """
     config = base.shrink(cpu(), steps=40, batch_size=16)
     _resize(config, vocab_size=100, length=8, d_model=8)
     config.update(train_size=64, snapshot_every=0)
@@ -33,6 +36,8 @@ def cpu() -> ConfigDict:
     """Minutes on two CPU cores (one_layer); needs --config.task.path=FILE.
 
     Some 400,000 words, or as many as there are.
+
+    Decides no claim: three seeds.
     """
     vocab_size, length, d_model = 4000, 64, 64
     return base.config(
@@ -67,6 +72,8 @@ def gpu() -> ConfigDict:
     """Minutes on one GPU (not yet timed).
 
     All of WikiText-2 or a part of TinyStories; three scales of the weights and three learning rates.
+
+    Decides all claims.
     """
     config = cpu()
     _resize(config, vocab_size=8000, length=128, d_model=128)
@@ -80,6 +87,8 @@ def paper() -> ConfigDict:
 
     WikiText as in arXiv 2510.06954, five epochs. How many windows there were is not said.
     Its vocabulary of 31,999 is some released tokenizer's; here words are counted.
+
+    Decides no claim: three seeds.
     """
     config = cpu()
     _resize(config, vocab_size=31_999, length=2048, d_model=64)

@@ -30,7 +30,10 @@ RULES = dict(family="rules", hops_train=(1, 2), hops_ood=(3,), width=2)
 
 
 def smoke() -> ConfigDict:
-    """Seconds; every part runs, nothing is learnt."""
+    """Seconds; every part runs, nothing is learnt.
+
+    Decides no claim: two seeds.
+    """
     config = base.shrink(cpu(), steps=40, batch_size=16)
     config.train_size = 64
     config.variants = dict(composition=dict(), composition_then_other_keys=_after_composition(OTHER_KEYS))
@@ -41,6 +44,8 @@ def cpu() -> ConfigDict:
     """15 minutes on two CPU cores.
 
     Two tasks that both objectives learn to 95 % at a size that two CPU cores train in minutes; kinship is not so.
+
+    Decides no claim: three seeds.
     """
     return base.config(
         task=COMPOSITION,
@@ -74,6 +79,8 @@ def gpu() -> ConfigDict:
     """All tasks, minutes on one GPU (not yet timed).
 
     Every noise, and contexts shuffled between sequences: the noise of NTP without its structure.
+
+    Decides no claim: three seeds.
     """
     config = cpu()
     config.model.update(max_length=LONGEST, n_layers=4, n_heads=4, d_model=128, d_head=32, d_ff=256)
@@ -89,6 +96,8 @@ def paper() -> ConfigDict:
     """GPT-2 small from scratch on every task: days on one GPU (not yet timed).
 
     The group's AdamW at a constant 5e-5, three initial scales.
+
+    Decides no claim: three seeds.
     """
     config = cpu()
     config.model.update(

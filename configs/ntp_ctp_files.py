@@ -23,7 +23,10 @@ get_config = base.get_config(__name__)
 
 
 def smoke() -> ConfigDict:
-    """Seconds on any file; every part runs, nothing is learnt."""
+    """Seconds on any file; every part runs, nothing is learnt.
+
+    Decides no claim: three seeds.
+    """
     config = base.shrink(cpu(), steps=4, batch_size=4, checkpoints=1)
     config.eval_size = 16
     config.grid.seed = (0, 1, 2)
@@ -34,6 +37,8 @@ def cpu() -> ConfigDict:
     """Minutes on two CPU cores; needs --config.task.path=FILE.
 
     The model of `ntp_ctp`, on sequences that hold the longest published question.
+
+    Decides no claim: three seeds.
     """
     length, vocab_size = 336, 128
     return base.config(
@@ -62,6 +67,8 @@ def gpu() -> ConfigDict:
     """For the published training sets, minutes on one GPU (not yet timed).
 
     A deeper model, two initial scales.
+
+    Decides no claim: three seeds.
     """
     config = cpu()
     config.model.update(n_layers=4, n_heads=4, d_model=128, d_head=32, d_ff=256)

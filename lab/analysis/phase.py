@@ -1,4 +1,4 @@
-"""Classification of rows into the phases of arXiv 2501.08537, and the vote of seeds.
+"""Classification of rows into the phases of arXiv 2501.08537, the phase of several seeds, and the published phases.
 
 Everything here runs on the host, on DataArrays of `lab.load`. A row that diverged is NaN.
 """
@@ -12,7 +12,24 @@ from lab.analysis import statistics
 # anchors are answered alike in both orders
 PHASES = ("1", "2 w/o", "2 w", "3")
 NO_PHASE = -1
+# Scores of the two-anchor task that `classify` takes, in its order.
+SCORES = ("test_seen.accuracy", "ood_43.reasoning", "swap.commutativity")
 NAMED = 0.5  # accuracy from which a row is named after a solution (arXiv 2405.05409: "whichever it tends to output")
+
+# As the released notebooks report it: ten layers, ten heads of width 64, the best over all evaluations, three seeds.
+PUBLISHED = xr.DataArray(
+    [
+        [PHASES.index(name) for name in by_decay]
+        for by_decay in (
+            ("1", "1", "1", "2 w"),
+            ("2 w/o", "2 w/o", "2 w/o", "3"),
+            ("2 w/o", "2 w/o", "2 w/o", "3"),
+            ("2 w", "2 w", "2 w", "3"),
+            *(("3",) * 4,) * 5,
+        )
+    ],
+    {"gamma": [0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80], "weight_decay": [0.0, 0.01, 0.1, 1.0]},
+)
 
 
 def classify(
@@ -72,8 +89,7 @@ def vote(phase: xr.DataArray, over: str = "seed") -> xr.Dataset:
     Raises:
       ValueError: no dimension `over`.
     """
-    if over not in phase.dims:
-        raise ValueError(f"no dimension {over!r}; there are {', '.join(map(str, phase.dims))}")
+    _check_dim(phase, over)
     votes = xr.concat([(phase == index).sum(over) for index in range(len(PHASES))], "candidate")
     most, n = votes.max("candidate"), votes.sum("candidate")
     elected = votes.argmax("candidate").where((votes == most).sum("candidate") == 1, NO_PHASE).astype(np.int8)
@@ -85,6 +101,34 @@ def vote(phase: xr.DataArray, over: str = "seed") -> xr.Dataset:
             "n_lost": phase.sizes[over] - n,
         }
     )
+
+
+def typical(
+    id_accuracy: xr.DataArray, ood_accuracy: xr.DataArray, commutativity: xr.DataArray, over: str = "seed"
+) -> xr.Dataset:
+    """The phase of the medians over seeds, and how many of the seeds have it themselves.
+
+    Args:
+      id_accuracy, ood_accuracy, commutativity: as of `classify`; NaN in a row that diverged, which medians leave out.
+
+    Returns:
+      Dataset as of `vote`: `agreement` is the share of the rows with a phase that have that of the medians; NaN where
+      the medians have none.
+
+    Raises:
+      ValueError: no dimension `over`, or the arrays have different coordinates.
+    """
+    scores = xr.align(id_accuracy, ood_accuracy, commutativity, join="exact")
+    _check_dim(scores[0], over)
+    found, of_rows = classify(*(values.median(over) for values in scores)), classify(*scores)
+    n = (of_rows != NO_PHASE).sum(over)
+    agreement = ((of_rows == found).sum(over) / n.where(n > 0)).where(found != NO_PHASE)
+    return xr.Dataset({"phase": found, "agreement": agreement, "n": n, "n_lost": of_rows.sizes[over] - n})
+
+
+def _check_dim(values: xr.DataArray, dim: str) -> None:
+    if dim not in values.dims:
+        raise ValueError(f"no dimension {dim!r}; there are {', '.join(map(str, values.dims))}")
 
 
 def boundary_shift(small: xr.DataArray, large: xr.DataArray) -> tuple[xr.DataArray, str]:

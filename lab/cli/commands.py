@@ -24,8 +24,11 @@ def _list(args, config_args) -> None:
         return
     study = texts.study(args.study)
     print(f"{args.study}: {study['title']} ({', '.join(study['papers'])})")
+    width = max(6, *map(len, study["presets"]))
     for preset, cost in study["presets"].items():
-        print(f"  --preset={preset:<6} {cost}")
+        print(f"  --preset={preset:<{width}} {cost}")
+        if study["decides"][preset]:
+            print(f"  {'':<{width}}          decides {study['decides'][preset]}")
     for claim in study["claims"]:
         print(f"  {claim['id']:<4} {claim['statement']}{' (headline)' * claim['headline']}")
     for kind, title in (("own", "measurements of its own:"), ("catalogue", "measurements of any training:")):

@@ -16,7 +16,7 @@ CLAIM = ("id", "statement", "quantity", "source", "published", "headline")
 
 
 def study(name: str) -> dict:
-    """`title`, `papers`, `presets` (with their cost), `claims`, and `measures`: those of its own and of the catalogue.
+    """`title`, `papers`, `presets` (with their cost), what each `decides`, `claims`, and `measures`, own and general.
 
     Raises:
       ValueError: no such study.
@@ -44,6 +44,7 @@ def _read(name: str) -> dict:
         "title": found.title,
         "papers": list(found.papers),
         "presets": base.presets(name),
+        "decides": base.decides(name),
         "claims": [
             {field: getattr(claim, field) for field in CLAIM} | {"threshold": claim.threshold.text}
             for claim in found.claims

@@ -15,35 +15,64 @@ from lab.analysis import phase
 from lab.report import style
 
 PHASE_COLOURS = ("#d1d5db", "#fde68a", "#f59e0b", "#0072B2")
-PHASE_WORDS = ("seen pairs not learnt", "seen pairs only", "seen pairs only, orders alike", "reasoning")
+PHASE_WORDS = ("seen pairs not learnt", "memory of seen pairs", "memory, both orders alike", "reasoning")
 
 
 @style.paper()
-def phase_grids(grids: Mapping[str, xr.DataArray], agreements: Mapping[str, xr.DataArray], title: str):
-    """Phase grids (gamma, weight_decay) side by side, each with its own gammas; cells in which seeds disagree say so.
+def phase_grids(grids: Mapping[str, xr.DataArray | xr.Dataset], title: str):
+    """Phase grids (gamma, weight_decay) side by side, each with its own gammas, under one legend.
 
     Args:
-      grids: label -> indices into `phase.PHASES`, or `phase.NO_PHASE`.
-      agreements: label -> share of the seeds that have the phase, for those that are known.
+      grids: label -> indices into `phase.PHASES`, or `phase.NO_PHASE`; or, of several seeds, what `phase.vote` or
+        `phase.typical` returns: then cells in which seeds disagree, or are lost (hatched), say so.
     """
-    figure, axes = style.panels(len(grids), 5.1, 3.2, title, ["in a cell: its phase, and the share of seeds if not 1"])
+    notes = [
+        "initial weights have std d_in^-γ: smaller to the right; "
+        "in a cell: its phase, and how many of the seeds have it where not all do"
+    ]
+    figure, axes = style.panels(len(grids), 5.1, 3.3, title, notes)
+    lost = False
     for ax, (label, grid) in zip(axes, grids.items(), strict=True):
-        index_WxG = grid.transpose("weight_decay", "gamma").values
-        shown = np.ma.masked_equal(index_WxG, phase.NO_PHASE)
+        index_WxG = (grid["phase"] if isinstance(grid, xr.Dataset) else grid).transpose("weight_decay", "gamma")
+        shown = np.ma.masked_equal(index_WxG.values, phase.NO_PHASE)
         ax.imshow(shown, cmap=ListedColormap(PHASE_COLOURS), vmin=-0.5, vmax=3.5, origin="lower", aspect="auto")
-        for (y, x), index in np.ndenumerate(index_WxG):
-            share = float(agreements[label].transpose("weight_decay", "gamma")[y, x]) if label in agreements else 1.0
-            text = phase.PHASES[index] if index != phase.NO_PHASE else "?"
-            text += f"\n{share:.2f}" if share < 1 else ""
-            ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if index == 3 else "black")
+        for (y, x), index in np.ndenumerate(index_WxG.values):
+            cell = {"weight_decay": y, "gamma": x}
+            lines, n_lost = _cell(grid.isel(cell)) if isinstance(grid, xr.Dataset) else ([_name(index)], 0)
+            ink = "white" if index == len(phase.PHASES) - 1 else "black"
+            if n_lost:
+                lost = True
+                ax.add_patch(style.hatching(x, y, ink))
+            ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=8.5, linespacing=1.15, color=ink)
         ax.set_xticks(range(grid.sizes["gamma"]), [style.short(g) for g in grid.gamma.values])
         ax.set_yticks(range(grid.sizes["weight_decay"]), [style.short(w) for w in grid.weight_decay.values])
+        ax.set_xticks(np.arange(1, grid.sizes["gamma"]) - 0.5, minor=True)
+        ax.set_yticks(np.arange(1, grid.sizes["weight_decay"]) - 0.5, minor=True)
         ax.set(xlabel="init rate γ", ylabel="weight decay")
         ax.set_title(label, loc="left")
         style.as_image(ax)
+        ax.grid(True, which="minor", color="white", lw=1.5)
+        ax.tick_params(which="minor", length=0)
     names = [f"{name}: {words}" for name, words in zip(phase.PHASES, PHASE_WORDS, strict=True)]
-    style.legend_below(figure, [Patch(color=c, label=n) for c, n in zip(PHASE_COLOURS, names, strict=True)])
+    handles = [Patch(color=colour, label=name) for colour, name in zip(PHASE_COLOURS, names, strict=True)]
+    if lost:
+        handles.append(Patch(**style.LOST, label="k of n seeds diverged or have no phase (k/n ×)"))
+    style.legend_below(figure, handles)
     return figure
+
+
+def _cell(seeds: xr.Dataset) -> tuple[list[str], int]:
+    """What a cell says, and how many of its seeds are lost."""
+    index, n, n_lost = (int(seeds[name]) for name in ("phase", "n", "n_lost"))
+    agreement = float(seeds["agreement"])
+    lines = [_name(index)] if n else []
+    if index != phase.NO_PHASE and agreement < 1:
+        lines.append(f"{round(agreement * n)} of {n}")
+    return lines + [f"{n_lost}/{n + n_lost} ×"] * (n_lost > 0), n_lost
+
+
+def _name(index: int) -> str:
+    return "?" if index == phase.NO_PHASE else phase.PHASES[index]
 
 
 @style.paper()

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from lab.analysis import statistics
 from lab.report import style
@@ -223,9 +223,7 @@ def phase_diagram(run, metrics, rows="weight_decay", title="", **at):
         ax.set_title(panel["metric"].item(), loc="left")
         _ticks(ax, panel["gamma"].values, panel[rows].values, rows)
     if lost.any():
-        text = "k of n seeds diverged, left out (k/n ×)"
-        hatched = Patch(facecolor="none", edgecolor=style.GREY, hatch="////", label=text)
-        style.legend_below(figure, [hatched])
+        style.legend_below(figure, [Patch(**style.LOST, label="k of n seeds diverged, left out (k/n ×)")])
     return figure
 
 
@@ -251,8 +249,7 @@ def _heatmap(figure, ax, median, n_lost, n_seeds):
         text += f"\n{count}/{n_seeds} ×" if count else ""
         ink = style.ink(image, value) if np.isfinite(value) else "black"
         if count:
-            corner = (x - 0.5, y - 0.5)
-            ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", ec=ink, lw=0, alpha=0.3))
+            ax.add_patch(style.hatching(x, y, ink))
         ax.text(x, y, text.strip(), ha="center", va="center", fontsize=8.5, color=ink)
 
 

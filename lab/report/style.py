@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from lab.runs import TIMES
 
@@ -17,6 +18,7 @@ DIVERGING = "RdBu_r"
 DASHES = ("-", (0, (5, 2)), (0, (2, 3)))
 GREY = "#6b7280"
 DIVERGED = {"color": GREY, "ls": "", "marker": "x", "mew": 1.8}  # in a legend
+LOST = {"facecolor": "none", "edgecolor": GREY, "hatch": "////"}  # in a legend, of a map
 
 PNG_DPI = 110
 WIDEST = 10.25  # inches
@@ -102,6 +104,11 @@ def log_steps(ax, steps, linscale):
     first = np.append(steps[steps > 0], 1)[0]
     ax.set_xscale("symlog", linthresh=first, linscale=linscale)
     return first
+
+
+def hatching(x, y, ink):
+    """The mark on a map's cell some of whose seeds are lost; a patch as `LOST` stands for it in the legend."""
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", ec=ink, lw=0, alpha=0.3)
 
 
 def as_image(ax):

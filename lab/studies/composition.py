@@ -10,16 +10,16 @@ import numpy as np
 import xarray as xr
 
 from lab import models
-from lab.analysis import statistics
+from lab.analysis import phase, statistics
 from lab.analysis.phase import NAMED, boundary_shift
 from lab.claims import DIRECTION, FIGURE, OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.catalogue import anchors, weights
 from lab.measuring.catalogue.anchors import QUERY
 from lab.measuring.declare import Measure
-from lab.report import figures, portraits
+from lab.report import comparison, figures, portraits
 from lab.report.page import Picture, Section, draw_section
-from lab.runs import MissingData, Run, Runs
+from lab.runs import KEPT, MissingData, Run, Runs
 from lab.studies import Study
 
 INITIALIZATION, COMPLEXITY = "arXiv 2405.05409", "arXiv 2501.08537"
@@ -37,6 +37,15 @@ UNSEEN = (
     "Neither order of the pair is ever shown. With large initial weights (small gamma) seen pairs are learnt one by "
     "one, or not at all, and the unseen pair is lost; with small ones the shifts are learnt and it is answered. "
     "Weight decay 1 does part of the work of small weights."
+    "\n\n"
+    "In the diagram of phases rows at the lower left start large and shrink little, so they can afford to learn pair "
+    "by pair: grey where even the seen pairs are not learnt, yellow where these alone are, amber where the two orders "
+    "of the unseen pair get the same answer, a wrong one. To the right, and under decay 1 further left already, "
+    "weights are so small that learning the four shifts is all a row can afford, and it reasons (blue)."
+)
+COMPARED = (
+    "Ours: the phase of the medians over seeds at the last evaluation. Published: of the best over all evaluations, of "
+    "a larger model trained for longer. Compare the order of phases and how the boundary runs, not where it lies."
 )
 WRONG = (
     "(3,4) is trained with x-6 where the shifts say x-10, and (4,3) is never shown. x-10 is the reasoning answer, x-6 "
@@ -47,6 +56,7 @@ WRONG = (
 REASONING = {"ood_43.reasoning": "reasoning on (4,3)"}
 SEEN = {"test_seen.accuracy": "seen pairs"}
 SOLUTIONS = REASONING | {"ood_43.symmetric": "symmetric on (4,3)"}
+PUBLISHED_SIZE = (10, 640, 3)  # layers, width and seeds of `phase.PUBLISHED`
 W_Q = {"rank.stable": "stable rank of W_Q", "condensation.fraction_above": "condensed neuron pairs of W_Q"}
 
 
@@ -59,7 +69,7 @@ def measures(experiment: Experiment) -> list[Measure]:
     if not isinstance(experiment.model, models.Transformer):
         raise ValueError(f"the composition study measures transformers, not {type(experiment.model).__name__}")
     parts = [anchors.query_condensation(CONDENSED), anchors.query_neurons(CONDENSED), weights.ranks(experiment)]
-    parts.append(anchors.value_embeddings())
+    parts.append(anchors.value_embeddings(experiment))
     circuits = [anchors.circuits(experiment), anchors.fused_vectors(experiment)]
     return parts + circuits if experiment.model.n_layers >= 2 else parts
 
@@ -208,12 +218,27 @@ def sections(runs: Runs) -> list[Section]:
     for name, run in runs.items():
         wrong = run.config["task"]["setting"] == "34_wrong"
         title = "One pair trained wrong, its mirror image held out" if wrong else "Both (3,4) and (4,3) held out"
-        drawings = (two_answers, answers_over_training) if wrong else (unseen_pair, phase_diagram)
+        drawings = (two_answers, answers_over_training) if wrong else (phases, unseen_pair, phase_diagram)
         drawings += (complexity,) if wrong else (complexity, training_curves)
         made.append(draw_section(f"{title} ({name})", WRONG if wrong else UNSEEN, run, drawings, name))
         text = f"Two rows of the same seed and weight decay, side by side: {'; '.join(panels(run))}."
         made.append(draw_section(f"Inside two rows ({name})", text, run, (condensed, embeddings, flow), name))
     return made
+
+
+def phases(run: Run) -> Picture:
+    """Our phases over gamma and weight decay beside the published ones."""
+    scores = [run.final(name, (*KEPT, "weight_decay")) for name in phase.SCORES]
+    model, n_seeds = run.config["model"], scores[0].sizes["seed"]
+    grids = {
+        f"ours: {_size(model['n_layers'], model['d_model'], n_seeds)}": phase.typical(*scores),
+        f"published: {_size(*PUBLISHED_SIZE)}": phase.PUBLISHED,
+    }
+    return Picture("phases", COMPARED, comparison.phase_grids(grids, "What initial scale and weight decay decide"))
+
+
+def _size(n_layers: int, width: int, n_seeds: int) -> str:
+    return f"{n_layers} layers of width {width}, {n_seeds} seeds"
 
 
 def unseen_pair(run: Run) -> Picture:
@@ -266,7 +291,8 @@ def condensed(run: Run) -> Picture:
 
 
 def embeddings(run: Run) -> Picture:
-    caption = "The first two principal components of the embeddings of tokens 40 to 79."
+    tokens = run["embedding.components"]["token"].values
+    caption = f"The first two principal components of the embeddings of tokens {tokens.min()} to {tokens.max()}."
     return Picture("embedding", caption, portraits.embedding_pca(panels(run)))
 
 

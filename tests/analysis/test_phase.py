@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lab.analysis.phase import NO_PHASE, PHASES, classify, vote
+from lab.analysis.phase import NO_PHASE, PHASES, classify, typical, vote
 
 NAN, INF = np.nan, np.inf
 
@@ -43,3 +43,20 @@ def test_vote_elects_the_most_frequent_phase_and_leaves_ties_open():
     np.testing.assert_allclose(result["agreement"], [3 / 4, 2 / 4, 2 / 3, NAN])
     np.testing.assert_array_equal(result["n"], [4, 4, 3, 0])
     np.testing.assert_array_equal(result["n_lost"], [0, 0, 1, 4])
+
+
+def test_typical_phase_is_that_of_the_medians_and_says_how_many_seeds_have_it():
+    """Gammas: memory but for one seed; a tie of seeds that the medians decide; three rows diverged; all did."""
+    seen = cells([[1, 1, 1, 0.2], [1, 1, 1, 0.95], [NAN, NAN, NAN, 1], [NAN] * 4], gamma=[1, 2, 3, 4])
+    unseen = cells([[0, 0, 0.1, 0], [0.9, 0.4, 0.3, 0.8], [NAN, NAN, NAN, 0.9], [NAN] * 4], gamma=[1, 2, 3, 4])
+    alike = cells([[0.1, 0.2, 0.1, 0.9], [0, 0, 0.9, 0], [NAN, NAN, NAN, 1], [NAN] * 4], gamma=[1, 2, 3, 4])
+    result = typical(seen, unseen, alike)
+    expected = [PHASES.index("2 w/o"), PHASES.index("3"), PHASES.index("3"), NO_PHASE]
+    np.testing.assert_array_equal(result["phase"], expected)
+    np.testing.assert_allclose(result["agreement"], [3 / 4, 2 / 4, 1, NAN])
+    np.testing.assert_array_equal(result["n"], [4, 4, 1, 0])
+    np.testing.assert_array_equal(result["n_lost"], [0, 0, 3, 4])
+    shuffled = typical(*(values.isel(seed=[2, 0, 3, 1]) for values in (seen, unseen, alike)))
+    np.testing.assert_array_equal(shuffled["phase"], result["phase"])
+    with pytest.raises(ValueError, match="no dimension 'seed'; there are gamma"):
+        typical(*(values.isel(seed=0) for values in (seen, unseen, alike)))

@@ -17,7 +17,10 @@ SMALL = "--config=composition:smoke"
 MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, what is accepted, what is nearest
     ("reproduce compo W", r"unknown study 'compo'; did you mean 'composition'\? There are complexity_control, "),
     ("reproduce zzz W", "unknown study 'zzz'; there are complexity_control, "),
-    ("reproduce composition W --preset=huge", "unknown preset 'huge' of composition; one of smoke, cpu, gpu, paper$"),
+    (
+        "reproduce composition W --preset=huge",
+        "unknown preset 'huge' of composition; one of smoke, cpu, cpu_full, gpu, paper$",
+    ),
     ("reproduce composition W --preset=smoke --config.grid.gama=(0.3,)", "grid.gama: .*; did you mean 'gamma'"),
     ("reproduce composition W --preset=smoke --variants=unsen", "'unsen' is not a variant; one of unseen, wrong"),
     (
@@ -25,7 +28,7 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
         "--config=ntp_ctp:smoke: reproduce takes the study's own config",
     ),
     ("reproduce composition W --config ntp_ctp", "--config: reproduce takes the study's own config"),
-    (f"train {SMALL}y W", "unknown preset 'smokey' of composition; one of smoke, cpu, gpu, paper$"),
+    (f"train {SMALL}y W", "unknown preset 'smokey' of composition; one of smoke, cpu, cpu_full, gpu, paper$"),
     (f"train --config={composition.__file__}:smokey W", "unknown preset 'smokey' of composition; one of smoke, cpu"),
     ("train --config=nowhere.py W", "--config=nowhere.py: no such file, and no config of that name; there are .*large"),
     ("train --config=composit:cpu W", r"--config=composit: no such file, .*; did you mean 'composition'\? There are"),

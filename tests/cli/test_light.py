@@ -14,7 +14,7 @@ from lab.disk import claims_file, files
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "scipy", "xarray", "pandas", "submitit"}
 TEXT = {
-    "title": "A title", "papers": [], "presets": {"cpu": "Minutes"},
+    "title": "A title", "papers": [], "presets": {"cpu": "Minutes"}, "decides": {"cpu": "all claims"},
     "claims": [{"id": "Z1", "statement": "It is so", "quantity": "share", "threshold": "at least 0.5",
                 "headline": True}],
     "measures": {"own": {"mine": "Of mine."}, "catalogue": {}},
@@ -60,7 +60,7 @@ def root(tmp_path, monkeypatch):
         ("--help", "COMMAND"),
         ("train --help", "--workdir"),
         ("list", "composition  "),
-        ("list composition", "--preset=cpu    Minutes"),
+        ("list composition", "--preset=cpu    Minutes\n                  decides all claims\n"),
         ("claims", "Z1   It is so\n     needs: share at least 0.5"),
         ("claims --workdir=W", "C1   open"),
         ("claims --workdir=W --json", '"statement": "Stated"'),

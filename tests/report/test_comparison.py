@@ -7,12 +7,17 @@ from lab.report import comparison
 
 def test_cells_say_their_phase_and_how_many_seeds_have_it():
     grid = xr.DataArray([[0, 0, 0, 2], [2, 2, phase.NO_PHASE, 3]], {"gamma": [0.4, 0.5], "weight_decay": [0, 1, 2, 3]})
-    agreement = xr.ones_like(grid, float)
-    agreement[0, 3] = 0.67
-    figure = comparison.phase_grids({"ours": grid, "theirs": grid[:1]}, {"ours": agreement}, "title")
+    agreement, lost = xr.ones_like(grid, float), xr.zeros_like(grid)
+    agreement[0, 3], lost[0, 0], lost[0, 3], lost[1, 2] = 2 / 3, 1, 2, 5
+    votes = xr.Dataset({"phase": grid, "agreement": agreement, "n": 5 - lost, "n_lost": lost})
+    figure = comparison.phase_grids({"ours": votes, "theirs": grid[:1]}, "title")
     words = [[text.get_text() for text in ax.texts] for ax in figure.axes]
-    assert words[0] == ["1", "2 w", "1", "2 w", "1", "?", "2 w\n0.67", "3"]  # decays from below
+    assert words[0] == ["1\n1/5 ×", "2 w", "1", "2 w", "1", "5/5 ×", "2 w\n2 of 3\n2/5 ×", "3"]  # decays from below
     assert words[1] == ["1", "1", "1", "2 w"]
+    assert [len(ax.patches) for ax in figure.axes] == [3, 0]  # cells with lost seeds are hatched
+    assert "diverged" in figure.legends[0].texts[-1].get_text()
+    (alone,) = comparison.phase_grids({"theirs": grid}, "title").legends
+    assert [text.get_text().partition(":")[0] for text in alone.texts] == [*phase.PHASES]
 
 
 def test_curves_are_medians_over_seeds_in_a_band_and_published_ones_are_black():

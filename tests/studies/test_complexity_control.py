@@ -193,8 +193,8 @@ def test_a1_and_a2_compare_the_two_corners_of_the_grid():
 
 
 def test_published_grids_are_monotone_in_complexity():
-    assert set(study.PUBLISHED_PHASES.values.ravel()) == {0, 1, 2, 3}
-    assert (study.PUBLISHED_PHASES.diff("weight_decay") >= 0).all()  # more decay never means a higher complexity there
+    assert set(phase.PUBLISHED.values.ravel()) == {0, 1, 2, 3}
+    assert (phase.PUBLISHED.diff("weight_decay") >= 0).all()  # more decay never means a higher complexity there
     assert (study.PUBLISHED_RANK.diff("gamma") <= 0).all()
 
 

@@ -1,6 +1,8 @@
 """Every claim on grids written by hand, on which the answer is known. Arrays are (seed, gamma)."""
 
 import functools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,12 @@ import synthetic
 from synthetic import GARBAGE, Grid, by_gamma
 
 from lab import claims
+from lab import config as configs
+from lab.analysis import phase
+from lab.configs import composition as config
 from lab.measuring.catalogue.anchors import QUERY
-from lab.runs import Runs
+from lab.report.page import draw_section
+from lab.runs import MissingData, Runs
 from lab.studies import composition as study
 
 measured = functools.partial(synthetic.measured, study.STUDY)
@@ -205,3 +211,72 @@ def test_missing_variant_is_named_and_leaves_the_claims_of_the_other(variant):
     for row in claims.table(study.STUDY.claims, everything().where(lambda name, run: name == variant), "c")["claims"]:
         lacking = row["id"] != "C1" and (row["id"] in of_wrong) == (other == "wrong")
         assert (row["note"] == f"This run lacks variant {other}.") == lacking, row["id"]
+
+
+# --- presets ---
+
+PRESETS = json.loads(Path(__file__).with_name("composition_presets.json").read_text())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_is_what_its_kept_results_were_trained_by(preset):
+    """`cpu_full` was named `cpu` when the results in docs were made; options that are newer than these are free."""
+
+    def known(now, then):
+        return {name: known(now[name], of) if isinstance(of, dict) else now[name] for name, of in then.items()}
+
+    now = configs.to_json(config.get_config(preset))
+    assert now["preset"] == preset and known(now, PRESETS[preset]) == PRESETS[preset]
+    assert now["variants"] == PRESETS[preset]["variants"]
+
+
+def test_demo_is_the_published_grid_of_decays_around_the_gammas_where_its_size_turns():
+    (demo,) = configs.variants(config.get_config("cpu")).values()
+    assert demo.grid.weight_decay == tuple(phase.PUBLISHED.weight_decay.values)
+    assert len(demo.grid.gamma) == phase.PUBLISHED.sizes["gamma"] and len(demo.grid.seed) == claims.FEWEST_SEEDS
+    assert demo.task.setting == "34_unseen"
+
+
+@pytest.mark.parametrize(("preset", "first", "last"), [("cpu", 30, 49), ("cpu_full", 40, 79)])
+def test_embedding_is_of_the_middle_half_of_the_keys(preset, first, last):
+    experiment = configs.experiment(configs.variants(config.get_config(preset))["unseen"])
+    (measure,) = [measure for measure in study.measures(experiment) if measure.name == "embedding"]
+    assert measure.coords["token"] == tuple(range(first, last + 1))
+
+
+# --- the phase picture ---
+
+
+def phase_run(seen, reasoning, alike):
+    """Alike at both decays."""
+    made = Grid(
+        {"weight_decay": 0.01}, {"model": {"n_layers": 2, "d_model": 32}, "task": {"setting": "34_unseen"}},
+        gamma=UNSEEN_GAMMAS, weight_decay=(0.01, 1.0), learning_rate=(1e-3,),
+    )  # fmt: skip
+    for name, values in zip(phase.SCORES, (seen, reasoning, alike), strict=True):
+        for decay in (0.01, 1.0):
+            made.put(name, values, weight_decay=decay)
+    return made
+
+
+def test_phases_stand_beside_the_published_ones_and_diverged_rows_are_counted():
+    seen = by_gamma(0.3, 1, 1, 1)
+    reasoning = by_gamma(0, 0.1, 0.2, (1, 0.9, 0.8, 0.9, 0.4))
+    made = phase_run(seen, reasoning, by_gamma(0.2, 0.2, 0.9, 1.0))
+    made.diverge(7, gamma=0.3, weight_decay=0.01, seed=2).diverge(9, gamma=0.8, weight_decay=1.0)
+    ours, theirs = study.phases(made.run()).figure.axes
+    four = ["1", "2 w/o", "2 w", "3\n4 of 5"]
+    assert [text.get_text() for text in ours.texts] == ["1\n1/5 ×", *four[1:], *four[:3], "5/5 ×"]
+    assert [text.get_text() for text in theirs.texts[:9]] == ["1", "2 w/o", "2 w/o", "2 w", *["3"] * 5]
+    assert ours.get_title("left") == "ours: 2 layers of width 32, 5 seeds"
+    assert theirs.get_title("left") == "published: 10 layers of width 640, 3 seeds"
+
+
+def test_phase_picture_is_the_first_of_the_report_and_says_what_it_lacks():
+    made = phase_run(*[by_gamma(0, 0, 1, 1)] * 3).put("ood_43.symmetric", by_gamma(0, 0, 0, 0))
+    first, *_ = study.sections(Runs({"unseen": made.dataset}, {"weight_decay": 0.01}))
+    assert first.pictures[0].name == "unseen-phases"
+    without = Runs({"unseen": made.dataset.drop_vars("swap.commutativity")})["unseen"]
+    with pytest.raises(MissingData, match=r"swap\.commutativity"):
+        study.phases(without)
+    assert "phases (this run lacks swap.commutativity)" in draw_section("t", "", without, (study.phases,)).text

@@ -3,6 +3,7 @@
 import collections
 
 import pytest
+from planned import decided
 
 from lab import claims, studies
 from lab import config as configs
@@ -10,6 +11,9 @@ from lab.configs import base
 from lab.runs import Runs
 
 NAMES = studies.names()
+PRESETS = [(name, preset) for name in NAMES for preset in base.presets(name)]
+NEED_DATA = ("complexity_control_language", "ntp_ctp_files")  # a published data set: nothing can be traced without
+TRACED = {("composition", "cpu"), ("composition", "cpu_full"), ("concept_graph", "gpu"), ("focus_dilution", "cpu")}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -55,3 +59,48 @@ def test_trainings_of_another_study_are_refused_by_what_they_are(name):
 def test_unknown_study_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"unknown study 'compo'.*composition"):
         studies.get("compo")
+
+
+# --- which claims a preset decides ---
+
+
+def said(name, preset):
+    """Ids of the claims that the preset's docstring says it decides."""
+    words, _, _ = base.decides(name)[preset].partition(":")
+    ids = tuple(claim.id for claim in studies.get(name).claims)
+    if words in ("all claims", "no claim"):
+        return ids if words == "all claims" else ()
+    assert set(words.split(", ")) < set(ids), words
+    return tuple(id for id in ids if id in words.split(", "))
+
+
+def variants(name, preset, folder):
+    """A preset's variants, of a text in that folder where they need a file."""
+    config = base.load(name, preset)
+    if "path" in config.task:
+        config.task.path = str(folder / "text.txt")
+        (folder / "text.txt").write_text(" ".join(f"word{i % 40_000}" for i in range(400_000)))
+    return configs.variants(config)
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_preset_says_that_it_decides_claims_where_it_has_five_seeds(name, preset, tmp_path):
+    n_seeds = [len(variant.grid.seed) for variant in variants(name, preset, tmp_path).values()]
+    assert bool(said(name, preset)) == (max(n_seeds) >= claims.FEWEST_SEEDS)
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax raises whole numbers
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(*one, marks=[] if one in TRACED else [pytest.mark.long])
+        for one in PRESETS
+        if one[0] not in NEED_DATA and (one[1] == "smoke" or not base.decides(one[0])[one[1]].startswith("no claim"))
+    ],
+)
+def test_preset_decides_the_claims_that_it_says(name, preset, tmp_path):
+    """A verdict needs the claim's variants, axes and measurements, and five seeds; traced, not trained.
+
+    Of presets with fewer seeds smoke alone, which shows that no claim is decided without any.
+    """
+    assert decided(studies.get(name), variants(name, preset, tmp_path)) == said(name, preset)

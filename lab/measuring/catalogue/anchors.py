@@ -9,7 +9,6 @@ from lab.experiment import Experiment
 from lab.measuring.declare import Measure
 
 QUERY = "block_0/attn/query/kernel"  # W_Q^(1), whose condensation and stable rank the papers report
-VALUES = tuple(range(40, 80))  # tokens in the embedding picture (the released notebook of arXiv 2501.08537)
 KEYS = tuple(range(30, 41))  # keys of the fused-vector heatmaps (arXiv 2405.05409, figure 4)
 COMPONENTS = 4
 SEQUENCES = 256
@@ -40,18 +39,25 @@ def query_neurons(threshold: float) -> Measure:
     return Measure("neurons", function, {"cosine": "cosine", "order": "neuron index"}, dims, snapshots="last")
 
 
-def value_embeddings() -> Measure:
-    """Principal components of the embeddings of tokens, and how well one of them orders the tokens by value."""
+def value_embeddings(experiment: Experiment) -> Measure:
+    """Principal components of the embeddings of tokens, and how well one of them orders the tokens by value.
+
+    The tokens are the middle half of the keys: of 20 to 99 those from 40 to 79, as in the released notebook of arXiv
+    2501.08537.
+    """
+    task = experiment.task
+    margin = (task.high + 1 - task.low) // 4
+    tokens = tuple(range(task.low + margin, task.high + 1 - margin))
 
     def function(row):
-        return embedding.embedding(row.params["embed"]["token"]["embedding"], jnp.array(VALUES), COMPONENTS)
+        return embedding.embedding(row.params["embed"]["token"]["embedding"], jnp.array(tokens), COMPONENTS)
 
     return Measure(
         "embedding",
         function,
         units={"components": "embedding units", "explained": "share of variance", "order": "|Spearman|"},
         dims={"components": ("token", "component"), "explained": ("component",)},
-        coords={"token": VALUES, "component": tuple(range(1, COMPONENTS + 1))},
+        coords={"token": tokens, "component": tuple(range(1, COMPONENTS + 1))},
     )
 
 
