@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jax_core
 
 from lab import limits, module, rng, tree
 from lab.experiment import Experiment
@@ -13,6 +15,50 @@ from lab.tasks import Batch
 
 DRAWN_AHEAD = 2**23  # bytes of one row's batches
 EPOCHS_AHEAD = 2**28  # bytes of one row's permutations
+HASTY = {"xla_backend_optimization_level": 0}  # options of the CPU's compiler
+
+
+class Data(NamedTuple):
+    """What a training keeps: the finite training set, None of an endless stream, and a batch of every split."""
+
+    train_set: Batch | None
+    evaluation_set: dict[str, Batch]
+
+
+class Traced(NamedTuple):
+    """How `Data` are drawn.
+
+    Attributes:
+      jaxpr: of the draws, with the arrays that the task holds as its constants.
+      shapes: `Data` of shapes and dtypes.
+    """
+
+    jaxpr: jax_core.ClosedJaxpr
+    shapes: Data
+
+
+@functools.lru_cache(maxsize=4)
+def traced(experiment: Experiment) -> Traced:
+    """The draws of `data`, traced once."""
+
+    def draw():
+        drawn = train_set(experiment)
+        return Data(drawn, evaluation_set(experiment, drawn))
+
+    return Traced(*jax.make_jaxpr(draw, return_shape=True)())
+
+
+@functools.lru_cache(maxsize=1)
+def data(experiment: Experiment) -> Data:
+    """`train_set` and `evaluation_set` as host arrays, drawn by one compiled program."""
+    jaxpr, shapes = traced(experiment)
+
+    # run once, so compiled with little care; and constants are given, since the compiler would copy them many times
+    @functools.partial(jax.jit, compiler_options=HASTY if jax.default_backend() == "cpu" else None)
+    def draw(constants):
+        return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr.jaxpr, constants))()
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.device_get(draw(jaxpr.consts)))
 
 
 def train_set(experiment: Experiment) -> Batch | None:
@@ -44,8 +90,8 @@ def check_ids(experiment: Experiment) -> None:
     """
     if experiment.task.inputs != "tokens":
         return
-    train = train_set(experiment)
-    drawn = evaluation_set(experiment, train) | ({} if train is None else {"train": train})
+    train, drawn = data(experiment)
+    drawn = drawn | ({} if train is None else {"train": train})
     for split, batch in drawn.items():
         for what in ("tokens", "targets"):
             where = f"{type(experiment.task).__name__}, {what} of split {split!r}"

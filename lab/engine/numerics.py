@@ -11,6 +11,7 @@ from jax.extend import backend
 from lab import config as configs
 from lab.disk import provenance
 from lab.disk.files import WorkdirError
+from lab.engine import program_cache
 
 # Debugging switches that no training can run under, and why; whatever else JAX offers for debugging works.
 REFUSED = {
@@ -30,7 +31,7 @@ HARMLESS = (False, None, "allow", "log", "log_explicit")  # settings of these
 
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
-    """`fixed`, for what trains or measures; also a decorator.
+    """`fixed`, for what trains or measures, with compiled programs kept on disk; also a decorator.
 
     Raises:
       ValueError: a debugging switch is on that no training can run under, or there is no device of the kind asked for.
@@ -39,8 +40,12 @@ def settled() -> Iterator[None]:
         if getattr(jax.config, name) not in HARMLESS:
             raise ValueError(f"{name.upper()}={getattr(jax.config, name)}: {reason}; run without this switch")
     find_devices()
-    with fixed():
-        yield
+    program_cache.enable()
+    try:
+        with fixed():
+            yield
+    finally:
+        program_cache.seal()
 
 
 @contextlib.contextmanager

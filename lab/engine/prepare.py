@@ -156,7 +156,7 @@ def _trace(experiment: Experiment, grid: Grid) -> None:
     """Goes through a start and an evaluation without computing: what their shapes forbid is refused here."""
     experiment.check_model()
     state = jax.eval_shape(functools.partial(steps.start, experiment), grid.row(0))
-    evaluation_set = jax.eval_shape(lambda: batches.evaluation_set(experiment, batches.train_set(experiment)))
+    evaluation_set = batches.traced(experiment).shapes.evaluation_set
     scores = jax.eval_shape(functools.partial(steps.evaluate, experiment), state, evaluation_set)
     _check_scores(experiment.task, scores, grid)
 

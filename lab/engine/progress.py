@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from tqdm import tqdm
 
-from lab.engine import plan
+from lab.engine import estimate
 
 clock = time.monotonic
 BEAT_SECONDS = 1.0  # between two looks at whether a line is due
@@ -167,14 +167,14 @@ class Progress:
 
     def _remarks(self) -> list[str]:
         seconds = clock() - self._doing_since
-        lasting = f" ({plan.hours_and_minutes(seconds)})" if seconds >= LONG_SECONDS else ""
+        lasting = f" ({estimate.hours_and_minutes(seconds)})" if seconds >= LONG_SECONDS else ""
         return list(filter(None, (self._speed, self._doing and self._doing + lasting, self._time_left())))
 
     def _time_left(self) -> str:
         left = self.left()
         if left is None or not left[1]:
             return ""
-        here, everything = map(plan.hours_and_minutes, left)
+        here, everything = map(estimate.hours_and_minutes, left)
         text = f"about {here} left" if left[0] == left[1] else f"about {here} left, {everything} in all"
         text = text if left[0] else f"about {everything} left in all"
         return f"{text}, then {self.then}" if self.then else text

@@ -7,7 +7,7 @@ import jax
 
 from lab import limits
 from lab.disk import store
-from lab.engine import batches, shard, sweep
+from lab.engine import batches, compiled, shard
 from lab.engine.shard import Layout
 from lab.engine.step import RowState
 from lab.engine.sweep import Options
@@ -25,14 +25,12 @@ class Rows:
 
     def __init__(self, experiment: Experiment, grid: Grid, layout: Layout, max_steps: int, options: Options):
         self.experiment, self.layout, self.options = experiment, layout, options
-        self.programs = sweep.build(experiment, max_steps, layout.width, layout.mesh, options)
+        self.programs = compiled.programs(experiment, grid, layout, max_steps, options)
+        self.programs.compile_ahead("chunk")  # which takes longest, while the others are compiled here
         self.hparams = layout.to_device(store.take_rows(grid.arrays(), *layout.source_rows))
-        train_set = batches.train_set(experiment)
-        evaluation_set = batches.evaluation_set(experiment, train_set)
-        self.train_set = shard.replicate(train_set, layout.mesh)
-        self.evaluation_set = shard.replicate(evaluation_set, layout.mesh)
+        self.train_set, self.evaluation_set = (shard.replicate(part, layout.mesh) for part in batches.data(experiment))
         self.row_batches: list[RowState] = []
-        self.batch_shape = layout.abstract(jax.eval_shape(self.programs.start, self.hparams[0]), options.split_params)
+        self.batch_shape = self.programs.state
 
     def start(self, given: Mapping = limits.NONE) -> None:
         """The rows before training.

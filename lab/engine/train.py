@@ -14,7 +14,7 @@ from lab import config as configs
 from lab import schedule
 from lab.disk import files, metrics, store, verify
 from lab.disk.workdir import Workdir
-from lab.engine import init_from, multihost, numerics, parts, plan, shard, sweep
+from lab.engine import init_from, memory, multihost, numerics, parts, plan, program_cache, shard, sweep
 from lab.engine.background import Writer
 from lab.engine.interrupts import stop_flag
 from lab.engine.prepare import begin, portions, prepare, prepare_variants
@@ -149,8 +149,9 @@ def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[
                 recorded = parts.advance(rows, first, end, pace, heard)
                 progress.doing("evaluating")
                 scores = _wait(rows.evaluate()) if end in evaluated else None
-            if end > first:
+            if end > first and watched is _memory_watched:
                 watched = contextlib.nullcontext
+                program_cache.seal()
             progress.doing("saving")
             multihost.raise_everywhere(writer.failure())
             stopping = multihost.max_over_processes(stop_asked())  # a signal from here on counts after the next chunk
@@ -178,7 +179,7 @@ def _memory_watched() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() > 1 or not plan.is_out_of_memory(error):
+        if jax.process_count() > 1 or not memory.has_run_out(error):
             raise
         raise OutOfMemory(str(error).splitlines()[0]) from None
 

@@ -18,7 +18,7 @@ from lab import rng, schedule
 from lab.disk import store
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.workdir import Workdir
-from lab.engine import batches, numerics, plan, shard, sweep
+from lab.engine import batches, memory, numerics, shard, sweep
 from lab.engine.multihost import only_writer
 from lab.engine.progress import Progress
 from lab.engine.shard import Layout
@@ -206,7 +206,7 @@ def _unless_out_of_memory(program: Callable, *args) -> dict[str, np.ndarray] | N
     try:
         return program(*args)
     except jax.errors.JaxRuntimeError as error:
-        if not plan.is_out_of_memory(error):
+        if not memory.has_run_out(error):
             raise
         return None
 
@@ -256,7 +256,7 @@ def _program(work: Workdir, declared: Measure, precision: str, layout: Layout) -
 def _sequences(experiment: Experiment, declared: Measure, hparams: Mapping) -> Batch:
     """The sequences a measurement is given of a row: of the finite training set, where there is one."""
     if declared.split == "train" and experiment.train_size:
-        return jax.tree.map(lambda leaf: leaf[: declared.n], batches.train_set(experiment))
+        return jax.tree.map(lambda leaf: leaf[: declared.n], batches.data(experiment).train_set)
     stream_key = rng.key(experiment.data_seed, f"analysis/{declared.stream or declared.name}")
     return experiment.task.sample(stream_key, declared.n, declared.split, hparams)
 

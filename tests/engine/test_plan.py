@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import tree
-from lab.engine import plan, shard, step, sweep
+from lab.engine import compiled, estimate, memory, plan, shard, step, widths
 from lab.engine.sweep import Options
 
 
@@ -24,7 +24,7 @@ def nothing_fits(monkeypatch):
     def rate(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
-    monkeypatch.setattr(plan, "_rate", rate)
+    monkeypatch.setattr(widths, "_rate", rate)
 
 
 @pytest.fixture
@@ -36,13 +36,14 @@ def counted(monkeypatch):
         asked.append(width)
         return (None if width > 20 else 100.0 * width if width <= 8 else 10.0), width * 1000
 
-    monkeypatch.setattr(plan, "_rate", rate)
+    monkeypatch.setattr(widths, "rate", rate)
     return asked
 
 
 def choose(echo, n_rows, width=0, **more):
     columns = dict(gamma=(0.5,) * n_rows, weight_decay=(0.1,) * n_rows, learning_rate=(0.01,) * n_rows)
     grid = echo.grid.zipped(columns | {"seed": tuple(range(n_rows))})
+    more = {"always": True} | more
     return plan.choose(echo.experiment(), grid, shard.run_mesh(n_rows), Options(), 12, width, **more)
 
 
@@ -54,7 +55,7 @@ def test_of_rates_with_one_peak_the_chosen_width_is_the_best_power_of_two_that_f
         rate = float(2 ** (peak - abs(peak - np.log2(width))))
         return (rate if width <= fits else None), width
 
-    rates, memory = plan.explore(measure, widest)
+    rates, memory = widths.explore(measure, widest)
     assert all(width <= min(widest, fits) for width in rates) and all(width <= widest for width in memory)
     powers = [2**k for k in range(12) if 2**k <= min(widest, fits)]
     assert max(rates.values()) >= max(measure(width)[0] for width in powers)
@@ -62,7 +63,7 @@ def test_of_rates_with_one_peak_the_chosen_width_is_the_best_power_of_two_that_f
 
 
 def test_widest_is_tried_where_it_is_no_power_of_two():
-    rates, _ = plan.explore(lambda width: (float(width), 0), 6)
+    rates, _ = widths.explore(lambda width: (float(width), 0), 6)
     assert max(rates, key=rates.get) == 6
 
 
@@ -88,8 +89,8 @@ def test_width_of_the_user_is_taken_unmeasured(echo, counted):
 
 
 def test_what_fits_nowhere_is_refused_with_its_size(echo, monkeypatch):
-    monkeypatch.setattr(plan, "_rate", lambda *args: (None, 3_000_000_000))
-    monkeypatch.setattr(plan, "_memory", lambda: 2e9)
+    monkeypatch.setattr(widths, "rate", lambda *args: (None, 3_000_000_000))
+    monkeypatch.setattr(memory, "of_device", lambda: 2e9)
     with pytest.raises(ValueError, match=r"one row needs 3.0 GB on a device that has 2.0 GB.*data_devices"):
         choose(echo, 4)
 
@@ -99,7 +100,7 @@ def test_rows_that_do_not_fit_together_take_turns(echo, monkeypatch, counted):
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     n_devices = jax.device_count()
     # room for two rows and their copies on each device, beside a block at work
-    monkeypatch.setattr(plan, "_memory", lambda: 4 * row_bytes / plan.MEMORY_SHARE)
+    monkeypatch.setattr(memory, "of_device", lambda: 4 * row_bytes / memory.SHARE)
     assert choose(echo, 6 * n_devices, width=1).row_batches == 3
     assert choose(echo, 2 * n_devices, width=1).row_batches == 1
 
@@ -115,7 +116,7 @@ def test_plan_comes_back_from_a_folder_as_it_was_recorded(echo, counted, tmp_pat
 
 def test_real_step_is_measured_and_its_memory_holds_the_state(echo):
     experiment, grid = echo.experiment(), echo.four_rows()
-    rate, needed = plan._rate(experiment, grid, shard.run_mesh(4), Options(), 12, 2)
+    rate, needed = widths.rate(experiment, grid, shard.run_mesh(4), Options(), 12, 2)
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))
     assert rate > 0 and needed >= 2 * 4 * tree.size(state)
 
@@ -124,7 +125,7 @@ def test_flops_are_those_of_the_products(echo):
     """Forward, input gradient and weight gradient of two matrices, 3 x 2 x B x (D F + F V), and little beside."""
     experiment = echo.experiment(batch_size=1000)
     products = 3 * 2 * 1000 * (8 * 8 + 8 * 8)
-    assert products < plan.flops(experiment, echo.four_rows()) < 2 * products
+    assert products < estimate.flops(experiment, echo.four_rows()) < 2 * products
 
 
 def test_parameters_split_over_devices_need_less_memory_on_each(echo):
@@ -134,8 +135,7 @@ def test_parameters_split_over_devices_need_less_memory_on_each(echo):
 
     def held(split):
         options = Options(split_params=split)
-        programs = sweep.build(experiment, 1, 1, mesh, options)
-        return plan.compile_chunk(experiment, echo.four_rows().take([0]), layout, programs, options)
+        return compiled.programs(experiment, echo.four_rows().take([0]), layout, 1, options).chunk
 
     whole, split = (held(split).memory_analysis().argument_size_in_bytes for split in (False, True))
     large = 3 * 4 * 512 * 512  # the square matrix and its two moments; everything else is smaller than SMALLEST_SPLIT
@@ -153,7 +153,7 @@ def test_parameters_split_over_devices_need_less_memory_on_each(echo):
     ],
 )  # fmt: skip
 def test_durations_are_said_as_hours_and_minutes(seconds, text):
-    assert plan.hours_and_minutes(seconds) == text
+    assert estimate.hours_and_minutes(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_durations_are_said_as_hours_and_minutes(seconds, text):
     [(350, "0.35 kB"), (1500, "1.5 kB"), (350e3, "350 kB"), (3.44e6, "3.4 MB"), (2.5e11, "250 GB"), (5e12, "5000 GB")],
 )
 def test_sizes_are_said_in_the_largest_unit(n_bytes, text):
-    assert plan.size(n_bytes) == text
+    assert estimate.size(n_bytes) == text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_sizes_are_said_in_the_largest_unit(n_bytes, text):
     ],
 )
 def test_duration_is_rows_times_steps_by_the_rate(n_rows, steps, rate, at_once, text):
-    assert plan.duration_sentence(n_rows, steps, rate, at_once).startswith(text)
+    assert estimate.duration_sentence(n_rows, steps, rate, at_once).startswith(text)
 
 
 def test_plan_says_how_long_and_what_lies_on_disk(echo, echo_is_a_task, counted):
@@ -185,8 +185,8 @@ def test_plan_says_how_long_and_what_lies_on_disk(echo, echo_is_a_task, counted)
     assert [part.rsplit(" ", 2)[0] for part in disk.split(": ")[1].split(", ")] == [
         "2 checkpoints", "3 snapshots", "metrics",
     ]  # fmt: skip
-    n_bytes = 3 * 3 * (3 * 64 * 4) + 3 * 3 * plan.DESCRIBED  # three snapshots of three rows; three arrays in each
-    assert f"3 snapshots {plan.size(n_bytes)}" in disk
+    n_bytes = 3 * 3 * (3 * 64 * 4) + 3 * 3 * estimate.DESCRIBED  # three snapshots of three rows; three arrays in each
+    assert f"3 snapshots {estimate.size(n_bytes)}" in disk
 
 
 def test_width_of_the_user_that_does_not_fit_has_no_duration(echo, echo_is_a_task, nothing_fits):
@@ -195,9 +195,9 @@ def test_width_of_the_user_that_does_not_fit_has_no_duration(echo, echo_is_a_tas
 
 
 def test_cost_of_determinism_is_unknown_where_the_faster_program_does_not_fit(echo, counted, monkeypatch):
-    rate = plan._rate
-    monkeypatch.setattr(plan, "_rate", lambda *program: rate(*program) if program[3].deterministic else (None, 1))
+    rate = widths.rate
+    monkeypatch.setattr(widths, "rate", lambda *program: rate(*program) if program[3].deterministic else (None, 1))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     grid = echo.grid.zipped(dict(gamma=(0.5,), weight_decay=(0.1,), learning_rate=(0.01,), seed=(0,)))
-    chosen = plan.choose(echo.experiment(), grid, shard.run_mesh(1), Options(deterministic=True), 12)
+    chosen = plan.choose(echo.experiment(), grid, shard.run_mesh(1), Options(deterministic=True), 12, always=True)
     assert chosen.width == 1 and chosen.determinism is None

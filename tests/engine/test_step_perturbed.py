@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import optim, rng
-from lab.engine import plan
+from lab.engine import estimate
 from lab.engine import step as engine
 from lab.tree import named_leaves
 
@@ -131,7 +131,7 @@ def test_frozen_matrices_are_not_perturbed_and_have_no_share_in_the_radius(echo)
 
 
 def test_operations_of_a_row_count_the_second_gradient(echo):
-    count = functools.partial(plan.flops, echo.experiment(batch_size=64))
+    count = functools.partial(estimate.flops, echo.experiment(batch_size=64))
     plain, sam = count(echo.four_rows()), count(echo.four_rows(sam_radius=AXES["sam_radius"]))
     # Adam's 20 operations on each of 192 weights are few beside two products of 64 x 8 x 8 numbers, three times each
     assert 1.7 * plain < sam < 2.1 * plain
