@@ -11,8 +11,8 @@ from lab.engine import batches, step
 from lab.experiment import Experiment
 from lab.grid import Grid
 
-# FLOP/s of one device, where nothing is measured: of the demo's products on a slow core, and of a GPU at small sizes
-GUESSED_FLOPS = {"cpu": 25e9, "gpu": 1e13, "tpu": 1e13}
+# FLOP/s of one device, where nothing is measured: of the demo's products on a core, and of a GPU at small sizes
+GUESSED_FLOPS = {"cpu": 50e9, "gpu": 1e13, "tpu": 1e13}
 DESCRIBED, ENTRY = 1700, 270  # bytes on disk beside the numbers: of an array in a save, and in an npz file
 
 

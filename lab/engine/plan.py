@@ -94,9 +94,10 @@ def choose(
       fresh: measure again what is remembered.
       always: measure, however long it takes.
     """
-    first = Plan(device_names(), width or 1, 1, estimate.flops(experiment, grid), {}, {})
-    if not width:
-        first = _measured(first, experiment, grid, mesh, options, max_steps, fresh, always or fresh)
+    if width:
+        first = Plan(device_names(), width, 1, estimate.flops(experiment, grid), {}, {})
+    else:
+        first = _measured(experiment, grid, mesh, options, max_steps, fresh, always or fresh)
     row_bytes, rows_each = memory.of_row(experiment, grid, mesh, options), math.ceil(len(grid) / mesh.shape["run"])
     working = first.memory.get(first.width, 0)
     return dataclasses.replace(first, row_batches=memory.row_batches(row_bytes, rows_each, working))
@@ -172,20 +173,31 @@ def device_names() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-def _measured(plan: Plan, experiment, grid, mesh, options: Options, max_steps, fresh: bool, always: bool) -> Plan:
-    """The plan with its width measured, or remembered from an earlier training with the same shapes, or guessed."""
+def _measured(experiment, grid, mesh, options: Options, max_steps, fresh: bool, always: bool) -> Plan:
+    """The plan with its width measured, or guessed; as remembered from an earlier training with the same shapes."""
     rows_each = math.ceil(len(grid) / mesh.shape["run"])
     place = _remembered(experiment, grid, mesh, options, max_steps, rows_each)
     if not fresh:
         with contextlib.suppress(DamagedError, KeyError, TypeError):
             known = files.read_json(place)
-            return dataclasses.replace(plan, **known | _by_width(known))
+            found = Plan(device_names(), row_batches=1, **known | _by_width(known))
+            if not (found.guessed and always):
+                return found
+
+    def remember(plan: Plan) -> Plan:
+        kept = {
+            name: value for name, value in dataclasses.asdict(plan).items() if name not in ("devices", "row_batches")
+        }
+        with contextlib.suppress(SaveError):  # a home folder that cannot be written is no reason not to train
+            files.write_json(place, kept)
+        return plan
 
     backend, row_steps = jax.default_backend(), len(grid) * experiment.steps
+    plan = Plan(device_names(), 1, 1, estimate.flops(experiment, grid), {}, {})
     guessed_seconds = row_steps * plan.flops / (estimate.device_flops() * mesh.shape["run"])
     if not always and SHARE * guessed_seconds < MEASURED_SECONDS:
         fits = backend != "cpu" and plan.flops < SMALL_STEP
-        return dataclasses.replace(plan, width=min(rows_each, GUESSED_ROWS) if fits else 1, guessed=True)
+        return remember(dataclasses.replace(plan, width=min(rows_each, GUESSED_ROWS) if fits else 1, guessed=True))
 
     begun, longest = time.monotonic(), 0.0
 
@@ -212,9 +224,7 @@ def _measured(plan: Plan, experiment, grid, mesh, options: Options, max_steps, f
         faster = dataclasses.replace(options, deterministic=False)
         free, _ = widths.rate(experiment, grid, mesh, faster, max_steps, best)
         cost = free and free / rates[best]
-    with contextlib.suppress(SaveError):  # a home folder that cannot be written is no reason not to train
-        files.write_json(place, {"width": best, "rates": rates, "memory": needed, "determinism": cost})
-    return dataclasses.replace(plan, width=best, rates=rates, memory=needed, determinism=cost)
+    return remember(dataclasses.replace(plan, width=best, rates=rates, memory=needed, determinism=cost))
 
 
 def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, rows_each: int) -> Path:

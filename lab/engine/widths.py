@@ -86,8 +86,11 @@ def _rate(experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, width
         return time.perf_counter() - begun
 
     seconds(1)
-    n_steps = min(max_steps, max(1, math.ceil(SECONDS / seconds(1))))
-    return layout.n_rows * n_steps / min(seconds(n_steps) for _ in range(REPEATS)), needed
+    # a call draws the data of `max_steps` steps, however few it takes
+    call_seconds = min(seconds(0) for _ in range(REPEATS))
+    n_steps = min(max_steps, max(1, math.ceil(SECONDS / max(seconds(1) - call_seconds, 1e-9))))
+    steps_seconds = min(seconds(n_steps) for _ in range(REPEATS)) - call_seconds
+    return layout.n_rows / (max(steps_seconds, 1e-9) / n_steps + call_seconds / max_steps), needed
 
 
 def _layout(experiment: Experiment, grid: Grid, mesh: Mesh, width: int, row_bytes: float) -> Layout:
