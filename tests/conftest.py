@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from jax._src import compiler
 from jax.sharding import Mesh
 
 from lab import config as configs
@@ -24,19 +25,45 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# folders and files whose programs run for microseconds
-PLAIN = {
-    "analysis",
-    "models",
-    "studies",
-    "tasks",
-    "text",
-    "test_catalogue.py",
-    "test_measured_precision.py",
-    "test_run.py",
-    "test_stages.py",
-}
-TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer steps
+TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer steps, and compare bytes of what comes
+
+
+def pytest_collection_finish(session):
+    """What is imported and collected stays to the end: walking over it for garbage again and again takes a tenth."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def is_training(request):
+    return not TRAINING.isdisjoint(request.path.parts)
+
+
+def get_compile_options(*args, _of_jax=compiler.get_compile_options, **kwargs):
+    """Where most optimizations are off, XLA's quicker emitters, too: the usual ones take half of the time."""
+    options = _of_jax(*args, **kwargs)
+    if jax.config.read("jax_disable_most_optimizations"):
+        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
+    return options
+
+
+compiler.get_compile_options = get_compile_options
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What took time to compile is read from disk the next time, by this process, its twins and those they start."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0.05,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,12 +72,10 @@ def compiled_fast(request):
 
     They are kept by shape, whatever they were compiled with: none may reach a test that compares bytes.
     """
-    plain = not PLAIN.isdisjoint(request.path.parts)
-    jax.config.update("jax_disable_most_optimizations", plain)
-    yield
-    if plain:
-        jax.config.update("jax_disable_most_optimizations", False)
+    plain = not is_training(request)
+    if plain != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", plain)
 
 
 @pytest.fixture
@@ -117,7 +142,7 @@ class Bench:
 @pytest.fixture(scope="module", autouse=True)
 def optax_promotes(request):
     """optax raises floats to int32 powers (`decay**count`), so whatever trains cannot run under strict promotion."""
-    if TRAINING.isdisjoint(request.path.parts):
+    if not is_training(request):
         yield
         return
     with jax.numpy_dtype_promotion("standard"):
@@ -178,22 +203,3 @@ def echo_is_a_task(echo):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
         yield
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Every training compiles anew; the cache on disk gives this process and those it starts the same program again."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in changes.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

@@ -33,13 +33,9 @@ def texts_are_read_anew(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory, run):
-    """The study, trained, analyzed and reported once; compiled without optimizations, which is what takes the time."""
+    """The study, trained, analyzed and reported once."""
     root = tmp_path_factory.mktemp("runs") / "smoke"
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        run("reproduce", "composition", "--preset=smoke", f"--workdir={root}", *TINY)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    run("reproduce", "composition", "--preset=smoke", f"--workdir={root}", *TINY)
     return root
 
 
@@ -156,11 +152,8 @@ def test_claims_without_a_workdir_are_what_the_studies_claim(capsys, run):
 
 @pytest.fixture
 def copied(reproduced, tmp_path):
-    """The study's folder, to measure in; compiled without optimizations, too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield shutil.copytree(reproduced, tmp_path / "w")
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    """The study's folder, to measure in."""
+    return shutil.copytree(reproduced, tmp_path / "w")
 
 
 def test_named_measurement_is_taken_of_the_rows_snapshots_and_variants_asked_for(copied, capsys, run):

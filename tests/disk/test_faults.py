@@ -27,7 +27,7 @@ from lab.measuring.declare import Measure
 from lab.measuring.run import measure, missing
 from lab.tree import named_leaves
 
-pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 ROOT = pathlib.Path(__file__).parents[2]
 TARGETS = {  # of a folder's files: the first part of their paths
