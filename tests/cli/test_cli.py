@@ -18,10 +18,11 @@ from lab.measuring import catalogue
 from lab.report import page
 
 TINY = (
-    "--config.model.d_model=8", "--config.model.d_head=8", "--config.model.d_ff=8", "--config.steps=8",
-    "--config.batch_size=8", "--config.eval_size=32", "--config.eval_every=4", "--config.checkpoint_every=4",
-    "--config.snapshots=2", "--config.optim.warmup_steps=2", "--config.grid.gamma=(0.5,0.8)",
-    "--config.grid.weight_decay=(0.01,1.0)", "--config.grid.learning_rate=(0.001,)", "--config.grid.seed=(0,1)",
+    "--config.model.n_layers=1", "--config.model.d_model=8", "--config.model.d_head=8", "--config.model.d_ff=8",
+    "--config.steps=8", "--config.batch_size=8", "--config.eval_size=32", "--config.eval_every=4",
+    "--config.checkpoint_every=4", "--config.snapshots=2", "--config.optim.warmup_steps=2",
+    "--config.grid.gamma=(0.5,0.8)", "--config.grid.weight_decay=(0.01,1.0)", "--config.grid.learning_rate=(0.001,)",
+    "--config.grid.seed=(0,1)",
 )  # fmt: skip
 
 
