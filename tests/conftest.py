@@ -48,7 +48,10 @@ def pytest_collection_finish(session):
 
 
 def get_compile_options(*args, _of_jax=compiler.get_compile_options, **kwargs):
-    """Where most optimizations are off, XLA's quicker emitters, too: the usual ones take half of the time."""
+    """Where most optimizations are off, XLA's quicker emitters, too: the usual ones take half of the time.
+
+    JAX has no public setting for this but XLA_FLAGS, which are for a whole process.
+    """
     options = _of_jax(*args, **kwargs)
     if jax.config.read("jax_disable_most_optimizations"):
         options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
