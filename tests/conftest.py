@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from jax._src import compiler
 from jax.sharding import Mesh
 
 from lab import config as configs
@@ -24,33 +25,74 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# folders and files whose programs run for microseconds
-PLAIN = {
-    "analysis",
-    "models",
-    "studies",
-    "tasks",
-    "text",
-    "test_catalogue.py",
-    "test_measured_precision.py",
-    "test_run.py",
-    "test_stages.py",
-}
 TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer steps
+# Where programs of different shapes, or of this process and of others, are to give the same bytes: what users run
+AS_SHIPPED = {
+    "cluster",
+    "test_hosts.py",
+    "test_kill.py",
+    "test_numerics.py",
+    "test_plan.py",
+    "test_rows.py",
+    "test_shard.py",
+    "test_sweep.py",
+    "test_verify_row.py",
+}
+
+
+def pytest_collection_finish(session):
+    """What is imported and collected stays to the end: walking over it for garbage again and again takes a tenth."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def get_compile_options(*args, _of_jax=compiler.get_compile_options, **kwargs):
+    """Where most optimizations are off, XLA's quicker emitters, too: the usual ones take half of the time.
+
+    JAX has no public setting for this but XLA_FLAGS, which are for a whole process.
+    """
+    options = _of_jax(*args, **kwargs)
+    if jax.config.read("jax_disable_most_optimizations"):
+        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
+    return options
+
+
+compiler.get_compile_options = get_compile_options
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What took time to compile is read from disk the next time, by this process, its twins and those they start."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "programs"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0.05,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_fast(request):
     """Small programs are compiled without optimizations, which is what takes the time.
 
-    They are kept by shape, whatever they were compiled with: none may reach a test that compares bytes.
+    They are kept by shape, whatever they were compiled with: none may reach a module of the other kind.
     """
-    plain = not PLAIN.isdisjoint(request.path.parts)
-    jax.config.update("jax_disable_most_optimizations", plain)
-    yield
-    if plain:
-        jax.config.update("jax_disable_most_optimizations", False)
+    plain = AS_SHIPPED.isdisjoint(request.path.parts)
+    if plain != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", plain)
+
+
+@pytest.fixture(scope="session")
+def quick_flags():
+    """XLA_FLAGS of processes that compile as `compiled_fast` does."""
+    return "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture
@@ -178,22 +220,3 @@ def echo_is_a_task(echo):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.FAMILIES, "echo", echo.Echo)
         yield
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Every training compiles anew; the cache on disk gives this process and those it starts the same program again."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in changes.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

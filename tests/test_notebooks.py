@@ -10,11 +10,11 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch):
+def test_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch, quick_flags):
     monkeypatch.setenv("LAB_PRESET", "smoke")
     monkeypatch.setenv("LAB_WORKDIR", str(tmp_path / "run"))
     # most of the time is compilation, of programs that run once
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", quick_flags)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -52,8 +52,9 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
 @pytest.mark.parametrize(
     "words", [["list"], ["reproduce", "composition", "--preset=smoke", *SMALL]], ids=lambda w: w[0]
 )
-def test_commands_run_elsewhere(installed, tmp_path, words):
+def test_commands_run_elsewhere(installed, tmp_path, quick_flags, words):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["XLA_FLAGS"] = quick_flags
     done = subprocess.run(
         [installed, "-m", "lab", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -4,6 +4,7 @@ Everything here runs on the host, in float64. A value that is missing, e.g. of a
 one is infinite (a crossing below or above the grid).
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -39,9 +40,16 @@ def median_interval(values_S: np.ndarray, coverage: float = COVERAGE) -> Interva
     n = len(values_S)
     if not n or np.isnan(values_S).any():
         raise ValueError(f"median_interval of {values_S}: needs at least one value and no NaN")
+    k, covered = _rank(n, coverage)
+    return Interval(float(values_S[k - 1]), float(values_S[n - k]), covered)
+
+
+@functools.cache
+def _rank(n: int, coverage: float) -> tuple[int, float]:
+    """The k of `median_interval`, and the coverage that it has."""
     coverages = {k: 1 - 2 * float(stats.binom.cdf(k - 1, n, 0.5)) for k in range(1, (n + 1) // 2 + 1)}
     k = max((k for k, covered in coverages.items() if covered >= coverage), default=1)
-    return Interval(float(values_S[k - 1]), float(values_S[n - k]), max(coverages[k], 0.0))
+    return k, max(coverages[k], 0.0)
 
 
 def median(values_S: np.ndarray) -> float:

@@ -102,6 +102,21 @@ def test_choosing_nothing_is_refused_with_the_names_there_are():
         loss_fn.flatten({"a": {"kernel": jnp.ones(2)}}, lambda name: name == "kernel")
 
 
+@jax.jit
+def cut_and_whole(params, *cuts):
+    """Summed losses, summed accuracies and the gradient of the mean loss, each of all cuts of the same sequences."""
+    model = transformer("last")
+    losses, accuracies = (
+        loss_fn.score(model, score_of) for score_of in (loss_fn.answer_loss_of, loss_fn.answer_accuracy_of)
+    )
+    gradient = jax.grad(functools.partial(loss_fn.mean_loss, loss_fn.answer_loss(model)))
+    return (
+        [loss_fn.over_minibatches(functools.partial(losses, params), batches) for batches in cuts],
+        [loss_fn.over_minibatches(functools.partial(accuracies, params), batches) for batches in cuts],
+        [gradient(params, batches) for batches in cuts],
+    )
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 60])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
 def test_any_number_of_sequences_is_cut_without_loss(n, size):
@@ -110,18 +125,9 @@ def test_any_number_of_sequences_is_cut_without_loss(n, size):
     batches = loss_fn.weighted_minibatches(batch, size)
     n_minibatches, held = batches.tokens_BxL.shape[:2]
     assert held <= size and n_minibatches == -(-n // min(size, n)) and n_minibatches * held < n + n_minibatches
-    model = transformer("last")
-    for score_of in (loss_fn.answer_loss_of, loss_fn.answer_accuracy_of):
-        score = loss_fn.score(model, score_of)
-        cut = loss_fn.over_minibatches(lambda batch, score=score: score(parameters(), batch), batches)
-        # of up to six terms, added in another order
-        np.testing.assert_allclose(cut, score(parameters(), batch), rtol=6 * EPS)
-    cut, whole = (
-        jax.grad(lambda params, batches=batches: loss_fn.mean_loss(loss_fn.answer_loss(model), params, batches))(
-            parameters()
-        )
-        for batches in (batches, loss_fn.minibatches(batch, 60))
-    )
+    *sums, (cut, whole) = cut_and_whole(parameters(), batches, loss_fn.minibatches(batch, 60))
+    for of_the_cut, of_the_whole in sums:  # of up to six terms, added in another order
+        np.testing.assert_allclose(of_the_cut, of_the_whole, rtol=6 * EPS)
     for ours, theirs in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
         # each entry is a sum of up to B L = 30 terms of at most the largest gradient
         np.testing.assert_allclose(ours, theirs, atol=30 * EPS * max(1.0, float(jnp.abs(theirs).max())))

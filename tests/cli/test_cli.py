@@ -18,10 +18,11 @@ from lab.measuring import catalogue
 from lab.report import page
 
 TINY = (
-    "--config.model.d_model=8", "--config.model.d_head=8", "--config.model.d_ff=8", "--config.steps=8",
-    "--config.batch_size=8", "--config.eval_size=32", "--config.eval_every=4", "--config.checkpoint_every=4",
-    "--config.snapshots=2", "--config.optim.warmup_steps=2", "--config.grid.gamma=(0.5,0.8)",
-    "--config.grid.weight_decay=(0.01,1.0)", "--config.grid.learning_rate=(0.001,)", "--config.grid.seed=(0,1)",
+    "--config.model.n_layers=1", "--config.model.d_model=8", "--config.model.d_head=8", "--config.model.d_ff=8",
+    "--config.steps=8", "--config.batch_size=8", "--config.eval_size=32", "--config.eval_every=4",
+    "--config.checkpoint_every=4", "--config.snapshots=2", "--config.optim.warmup_steps=2",
+    "--config.grid.gamma=(0.5,0.8)", "--config.grid.weight_decay=(0.01,1.0)", "--config.grid.learning_rate=(0.001,)",
+    "--config.grid.seed=(0,1)",
 )  # fmt: skip
 
 
@@ -33,13 +34,9 @@ def texts_are_read_anew(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory, run):
-    """The study, trained, analyzed and reported once; compiled without optimizations, which is what takes the time."""
+    """The study, trained, analyzed and reported once."""
     root = tmp_path_factory.mktemp("runs") / "smoke"
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        run("reproduce", "composition", "--preset=smoke", f"--workdir={root}", *TINY)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    run("reproduce", "composition", "--preset=smoke", f"--workdir={root}", *TINY)
     return root
 
 
@@ -156,11 +153,8 @@ def test_claims_without_a_workdir_are_what_the_studies_claim(capsys, run):
 
 @pytest.fixture
 def copied(reproduced, tmp_path):
-    """The study's folder, to measure in; compiled without optimizations, too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield shutil.copytree(reproduced, tmp_path / "w")
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    """The study's folder, to measure in."""
+    return shutil.copytree(reproduced, tmp_path / "w")
 
 
 def test_named_measurement_is_taken_of_the_rows_snapshots_and_variants_asked_for(copied, capsys, run):

@@ -15,7 +15,7 @@ from lab.cluster import launch, status
 from lab.disk.workdir import Workdir
 from lab.engine import train
 
-pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path(__file__).parents[1] / "toys/echo_config.py"

@@ -20,7 +20,7 @@ from lab.engine import init_from, train, verify_row
 from lab.engine.rows import Rows
 from lab.tree import named_leaves
 
-pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 EPS = 2.0**-23  # float32
 START = {"variant": "first", "row": {"learning_rate": 0.01, "weight_decay": 0.1}}

@@ -20,7 +20,7 @@ from lab.measuring import catalogue
 from lab.measuring.declare import Measure
 from lab.measuring.run import measure
 
-pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 HPARAMS = {"gamma": 0.45, "weight_decay": 0.1, "learning_rate": 0.01, "seed": 3}
 TOKENS = np.zeros((1, 4), np.int32)

@@ -16,7 +16,7 @@ from lab.engine import train
 from lab.engine.rows import Rows
 from lab.tree import named_leaves
 
-pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 EPS = 2.0**-23  # float32
 

@@ -84,6 +84,16 @@ def drawn(made):
     return {picture.name.removeprefix("unseen-measured-"): picture for picture in pictures}
 
 
+def without(made, leave_out):
+    """Without the measures whose names `leave_out` says yes to."""
+    return made.drop_vars([name for name in (*OVER_TIME, *AT_THE_END) if leave_out(name.split(".")[0])])
+
+
+def picture(made, name):
+    """The one of that name, drawn from its measures alone."""
+    return drawn(without(made, lambda measure: measure not in PICTURES.get(name, (name,))))[name]
+
+
 def heights(picture):
     return [line.get_ydata() for ax in picture.figure.axes for line in ax.lines]
 
@@ -94,16 +104,14 @@ def test_everything_that_was_measured_is_drawn_once():
 
 @pytest.mark.parametrize("measure", sorted({name.split(".")[0] for name in OVER_TIME | AT_THE_END}))
 def test_measure_that_was_not_taken_leaves_out_its_own_pictures_and_no_others(measure):
-    made = dataset()
-    made = made.drop_vars([name for name in (*OVER_TIME, *AT_THE_END) if name.startswith(f"{measure}.")])
+    made = without(dataset(), lambda other: other == measure)
     left = {name for name, needs in PICTURES.items() if measure not in needs}
     assert set(drawn(made)) == left | OF_ALL_ROWS
 
 
 @pytest.mark.parametrize("measure", sorted({name.split(".")[0] for name in OVER_TIME | AT_THE_END}))
 def test_measure_that_is_alone_is_drawn_alone(measure):
-    made = dataset()
-    made = made.drop_vars([name for name in (*OVER_TIME, *AT_THE_END) if not name.startswith(f"{measure}.")])
+    made = without(dataset(), lambda other: other != measure)
     there = set(drawn(made))
     assert there - OF_ALL_ROWS == {name for name, needs in PICTURES.items() if set(needs) == {measure}}
     assert ("training" in there) == (measure in {"rank", "directions", "laziness", "ntk", "focus"})
@@ -134,9 +142,10 @@ def test_rows_compared_are_those_with_the_lowest_and_the_highest_target(arrange)
     made = dataset()
     target = made[TARGET].isel(step=-1).values
     ends = [np.unravel_index(at, target.shape) for at in (target.argmin(), target.argmax())]
-    for found, end in zip(heights(drawn(arrange(made))["line"]), ends, strict=True):
+    line = picture(arrange(made), "line")
+    for found, end in zip(heights(line), ends, strict=True):
         np.testing.assert_array_equal(found, made["flatness.line"].values[end])
-    text = drawn(arrange(made))["line"].figure.legends[0].get_texts()[0].get_text()
+    text = line.figure.legends[0].get_texts()[0].get_text()
     gamma, decay, _, seed = (values[at] for values, at in zip(GRID.values(), ends[0], strict=True))
     assert text == f"lowest {TARGET} ({target.min():.2f})\ngamma {gamma:g}, weight decay {decay:g}, seed {seed}"
 
@@ -146,20 +155,20 @@ def test_rows_compared_are_measured_and_healthy():
     made["diverged_at"][:] = made["diverged_at"].where(made[TARGET].isel(step=-1) > made[TARGET].isel(step=-1).min(), 5)
     partly = only_measured(made, made.gamma == 0.5)
     rest = made[TARGET].isel(step=-1).sel(gamma=0.5).where(made["diverged_at"].sel(gamma=0.5) < 0)
+    legend = [text.get_text() for text in picture(partly, "line").figure.legends[0].get_texts()]
     for label, value in zip(("lowest", "highest"), (rest.min(), rest.max()), strict=True):
-        legend = [text.get_text() for text in drawn(partly)["line"].figure.legends[0].get_texts()]
         assert any(text.startswith(f"{label} {TARGET} ({float(value):.2f})") for text in legend)
 
 
 def test_without_a_target_the_ends_of_gamma_are_compared():
-    legend = drawn(dataset().drop_vars(TARGET))["line"].figure.legends[0].get_texts()
+    legend = picture(dataset().drop_vars(TARGET), "line").figure.legends[0].get_texts()
     assert [text.get_text().split("\n")[0] for text in legend] == ["lowest gamma (0.30)", "highest gamma (0.80)"]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
 def test_caption_of_sharpness_says_that_the_rate_had_decayed_only_where_it_had(schedule):
     made = dataset().assign_attrs(config={"optim": {"schedule": schedule}})
-    assert ("had decayed by then" in drawn(made)["sharpness"].caption) == (schedule == "warmup_cosine")
+    assert ("had decayed by then" in picture(made, "sharpness").caption) == (schedule == "warmup_cosine")
 
 
 def images(picture):
@@ -171,14 +180,14 @@ def test_attention_is_drawn_at_the_first_middle_and_last_snapshot_that_it_was_ta
     """Other measures were taken at all three."""
     made = dataset()
     made["focus.attention"][:] = made["focus.attention"].where(made.snapshot.isin(taken))
-    picture = drawn(made)["focus"]
+    focus = picture(made, "focus")
     expected = list(dict.fromkeys((taken[0], taken[len(taken) // 2], taken[-1])))
-    assert [title.split("step ")[1] for title in titles(picture.figure)] == [str(step) for step in expected] * 2
+    assert [title.split("step ")[1] for title in titles(focus.figure)] == [str(step) for step in expected] * 2
     target = made[TARGET].isel(step=-1).stack(row=tuple(GRID))
     ends = [target.isel(row=int(at)).row.item() for at in (target.argmin("row"), target.argmax("row"))]
     one = made["focus.attention"].isel(layer=0)
     shown = [one.sel(dict(zip(GRID, end, strict=True))).sel(snapshot=step).values for end in ends for step in expected]
-    for image, values in zip(images(picture), shown, strict=False):  # then the colour bar
+    for image, values in zip(images(focus), shown, strict=False):  # then the colour bar
         np.testing.assert_array_equal(image, values)
 
 
@@ -199,8 +208,9 @@ def test_single_seed_and_single_row_are_drawn():
         assert np.isnan(table["low"]).all() and (table["n_rows"] == 6).all()  # nothing to resample
     single = made.isel({dim: [0] for dim in GRID})
     for one in (single, as_rows(single)):
-        assert set(drawn(one)) >= set(PICTURES)
-        assert len(heights(drawn(one)["line"])) == 1
+        pictures = drawn(one)
+        assert set(pictures) >= set(PICTURES)
+        assert len(heights(pictures["line"])) == 1
 
 
 def test_diverged_row_is_not_among_those_that_predict():
