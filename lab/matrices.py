@@ -104,7 +104,7 @@ def _find(model: nn.Module, structure, inputs) -> Found:
 
     modules, owners, of_nnx = {}, {}, {}
     with nn.intercept_methods(_noting(modules, owners, of_nnx)):
-        params = jax.eval_shape(lambda key: module.draw(model, key, example()), jax.random.key(0))
+        params = jax.eval_shape(lambda: module.draw(model, rng.key(0, "init"), example()))
     leaves = tree.named_leaves(params)
     said = {name: _words(modules, leaves, name) for name in ("fan_in", "groups", "unit_leaves")}
 

@@ -129,8 +129,8 @@ def build(
       learning_rate: peak learning rate, traced or not.
       weight_decay: decay coefficient, traced or not; see `Optim.decay` for what it multiplies.
       leaves: the model's matrices, `init.leaves_of`; None: by their names.
-      packed: it is of parameters packed by `packing`. Results are the same to the last bit, but for the order in which
-        the norm that gradients are clipped by is summed.
+      packed: it is of parameters packed by `packing`. Results agree up to rounding: the norm that gradients are clipped
+        by is summed in another order, and XLA leaves out other roundings between products and sums.
     """
     factor = schedule(optim, n_steps)
     if packed:

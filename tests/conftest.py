@@ -18,7 +18,7 @@ from lab import config as configs
 from lab import tasks
 from lab.disk import files, store
 from lab.disk.workdir import Workdir
-from lab.engine import batches, shard, sweep
+from lab.engine import batches, compiled, shard, sweep
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("LAB_TEST_DEVICES", "2")))
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -86,6 +86,7 @@ def compiled_fast(request):
     plain = AS_SHIPPED.isdisjoint(request.path.parts)
     if plain != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
+        compiled.forget()
         jax.config.update("jax_disable_most_optimizations", plain)
 
 

@@ -63,3 +63,22 @@ def test_stacked_trees_have_a_first_axis_over_them():
     stacked = tree.stack([state(1.0), state(2.0)])
     np.testing.assert_array_equal(stacked.params["head"][1], [[1] * 3, [2] * 3])
     assert stacked.count.tolist() == [3, 3]
+
+
+def test_what_is_packed_is_a_vector_a_group_and_comes_back_to_the_bit(same_bits):
+    leaves = {
+        "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)},
+        "b": np.float16([[1, 2]]),
+    }
+    packing = tree.Packing.of(leaves, {"a/kernel": ("float32", 1), "a/bias": ("float32", 0), "b": ("float16", 0)})
+    packed = packing.pack(leaves)
+    assert {group: vector.shape for group, vector in packed.items()} == {
+        ("float16", 0): (2,),
+        ("float32", 0): (3,),
+        ("float32", 1): (6,),
+    }
+    same_bits(packing.unpack(packed), leaves)
+    state = (leaves, {"mu": leaves, "count": np.int32(3)})
+    within = packing.pack_within(state)
+    assert within[1]["count"] == 3 and within[1]["mu"].keys() == packed.keys()
+    same_bits(packing.unpack_within(within), state)

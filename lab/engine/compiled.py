@@ -85,3 +85,8 @@ def _programs(experiment, layout, max_steps, options, columns, numerics: str) ->
       numerics: what else decides what is compiled.
     """
     return Programs(experiment, layout, max_steps, options, columns)
+
+
+def forget() -> None:
+    """Drops all programs from memory."""
+    _programs.cache_clear()

@@ -97,7 +97,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, h):
-        scale_D = self.param("scale", nn.initializers.ones, h.shape[-1:])
-        bias_D = self.param("bias", nn.initializers.zeros, h.shape[-1:])
+        scale_D = self.param("scale", nn.initializers.ones, h.shape[-1:], jnp.float32)
+        bias_D = self.param("bias", nn.initializers.zeros, h.shape[-1:], jnp.float32)
         scale, bias = (jnp.expand_dims(leaf_D, range(h.ndim - 1)) for leaf_D in (scale_D, bias_D))
         return products.normalize(h, self.epsilon) * scale + bias

@@ -80,8 +80,8 @@ class Shapes(Task):
         return tuple(name for name in CLASSES if name not in self.trained)
 
     def example(self) -> Noised:
-        image_1xSxSx3 = jnp.zeros((1, self.size, self.size, 3), jnp.float32)
-        return Noised(image_1xSxSx3, jnp.zeros((1,), jnp.float32), jnp.zeros((1, 3), jnp.int32))
+        image_1xSxSx3 = np.zeros((1, self.size, self.size, 3), np.float32)
+        return Noised(image_1xSxSx3, np.zeros((1,), np.float32), np.zeros((1, 3), np.int32))
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` noised pictures (`Noised`), their noise (n, S, S, 3) float32, weights 1 (n,), and `class_B` in `info`.

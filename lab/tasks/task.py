@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from lab import losses
 
@@ -71,7 +71,7 @@ class Task:
 
     def example(self):
         """What a model's parameters are shaped on: a batch of one, of what it reads; its values do not matter."""
-        return jnp.zeros((1, self.length), jnp.int32)
+        return np.zeros((1, self.length), np.int32)
 
     def mean_loss(self, outputs, batch: Batch) -> jax.Array:
         """What is descended, as one number: mean cross-entropy in nats, unless a task says otherwise."""

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from lab import schedule
 from lab.engine import parts, progress, train
+from lab.engine.estimate import hours_and_minutes
 from lab.engine.parts import Pace
-from lab.engine.plan import hours_and_minutes
 from lab.engine.progress import Portion, Progress
 from lab.engine.rows import Rows
 
-pytestmark = pytest.mark.usefixtures("echo_is_a_task", "compiled_once")
+pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 MOST_SILENCE = 10.0  # seconds
 
