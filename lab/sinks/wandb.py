@@ -1,0 +1,19 @@
+"""Runs of Weights & Biases, a row each, kept offline until `wandb sync` uploads them."""
+
+from pathlib import Path
+
+import wandb
+
+from lab.sinks.table import Table
+
+
+def write(table: Table, place: Path) -> None:
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, save_code=False)
+    offline = {"project": table.name, "mode": "offline", "dir": str(place), "settings": settings}
+    for run in table.runs():
+        with wandb.init(name=run.name, config=run.config, **offline) as tracked:
+            for step, numbers in run:
+                tracked.log(numbers, step=step)
+    if (last := table.last()) is not None:
+        with wandb.init(name="last", **offline) as tracked:
+            tracked.log({"last": wandb.Table(dataframe=last)})
