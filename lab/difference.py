@@ -42,11 +42,13 @@ class Difference:
     table: pd.DataFrame
 
     def __str__(self) -> str:
-        same = [f"equal at every step: {_list(self.same)}"] if self.same else []
+        """In lines; what has several numbers a row is one metric here."""
+        apart = {*map(_variable, self.table.metric)}
+        same = [name for name in dict.fromkeys(map(_variable, self.same)) if name not in apart]
         sections = {
             "settings": self.settings or ["no difference"],
             "grid": self.grid,
-            "metrics, A -> B": [*same, *self._apart()],
+            "metrics, A -> B": [*([f"equal at every step: {_list(same)}"] if same else []), *self._apart()],
             "also": self.remarks,
         }
         return "\n".join(
@@ -55,9 +57,9 @@ class Difference:
 
     def _apart(self) -> Iterator[str]:
         places = [name for name in self.table if name not in COLUMNS]
-        for metric, lines in self.table.groupby("metric", sort=False):
-            step, since = lines.step.iloc[0], lines.since.iloc[0]
-            at = metric if pd.isna(step) else f"{metric} at step {step}, differs from step {since} on"
+        for variable, lines in self.table.groupby(self.table.metric.map(_variable), sort=False):
+            step, since = lines.step.max(), lines.since.min()
+            at = variable if pd.isna(step) else f"{variable} at step {step}, differs from step {since} on"
             known = lines[lines.n > 0]
             if known.empty:
                 yield f"{at}; no row has a number in both"
@@ -66,9 +68,10 @@ class Difference:
             by_chance = (1 - known.coverage).sum()
             yield f"{at}; the interval leaves out 0 at {n_apart} of {len(known)} places (by chance {by_chance:.1f})"
             far = known.loc[known["median"].abs().idxmax()]
-            place = " at " + ", ".join(f"{name}={far[name]:g}" for name in places) if places else ""
+            where = ", ".join([far.metric] * (far.metric != variable) + [f"{name}={far[name]:g}" for name in places])
             interval = f"[{far.low:+.3g}, {far.high:+.3g}] ({far.coverage:.0%}, seeds: {far.n})"
-            yield f"  farthest{place}: {far.a:.4g} -> {far.b:.4g}, by {far['median']:+.3g} {interval}"
+            where = f" at {where}" if where else ""
+            yield f"  farthest{where}: {far.a:.4g} -> {far.b:.4g}, by {far['median']:+.3g} {interval}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +229,11 @@ def _apart(a_S: np.ndarray, b_S: np.ndarray) -> dict[str, float]:
     a_S, b_S = a_S[known_S], b_S[known_S]
     medians = {"a": np.median(a_S), "b": np.median(b_S), "median": np.median(b_S - a_S)}
     return counts | medians | statistics.median_interval(b_S - a_S)._asdict()
+
+
+def _variable(metric: str) -> str:
+    """Of `norm.size[query]` it is `norm.size`."""
+    return metric.split("[")[0]
 
 
 def _list(values: Sequence) -> str:

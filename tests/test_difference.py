@@ -83,6 +83,7 @@ def test_distance_is_of_equal_rows_and_its_interval_over_their_seeds(write):
         "weight_decay: only in B 7",
     ]
     assert {"train_loss", "grad_norm"} <= {*one.same}
+    assert "equal at every step: train_loss, grad_norm\n" in str(found)
     lines = found.table[found.table.metric == "odd.accuracy"]
     assert len(lines) == 4 and {*lines.step} == {16} and {*lines.since} == {8} and {*lines.n} == {6}
     for _, line in lines.iterrows():

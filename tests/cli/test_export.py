@@ -38,4 +38,4 @@ def test_diff_says_what_differs(root, run, capsys):
     run("diff", str(root / "a"), str(root / "b"))
     said = capsys.readouterr().out
     assert said.splitlines()[:2] == ["settings:", "  config.data_seed: 5 -> 6"]
-    assert "12 rows in both" in said and "equal at every step: train_loss, grad_norm, odd.accuracy" in said
+    assert "12 rows in both" in said and "equal at every step: train_loss, grad_norm, odd.accuracy, odd.share\n" in said

@@ -3,8 +3,10 @@
 import importlib
 import json
 import re
+import shutil
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -136,6 +138,19 @@ def test_export_replaces_a_file_and_lies_in_the_workdir_unless_told(trained, tmp
     assert pd.read_csv(first).row.unique().tolist() == [0]
     assert [path.name for path in first.parent.iterdir()] == ["table.csv"]  # nothing temporary stays
     assert lab.load(trained / "b").sizes["row"] == 5
+
+
+def test_what_the_page_shows_is_the_median_over_seeds_at_the_last_step(trained, tmp_path, monkeypatch):
+    page = (Path(lab.__file__).parents[1] / "docs" / "numbers.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "a", "runs/wide")
+    *lines, shown = block.replace("ood.accuracy", "odd.accuracy").strip().splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    medians = eval(shown, names)
+    expected = lab.load("runs/wide")["odd.accuracy"].isel(step=-1, learning_rate=0).median("seed")
+    np.testing.assert_allclose(medians, expected.transpose("weight_decay", "gamma"), rtol=1e-6)
 
 
 # --- datasets ---
