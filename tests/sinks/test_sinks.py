@@ -208,8 +208,10 @@ def read_trackio(place, name):
 
 def read_wandb(place, name):
     """Out of a LevelDB log of protobuf records, which is what `wandb sync` reads."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # its service may still be writing
     for file in place.glob("wandb/offline-run-*/*.wandb"):
         content, at, record, records = file.read_bytes(), 7, b"", []
         while at < len(content):
