@@ -8,7 +8,7 @@ from lab.sinks.table import Table
 
 
 def write(table: Table, place: Path) -> None:
-    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, save_code=False)
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, save_code=False, disable_git=True)
     offline = {"project": table.name, "mode": "offline", "dir": str(place), "settings": settings}
     offline["reinit"] = "create_new"  # a run that this process has begun goes on
     for run in table.runs():
