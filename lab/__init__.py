@@ -11,3 +11,17 @@ def load(workdir, variant=None):
     from lab.disk.load import load
 
     return load(workdir, variant)
+
+
+def export(workdir, to, out=None, rows=None, metrics=None, variants=None):
+    """See `lab.sinks.export`."""
+    from lab.sinks import export
+
+    return export(workdir, to, out, rows, metrics, variants)
+
+
+def diff(a, b):
+    """See `lab.difference.diff`."""
+    from lab.difference import diff
+
+    return diff(a, b)

@@ -34,6 +34,8 @@ TOP = {
     "experiment": "experiment",
     "families": "experiment",
     "runs": "runs",
+    "series": "runs",
+    "difference": "runs",
     "claims": "runs",
     "__main__": "cli",
 }
@@ -55,6 +57,7 @@ ALLOWED = {
     "report": {"values", "runs", "analysis"},
 }
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
+ALLOWED["sinks"] = {"values", "disk", "runs"}
 ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "engine"}
 ALLOWED["stages"] |= {"measuring", "runs", "report", "studies"}
 ALLOWED["cli"] = {*ALLOWED, "configs"}

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
+from lab import sinks
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake."""
@@ -37,6 +39,11 @@ def row_ranges(text: str) -> tuple[range, ...]:
     return tuple(range(pair[0], pair[-1] + 1) for pair in ends)
 
 
+def rows(text: str) -> tuple[range, ...] | str:
+    """For argparse: `row_ranges`, or `all`."""
+    return text if text == "all" else row_ranges(text)
+
+
 def sequences(text: str) -> int | str:
     """For argparse: a number above 0, or `all`."""
     return text if text == "all" else positive(int)(text)
@@ -44,6 +51,7 @@ def sequences(text: str) -> int | str:
 
 sequences.__name__ = "number of sequences, or `all`,"
 row_ranges.__name__ = "list of rows, e.g. 0,3,8-11,"
+rows.__name__ = f"{row_ranges.__name__} or `all`,"
 
 
 def expand(ranges: tuple[range, ...], n_rows: int) -> tuple[int, ...]:
@@ -132,6 +140,20 @@ PRUNING = {
     "--dry-run": {"action": "store_true", "help": "say what would go, drop nothing"},
 }
 PARTIAL = {"--partial": {"action": "store_true", "help": "of what is trained and analyzed so far; the rest is open"}}
+EXPORTED = {
+    "--to": {"required": True, "choices": tuple(sinks.SINKS), "help": "what it is for; wandb stays offline"},
+    "--rows": {
+        "type": rows,
+        "metavar": "I,J-K|all",
+        "help": f"only these, from 0, as in grid.json; trackers get {sinks.RUNS} at most unasked, a run each",
+    },
+    "--metrics": {
+        "metavar": "NAMES",
+        "help": "comma-separated: variables, splits, measurements (default: all, not large)",
+    },
+    "--out": {"metavar": "PLACE", "help": "file or folder, of trackio the project (default: in the workdir's export)"},
+}
+COMPARED = {side: {"type": Path, "metavar": side.upper(), "help": "a folder of results"} for side in ("a", "b")}
 WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
 FORMAT = {
     "--json": {"action": "store_true", "help": "as JSON"},
@@ -152,6 +174,14 @@ COMMANDS = {
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
     "report": Command("evaluate the claims of a workdir and write its report", PARTIAL),
     "verify": Command("check every file of a workdir and say what is damaged"),
+    "export": Command("write the numbers of a workdir for another tool", EXPORTED | ONLY, computes=False),
+    "diff": Command(
+        "what differs between two trainings, or studies, and how far their metrics are apart",
+        COMPARED,
+        "none",
+        False,
+        False,
+    ),
     "prune": Command("drop checkpoints and snapshots by rule; what training and measuring need stays", PRUNING),
     "verify-row": Command("train one row again, alone, and say how far it is from what the grid left", ROW),
     "reproduce": Command(

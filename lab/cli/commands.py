@@ -100,10 +100,8 @@ def _status(args, config_args) -> None:
 
 
 def _analyze(args, config_args) -> None:
-    from lab.disk.workdir import variants_in
-
     names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
-    rows = args.rows and arguments.expand(args.rows, max(len(work.grid) for work in variants_in(args.workdir).values()))
+    rows = args.rows and _rows(args)
     _measure(args.workdir, names, variants, snapshots=args.snapshots, rows=rows, n=args.n, precision=args.precision)
 
 
@@ -140,6 +138,21 @@ def _verify(args, config_args) -> None:
             print(line)
     print("\n".join(found) or f"{args.workdir}: everything is as it was written")
     sys.exit(1 if found else 0)
+
+
+def _export(args, config_args) -> None:
+    from lab import sinks
+
+    metrics, variants = (words if words is None else words.split(",") for words in (args.metrics, args.variants))
+    rows = args.rows if args.rows in (None, "all") else _rows(args)
+    place = sinks.export(args.workdir, args.to, args.out, rows, metrics, variants, say=print)
+    print(f"written: {place}; look at it with {sinks.SINKS[args.to].then.format(place=str(place))}")
+
+
+def _diff(args, config_args) -> None:
+    from lab import difference
+
+    print(difference.diff(args.a, args.b))
 
 
 def _prune(args, config_args) -> None:
@@ -193,6 +206,13 @@ def _claims(args, config_args) -> None:
     print(json.dumps(rows, indent=1) if args.json else text)
 
 
+def _rows(args) -> tuple[int, ...]:
+    """The rows asked for, of all trainings in the workdir."""
+    from lab.disk.workdir import variants_in
+
+    return arguments.expand(args.rows, max(len(work.grid) for work in variants_in(args.workdir).values()))
+
+
 def _measure(workdir: Path, *chosen, **scope) -> list[str]:
     from lab import stages
 
@@ -229,6 +249,8 @@ COMMANDS = {
     "analyze": _analyze,
     "report": _report,
     "verify": _verify,
+    "export": _export,
+    "diff": _diff,
     "prune": _prune,
     "verify-row": _verify_row,
     "reproduce": _reproduce,

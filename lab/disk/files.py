@@ -4,6 +4,7 @@ A JSON file holds a hash of its content, an npz file one of its bytes. An npz fi
 belongs to: reading it in the folder of another training is refused.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,24 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         remove(temporary)
         raise SaveError(f"{path}: could not be written ({reason(error)})") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Gives a temporary place that takes the name `path` when the block ends; nothing is left of it if that raises.
+
+    Raises:
+      SaveError: it could not be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise SaveError(f"{path}: could not be written ({reason(error)})") from error
+    finally:
+        remove(temporary)
 
 
 def link(place: Path, target: Path) -> None:

@@ -69,6 +69,8 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     ("claims --markdown", "--markdown: the table of a --workdir, and not together with --json"),
     ("claims W --markdown --json", "--markdown: the table of a --workdir, and not together with --json"),
     ("report W --partial", "no training here"),
+    ("export W --to=csv", "no training here"),
+    ("export W --to=csv --rows=0-3", "no training here"),
     ("prune W --keep-checkpoints=1", "no training here"),
     ("prune W", "what may go\\? --keep-checkpoints=N, --keep-snapshots=log or --keep-snapshots=last, or both"),
     (f"train {SMALL} W --config.task.family=mine:Task", "task.family='mine:Task': No module named 'mine'"),
@@ -90,6 +92,10 @@ def test_mistake_earns_one_line_that_says_what_would_do(tmp_path, refusal, typed
         (f"train {SMALL}", "--workdir"),
         ("reproduce", "study"),
         ("reproduc", "reproduce"),
+        ("export w --to=exel", r"--to: invalid choice: 'exel' \(choose from"),
+        ("export w", "required: --to"),
+        ("export w --to=csv --rows=al", r"--rows: invalid list of rows, e\.g\. 0,3,8-11, or `all`, value: 'al'"),
+        ("diff w", "required: B"),
         ("analyze w --n=al", r"--n: invalid number of sequences, or `all`, value: 'al'"),
         ("analyze w --n=0", r"--n: invalid number of sequences"),
         ("prune w --keep-snapshots=some", r"--keep-snapshots: invalid choice: 'some'"),
@@ -139,6 +145,8 @@ def test_every_command_is_a_function_and_takes_what_it_says():
         words = ["x"] if "study" in command.options else []
         words += ["--cluster=local"] if "--cluster" in command.options else []
         words += ["--row=1"] if "--row" in command.options else []
+        words += ["--to=csv"] if "--to" in command.options else []
+        words += ["x", "y"] if "a" in command.options else []
         words += ["--workdir=w"] if command.workdir != "none" else []
         args, rest = arguments.parser().parse_known_args([name, *words])
         assert (args.command == name and rest == [] and {"--config"} <= set(args.known)) or not command.takes_config

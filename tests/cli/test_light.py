@@ -59,6 +59,7 @@ def root(tmp_path, monkeypatch):
     [
         ("--help", "COMMAND"),
         ("train --help", "--workdir"),
+        ("export --help", "tensorboard"),
         ("list", "composition  "),
         ("list composition", "--preset=cpu    Minutes\n                  decides all claims\n"),
         ("claims", "Z1   It is so\n     needs: share at least 0.5"),

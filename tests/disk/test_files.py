@@ -195,3 +195,15 @@ def test_what_is_set_aside_replaces_what_was_set_aside_before(tmp_path):
     assert (tmp_path / "damaged-4.npz").read_text() == "two"
     files.set_aside(tmp_path / "4.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged-4.npz"] and (tmp_path / "damaged-4.npz").is_dir()
+
+
+def test_file_that_another_tool_writes_takes_its_name_when_complete_or_leaves_what_was_there(tmp_path):
+    place = tmp_path / "new" / "table"
+    with files.writing(place) as temporary:
+        temporary.write_text("whole")
+        assert not place.exists()
+    with pytest.raises(UnicodeEncodeError), files.writing(place) as temporary:
+        temporary.write_text("half \ud800", encoding="utf-8")
+    with pytest.raises(files.SaveError, match="table: could not be written"), files.writing(place):
+        raise OSError("no space")
+    assert [path.name for path in place.parent.iterdir()] == ["table"] and place.read_text() == "whole"

@@ -1,0 +1,101 @@
+"""What `lab.load` gives as plain series: one number a row of the grid, over training steps."""
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from lab.runs import TIMES
+
+MOST = 64  # numbers of one variable at one step of one row that become series without being asked for by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One number a row.
+
+    Attributes:
+      values: (T, R), or (R,) of what has no time.
+      steps: (T,) optimizer steps that a row had taken, ascending; None: no time.
+    """
+
+    values: np.ndarray
+    steps: np.ndarray | None = None
+
+    def at(self, steps_N: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """(rows, N): the numbers at these steps; NaN at a step that the series does not have."""
+        if self.steps is None:
+            return np.repeat(self.values[list(rows)][:, None], len(steps_N), axis=1)
+        _, places, own = np.intersect1d(steps_N, self.steps, return_indices=True)
+        found = np.full((len(rows), len(steps_N)), np.nan, self.dtype)
+        found[:, places] = self.values[np.ix_(own, list(rows))].T
+        return found
+
+    def last(self) -> np.ndarray:
+        """(R,): the numbers at the last step at which any row has one."""
+        if self.steps is None:
+            return self.values
+        (measured,) = np.nonzero(~np.isnan(self.values).all(axis=1))
+        return self.values[measured[-1] if measured.size else -1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 or float64, which hold every number and NaN; of what has no time its own."""
+        if self.steps is None:
+            return self.values.dtype
+        return np.dtype(np.float32 if self.values.dtype == np.float32 else np.float64)
+
+
+def of(dataset: xr.Dataset, names: Iterable[str] | None = None) -> tuple[dict[str, Series], dict[str, int]]:
+    """The variables of a dataset of `lab.load`, as it was loaded; no number is copied.
+
+    A variable with further dimensions becomes a series for each place in them, `rank.stable[block_0/attn/query]`.
+
+    Args:
+      names: of variables, or of splits and measurements (what stands before the dot); None: all but those with more
+        than `MOST` numbers a row and step. `diverged_at` is always among them.
+
+    Returns:
+      The series by name, and the variables that were left out for their size, with their numbers a row and step.
+
+    Raises:
+      ValueError: a name that the dataset does not have.
+    """
+    axes = dataset["diverged_at"].dims
+    found, left_out = {}, {}
+    for name in chosen(dataset, names):
+        variable = dataset[name]
+        (time,) = [dim for dim in variable.dims if dim in TIMES] or [None]
+        before = () if time is None else (time,)
+        others = [dim for dim in variable.dims if dim not in (*axes, *before)]
+        size = int(np.prod([variable.sizes[dim] for dim in others]))
+        if names is None and size > MOST:
+            left_out[name] = size
+            continue
+        values = variable.transpose(*before, *axes, *others).values
+        values = values.reshape(*values.shape[: len(before)], -1, size)
+        steps = None if time is None else dataset[time].values
+        labels = itertools.product(*(dataset[dim].values.tolist() for dim in others))  # a dim without labels counts
+        for i, label in enumerate(labels):
+            found[f"{name}[{','.join(map(str, label))}]" if others else name] = Series(values[..., i], steps)
+    return found, left_out
+
+
+def chosen(dataset: xr.Dataset, names: Iterable[str] | None) -> list[str]:
+    there = [str(name) for name in dataset.data_vars if name != "diverged_at"]
+    if names is None:
+        return ["diverged_at", *there]
+    known = {name: [name] for name in there}
+    for name in there:
+        known.setdefault(name.split(".")[0], []).append(name)
+    chosen = ["diverged_at"]
+    for name in names:
+        if name not in known and name != "diverged_at":
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"no metric {name!r}: {hint}There are {', '.join(there)}")
+        chosen += known.get(name, [])
+    return list(dict.fromkeys(chosen))
