@@ -41,7 +41,7 @@ MODELS = {
 }
 OF_WEIGHTS = ("rank", "spectrum", "directions", "norm", "laziness")
 OF_LOSS = ("ntk", "sharpness", "density", "flatness", "noise", "learning_coefficient", "quantization", "subspace")
-OF_STREAM = ("focus", "heads", "lens", "tracing")
+OF_STREAM = ("focus", "heads", "head_cosines", "lens", "tracing")
 OFFERED = {
     "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges"},
     "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges"},
@@ -410,6 +410,19 @@ def test_attributed_parts_add_up_to_the_answers_logit(standard_promotion):
     assert found["total"] == pytest.approx(logit_B.mean(), abs=4 * 8 * 10 * EPS)
     assert found["total_error"] == pytest.approx(logit_B.std(ddof=1) / N**0.5, abs=4 * 8 * 10 * EPS)
     assert (found["heads_error"] > 0).all() and (found["mlps_error"] > 0).all()
+
+
+def test_cosines_of_heads_are_of_their_own_weights(standard_promotion):
+    _, row, found = taken("transformer", "head_cosines")
+    attention = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), row.params["block_0"]["attn"])
+    query, key, value, out = (attention[name]["kernel"] for name in ("query", "key", "value", "out"))
+    part = [slice(4 * h, 4 * h + 4) for h in range(2)]
+    for name, (one, two) in {
+        "qk": [query[:, h] @ key[:, h].T for h in part],
+        "ov": [value[:, h] @ out[h] for h in part],
+    }.items():
+        expected = np.sum(one * two) / np.linalg.norm(one) / np.linalg.norm(two)
+        np.testing.assert_allclose(found[name], [[[1, expected], [expected, 1]]], rtol=0, atol=200 * EPS)
 
 
 # --- other people's models ---

@@ -62,6 +62,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "subspace": (loss.subspace, (cross_entropy,)),
     "focus": (attention.attention, (transformer,)),
     "heads": (attention.head_scores, (transformer,)),
+    "head_cosines": (attention.head_cosines, (transformer,)),
     "lens": (attention.logit_lens, (transformer,)),
     "tracing": (attention.tracing, (transformer,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
