@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lab import models
+from lab.analysis import complexity, condensation, heads, laziness, rank, sharpness
+from lab.measuring import catalogue
 from lab.models import Transformer, acts, pretrained
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -93,3 +95,23 @@ def test_activations_beside_transformer_lens_are_those_there_are():
     params = jax.eval_shape(lambda key: models.init(model, key, tokens), jax.random.key(0))
     _, there = jax.eval_shape(lambda params: models.forward(model, params, tokens), params)
     assert sorted(there) == sorted(name.replace("block_i", "block_0") for name in said)
+
+
+ANCHORS = table(ANALYSIS.read_text(), "| measure | anchor | answer |")
+COMPUTED = {words[0]: words[1:] for words in ANCHORS if not words[2].startswith("`tests/")}
+
+
+@pytest.mark.parametrize("measure", COMPUTED)
+def test_anchor_has_the_answer_that_the_page_gives(measure):
+    line, answer = COMPUTED[measure]
+    modules = (complexity, condensation, heads, laziness, rank, sharpness)
+    names = {module.__name__.rsplit(".", 1)[-1]: module for module in modules}
+    names |= {"jax": jax, "jnp": jnp, "key": jax.random.key(0)}
+    with jax.numpy_dtype_promotion("standard"):  # as users have it
+        found = jax.jit(lambda: eval(line.strip("`"), names))()  # the page's own line
+    assert float(found) == pytest.approx(float(answer), rel=1e-4)
+
+
+def test_every_measure_of_the_catalogue_has_an_anchor():
+    anchored = {re.match(r"`?(\w+)", row[0])[1] for row in ANCHORS}
+    assert set(catalogue.CATALOGUE) <= anchored
