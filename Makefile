@@ -1,12 +1,16 @@
 # `make demo` and `make test` are the two commands a newcomer needs; each installs what it needs, once.
 PYTHON ?= python3
 BIN := .venv/bin
-WORKDIR ?= runs/composition-cpu
+PRESET ?= cpu
+WORKDIR ?= runs/composition-$(PRESET)
+# Pinned where the pins apply (Python 3.11); elsewhere the ranges of setup.cfg decide. `CONSTRAINTS=` takes the newest
+# versions everywhere, `CONSTRAINTS=constraints-lowest.txt` the lowest.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" * (sys.version_info[:2] == (3, 11)))')
 
 .PHONY: demo test lint clean
 
 demo: .venv/installed
-	$(BIN)/python -m lab reproduce composition --preset=cpu --workdir=$(WORKDIR)
+	$(BIN)/python -m lab reproduce composition --preset=$(PRESET) --workdir=$(WORKDIR)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
@@ -15,12 +19,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Pinned where the pins apply (Python 3.11); elsewhere the ranges of setup.cfg decide.
-.venv/installed: setup.cfg setup.py constraints.txt
+.venv/installed: setup.cfg setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --editable '.[test]' \
-	  $$($(BIN)/python -c 'import sys; print("--constraint=constraints.txt" * (sys.version_info[:2] == (3, 11)))')
+	$(BIN)/python -m pip install -qq --editable '.[test]' $(addprefix --constraint=,$(CONSTRAINTS))
 	touch $@
 
 clean:

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import linear, recurrent
 
-from lab import module, nnx_matrices, rng, tree
+from lab import layouts, module, nnx_matrices, rng, tree
+from lab.layouts import Layout
 
 # what Flax's layers call their leaves
 MATRICES = ("kernel", "embedding")
@@ -39,11 +40,13 @@ class Matrix(NamedTuple):
       group: as its module says; empty where the names decide.
       drawn: `unit`: by its layer, with std d_in^-1/2. `anew`: by us, from a normal distribution of that std, since its
         own initializer has another one or is unknown. `constant`: it does not depend on the key, and stays.
+      layout: which of its axes are the rows of a matrix; None: of more than two axes, and nothing says which.
     """
 
     d_in: int
     group: str
     drawn: str
+    layout: Layout | None
 
 
 class Owner(NamedTuple):
@@ -131,7 +134,9 @@ def _find(model: nn.Module, structure, inputs) -> Found:
     found = {}
     for name, n in d_in.items():
         drawn = "constant" if name in constant else "unit" if name in unit_drawn else "anew"
-        found[name] = Matrix(n, said["groups"].get(name, _group_of_layer(modules, name)), drawn)
+        projection = _projection(modules, name)
+        layout = _layout(owners.get(name), name, leaves[name].shape, said["fan_in"].get(name, n), projection)
+        found[name] = Matrix(n, said["groups"].get(name, PROJECTIONS.get(projection, "")), drawn, layout)
     return Found(found, {name: leaf.shape for name, leaf in leaves.items()}, constant)
 
 
@@ -207,12 +212,28 @@ def _n_axes(said) -> int:
     return 1 if isinstance(said, int) else len(said)
 
 
-def _group_of_layer(modules: Mapping, name: str) -> str:
-    """The group of a projection of Flax's attention, whatever that is called; else empty."""
+def _projection(modules: Mapping, name: str) -> str:
+    """`query`, `key`, `value` or `out` of Flax's attention, whatever that is called; else empty."""
     *path, projection, _ = ("", *name.split("/"))
     around = modules.get(tuple(path[1:]), ())
     attention = any(isinstance(layer, nn.MultiHeadDotProductAttention) for layer in around)
-    return PROJECTIONS.get(projection, "") if attention else ""
+    return projection if attention and projection in PROJECTIONS else ""
+
+
+def _layout(
+    owner: Owner | None, name: str, shape: tuple[int, ...], inputs: int | tuple[int, ...], projection: str
+) -> Layout | None:
+    """Of a matrix: by the axes its module names, else by its layer, else by its number of inputs."""
+    inside = shape if owner is None else owner.shape
+    if len(inside) < 2:
+        return None
+    if not isinstance(inputs, tuple) and owner is not None and _inputs(owner, name) is not None:
+        found = layouts.of_layer(owner.layer, inside, owner.subscripts.replace(" ", ""), projection)
+    elif name.endswith("embedding") and len(inside) == 2:
+        found = layouts.by_name(name, inside)
+    else:
+        found = layouts.of_inputs(inputs, inside)
+    return found and layouts.stacked(found, inside, shape)
 
 
 def _words(modules: Mapping, leaves: Mapping, attribute: str) -> dict:

@@ -162,6 +162,7 @@ METHODS = {
 ACTING = {
     "lab.engine.progress": {"tqdm.write"},  # lines, beside the bars that `tqdm` draws
     "lab.engine.numerics": {"jax.config.update"},  # and undoes it
+    "lab.engine.program_cache": {"jax.config.update"},  # where JAX keeps compiled programs
     "lab.text.notes": {"print"},  # what a user should know of the text that was read
 }
 WRITERS = {
@@ -169,6 +170,7 @@ WRITERS = {
     "lab.disk.store",  # folders of saves, renamed into place
     "lab.disk.metrics",  # deletes chunks that will be written again
     "lab.disk.lock",
+    "lab.engine.program_cache",
     "lab.report.page",
     "lab.text.corpus",  # a cache of text
     "lab.text.hub",

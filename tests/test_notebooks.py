@@ -1,12 +1,15 @@
 """The notebooks run from top to bottom, at smoke size."""
 
+import importlib.util
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -25,3 +28,15 @@ def test_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch, quick
 def test_notebook_is_committed_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_opens_with_its_minutes_and_installs_from_the_one_address(path):
+    spec = importlib.util.spec_from_file_location("install", FOLDER / "install.py")
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    title, first = nbformat.read(path, as_version=4).cells[:2]
+    assert title.cell_type == "markdown" and re.search(
+        r"\*\*Takes\*\* about \d+ minutes? on two CPU cores", title.source
+    )
+    assert first.cell_type == "code" and first.source == install.cell(), "python notebooks/install.py"

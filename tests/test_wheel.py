@@ -1,5 +1,6 @@
 """An installed wheel works without the checkout: nothing that is needed stays behind."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -29,14 +30,19 @@ def wheel(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    """The Python of an environment with the wheel and this one's dependencies, which does not see the checkout."""
-    folder = tmp_path_factory.mktemp("venv")
+def environment_without_the_package(folder):
+    """The Python of an environment with this one's dependencies, which does not see the checkout."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    return python
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The Python of an environment with the wheel and this one's dependencies."""
+    python = environment_without_the_package(tmp_path_factory.mktemp("venv"))
     install = ["--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True)
     return python
@@ -62,3 +68,21 @@ def test_commands_run_elsewhere(installed, tmp_path, quick_flags, words):
     assert "composition" in done.stdout
     where = [installed, "-c", "import lab; print(lab.__file__)"]
     assert str(ROOT) not in subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+
+
+def test_first_cell_of_the_notebooks_installs_the_wheel_without_a_network_and_prints_the_devices(wheel, tmp_path):
+    python = environment_without_the_package(tmp_path / "venv")
+    notebook = json.loads(next((ROOT / "notebooks").glob("*.ipynb")).read_text())
+    cell = "".join(next(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"))
+    there = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    offline = {"LAB_SOURCE": str(wheel), "PIP_NO_INDEX": "1", "PATH": "/nowhere", "JAX_PLATFORMS": "cpu"}
+    for _ in range(2):  # the second time there is nothing to install
+        done = subprocess.run(
+            [python, "-c", f"{cell}\nimport lab; print(lab.__file__)"],
+            cwd=tmp_path, env=there | offline, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        *devices, file = done.stdout.splitlines()
+        assert devices and all("cpu" in device.lower() for device in devices)
+        assert Path(file).is_relative_to(tmp_path / "venv")
+        offline["LAB_SOURCE"] = "/nowhere"

@@ -12,46 +12,50 @@ import numpy as np
 import xarray as xr
 from jax.scipy.special import logsumexp
 
-from lab.analysis.rank import matrix_names, singular_values
+from lab.analysis.rank import singular_values
 from lab.analysis.scale import by_peak
 from lab.analysis.statistics import resamples
+from lab.analysis.weights import Layouts, matrix_names, weight_matrices
 from lab.models import EmbMLP, Transformer, TwoLayerMLP
-from lab.tree import named_leaves
 
 CHAINS = {TwoLayerMLP: ("in", "out"), EmbMLP: ("embed", "in", "head")}
 COEFFICIENTS = ("spearman", "kendall")
 CONTROLS = ("none", "knobs")
 
 
-def norms(params) -> dict:
-    """Log-norms of the M weight matrices, in the order of `lab.analysis.rank.matrix_names`.
+def norms(params, layouts: Layouts | None = None) -> dict:
+    """Log-norms of the M weight matrices, in the order of `lab.analysis.weights.matrix_names`, as its arguments.
 
     Returns:
       `log_spectral` (M) and `log_frobenius` (M): log |W|_2 and log |W|_F of each.
       `log_spectral_product` and `log_frobenius_product`: their sums (Bartlett et al. 2017, eq. 1.2 without margin and
         distance; Neyshabur et al. 2015, with p = q = 2).
-      `log_frobenius_whole`: log of the norm of all matrices as one vector.
+      `log_frobenius_whole`: log of the norm of all matrices as one vector. In these three a head counts once, as part
+        of its kernel.
     """
-    matrices = _matrices(params)
-    log_spectral_M = jnp.stack([_log_norm(matrix, lambda m: singular_values(m)[0]) for matrix in matrices])
-    log_frobenius_M = jnp.stack([_log_norm(matrix, jnp.linalg.norm) for matrix in matrices])
+    matrices = weight_matrices(params, layouts)
+    log_spectral_M = _stack(matrices, lambda m: _log_norm(m, lambda scaled: singular_values(scaled)[0]))
+    log_frobenius_M = _stack(matrices, lambda m: _log_norm(m, jnp.linalg.norm))
+    whole = _wholes(params, layouts)
     return {
         "log_spectral": log_spectral_M,
         "log_frobenius": log_frobenius_M,
-        "log_spectral_product": jnp.sum(log_spectral_M),
-        "log_frobenius_product": jnp.sum(log_frobenius_M),
-        "log_frobenius_whole": _log_root_of_squares(log_frobenius_M),
+        "log_spectral_product": jnp.sum(whole(log_spectral_M)),
+        "log_frobenius_product": jnp.sum(whole(log_frobenius_M)),
+        "log_frobenius_whole": _log_root_of_squares(whole(log_frobenius_M)),
     }
 
 
-def distance(params, initial) -> dict:
+def distance(params, initial, layouts: Layouts | None = None) -> dict:
     """How far the M weight matrices moved: `log_distance` (M), log |W - W_0|_F, and `log_distance_whole` of all.
 
     The subtraction rounds to eps |W|: a shorter way than that is noise.
     """
-    moved = [matrix - start for matrix, start in zip(_matrices(params), _matrices(initial), strict=True)]
-    log_distance_M = jnp.stack([_log_norm(matrix, jnp.linalg.norm) for matrix in moved])
-    return {"log_distance": log_distance_M, "log_distance_whole": _log_root_of_squares(log_distance_M)}
+    start = weight_matrices(initial, layouts)
+    moved = {name: matrix - start[name] for name, matrix in weight_matrices(params, layouts).items()}
+    log_distance_M = _stack(moved, lambda m: _log_norm(m, jnp.linalg.norm))
+    whole = _wholes(params, layouts)
+    return {"log_distance": log_distance_M, "log_distance_whole": _log_root_of_squares(whole(log_distance_M))}
 
 
 def log_path_norm(model, params):
@@ -165,9 +169,15 @@ def rank_correlations(x_N, y_N, stratum_N, cluster_N, counts_BxS) -> np.ndarray:
         return np.stack([of(x, y) / np.sqrt(of(x, x) * of(y, y)) for of, (x, y) in products])
 
 
-def _matrices(params) -> list:
-    leaves = named_leaves(params)
-    return [leaves[name] for name in matrix_names(params)]
+def _stack(matrices: Mapping, function):
+    return jnp.stack([function(matrix) for matrix in matrices.values()])
+
+
+def _wholes(params, layouts: Layouts | None):
+    """A function that takes the values (M) of matrices and gives those of which none is a head of another."""
+    names, wholes = matrix_names(params, layouts), set(matrix_names(params, layouts, heads=False))
+    places = np.array([i for i, name in enumerate(names) if name in wholes])
+    return lambda values_M: values_M if len(places) == len(names) else values_M[places]
 
 
 def _log_norm(matrix, norm):

@@ -66,6 +66,28 @@ def head_scores(pattern_BxHxQxL, tokens_BxL) -> dict[str, Estimate]:
     return {name: edge_score(pattern_BxHxQxL, jax.vmap(edges)(tokens_BxL)) for name, edges in EDGES.items()}
 
 
+def cosines(first_NxHxDxK, second_NxHxKxD):
+    """cos(A_h B_h, A_g B_g), in [-1, 1], of every two heads of a layer: (N, H, H), from `rank.circuit_factors`.
+
+    Of their QK (OV) matrices as vectors: 1 means that two heads look for (write) the same, up to a factor; random heads
+    are within about 1 / D of 0. The products are not formed: <A_h B_h, A_g B_g> = sum of (A_h^T A_g) * (B_h B_g^T), in
+    O(H^2 D K^2). A zero head is at cosine 0 with every head. Exact up to rounding.
+    """
+    first, second = (factor / _peak(factor) for factor in (first_NxHxDxK, second_NxHxKxD))
+
+    def inner(one, other):
+        (a_DxK, b_KxD), (c_DxK, d_KxD) = one, other
+        return jnp.sum((a_DxK.T @ c_DxK) * (b_KxD @ d_KxD.T))
+
+    def of_layer(heads):
+        return jax.vmap(lambda one: jax.vmap(lambda other: inner(one, other))(heads))(heads)
+
+    inner_NxHxH = jax.vmap(of_layer)((first, second))
+    norm_NxH = jnp.sqrt(jnp.maximum(jnp.diagonal(inner_NxHxH, axis1=1, axis2=2), 0))
+    norms_NxHxH = norm_NxH[:, :, None] * norm_NxH[:, None]
+    return inner_NxHxH / jnp.where(norms_NxHxH == 0, 1, norms_NxHxH)
+
+
 def repeated_sequences(key, tokens_S, n: int, length: int):
     """tokens_Nx2L: `length` distinct tokens drawn from S, then the same again.
 
@@ -85,3 +107,9 @@ def repeated_sequences(key, tokens_S, n: int, length: int):
 def _positions(tokens_L):
     position_L = jnp.arange(tokens_L.size)
     return position_L[:, None], position_L[None]
+
+
+def _peak(factor_NxHxIxJ):
+    """The largest entry of every head, 1 of a zero one: squares of strongly decayed weights would underflow."""
+    peak_NxHx1x1 = jnp.max(jnp.abs(factor_NxHxIxJ), axis=(2, 3), keepdims=True)
+    return jnp.where(peak_NxHx1x1 == 0, 1, peak_NxHx1x1)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 
 from lab.analysis.condensation import split_heads, split_output_heads
-from lab.tree import named_leaves, stack
+from lab.analysis.weights import Layouts, weight_matrices
+from lab.tree import stack
 
 
 def singular_values(matrix):
@@ -44,20 +45,15 @@ def soft_ranks(s_K):
     }
 
 
-def matrix_names(params) -> list[str]:
-    """The M weight matrices of a parameter tree: paths of its 2-D kernels and embeddings, in tree order."""
-    return list(_matrices(params))
-
-
-def ranks(params):
-    """Every one of `soft_ranks` (M) of every weight matrix, in the order of `matrix_names`."""
-    found = [soft_ranks(singular_values(matrix)) for matrix in _matrices(params).values()]
+def ranks(params, layouts: Layouts | None = None):
+    """Every one of `soft_ranks` (M) of every weight matrix, in the order and with the arguments of `matrix_names`."""
+    found = [soft_ranks(singular_values(matrix)) for matrix in weight_matrices(params, layouts).values()]
     return stack(found)
 
 
-def spectra(params):
-    """Singular values (M, K) of every weight matrix, in the order of `matrix_names`; NaN after those a matrix has."""
-    values = [singular_values(matrix) for matrix in _matrices(params).values()]
+def spectra(params, layouts: Layouts | None = None):
+    """Singular values (M, K) of every weight matrix, as `ranks`; NaN after those that a matrix has."""
+    values = [singular_values(matrix) for matrix in weight_matrices(params, layouts).values()]
     longest = max(s_K.size for s_K in values)
     return jnp.stack([jnp.pad(s_K, (0, longest - s_K.size), constant_values=jnp.nan) for s_K in values])
 
@@ -136,11 +132,3 @@ def _nuclear(s_K):
     relative_K = _relative(s_K)
     norm = jnp.linalg.norm(relative_K)
     return jnp.sum(relative_K) / jnp.where(norm == 0, 1, norm)
-
-
-def _matrices(params) -> dict[str, jax.Array]:
-    return {
-        name: leaf
-        for name, leaf in named_leaves(params).items()
-        if leaf.ndim == 2 and name.split("/")[-1] in ("kernel", "embedding")
-    }

@@ -78,7 +78,7 @@ def _measurement(work: Workdir, name: str) -> xr.Dataset:
     coords = {"snapshot": np.array(header["snapshots"])} | {d: np.array(v) for d, v in header["coords"].items()}
     dataset = _dataset(variables, coords, work.grid)
     for output, unit in header["units"].items():
-        dataset[f"{name}.{output}"].attrs |= {"units": unit} | _sequences(work, header)
+        dataset[f"{name}.{output}"].attrs |= {"units": unit} | _sequences(work, header) | _left_out(header)
     return dataset
 
 
@@ -89,6 +89,11 @@ def _sequences(work: Workdir, header: dict) -> dict:
         return {}
     train_size = work.config.train_size if split == "train" else 0
     return {"split": split, "n_sequences": min(n, train_size or n)}
+
+
+def _left_out(header: dict) -> dict:
+    """What of the model a measurement does not cover."""
+    return {"left_out": ", ".join(header["left_out"])} if "left_out" in header else {}
 
 
 def _with_gaps(values, has):

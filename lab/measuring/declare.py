@@ -54,6 +54,7 @@ class Measure:
       n_asked: whether `n` is a number that the user named, in place of the measurement's own.
       stream: measurements that name the same one are given the same sequences; empty: its own.
       precision: `float32` or `float64`: the least it is taken in, whatever is asked for.
+      left_out: what of the model it does not cover though one might think so, for people.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Measure:
     n_asked: bool = False
     stream: str = ""
     precision: str = "float32"
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.snapshots not in SNAPSHOTS:

@@ -30,6 +30,7 @@ from lab.tasks import Batch
 BLOCK_ROWS = 16  # rows a vmap holds at once on an accelerator; on a CPU every core has its own, one at a time
 MATMUL = "highest"  # JAX's GPU default is TF32, too coarse for spectra and cosines
 WRITE_EVERY = 10.0  # seconds
+NO_MATRIX = "which axes are inputs is not said, or the model says that it is no matrix (see lab.matrices: fan_in)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,8 @@ def measure(
         progress.begin(work.path.name, total)
         for declared, rows_at in due:
             progress.doing(f"measuring {declared.name}")
+            if declared.left_out:
+                progress.say(f"{work.path}: {declared.name} leaves out {', '.join(declared.left_out)}: {NO_MATRIX}")
             _measure_rows(work, declared, selection.precision_for(declared), rows_at, progress)
         progress.end()
     return [declared.name for declared, _ in due]
@@ -288,6 +291,7 @@ def _identity(declared: Measure) -> dict:
         "units": dict(declared.units),
         "batch": [declared.split, declared.n, declared.stream],
         **({"n_asked": True} if declared.n_asked else {}),
+        **({"left_out": list(declared.left_out)} if declared.left_out else {}),
         "matmul": MATMUL,
         "code": fingerprint.fingerprint(declared.function),
         "version": lab.__version__,

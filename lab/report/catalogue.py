@@ -125,7 +125,7 @@ def _against_gamma(run: Run, target: str) -> Picture:
 
 def _spectrum(run: Run, target: str) -> Picture:
     values = _rows(run, target, "spectrum.matrix")
-    matrices = next(iter(values.values())).matrix.values.tolist()
+    matrices = [name for name in next(iter(values.values())).matrix.values.tolist() if "head " not in name]
     return Picture("spectrum", "Of every weight matrix.", measures.singular_spectra(values, matrices))
 
 

@@ -12,7 +12,7 @@ from synthetic import normal
 from lab import models
 from lab.analysis import complexity as module
 from lab.analysis.complexity import predictors, rank_correlations
-from lab.analysis.rank import matrix_names
+from lab.analysis.weights import matrix_names
 from lab.models import EmbMLP, Transformer, TwoLayerMLP
 from lab.tree import named_leaves
 

@@ -4,6 +4,7 @@ import pytest
 
 from lab.analysis.heads import (
     EDGES,
+    cosines,
     duplicate_token_edges,
     edge_score,
     head_scores,
@@ -98,3 +99,28 @@ def test_repeated_sequences_are_distinct_tokens_twice_and_uniform():
 def test_halves_longer_than_the_tokens_are_refused():
     with pytest.raises(ValueError, match="half of 6 distinct tokens cannot be drawn from 5"):
         repeated_sequences(jax.random.key(0), np.arange(5), 2, 6)
+
+
+def factors(seed, layers=2, heads=3, d=12, k=4):
+    draw = np.random.default_rng(seed)
+    return [draw.standard_normal((layers, heads, *shape)).astype(np.float32) for shape in ((d, k), (k, d))]
+
+
+def test_cosines_of_heads_are_those_of_the_dense_products_as_vectors():
+    first, second = factors(0)
+    flat_NxHxP = (first.astype(np.float64) @ second).reshape(2, 3, -1)
+    unit_NxHxP = flat_NxHxP / np.linalg.norm(flat_NxHxP, axis=-1, keepdims=True)
+    found = jax.jit(cosines)(first, second)
+    # sums of at most 12 x 16 terms of order one, relative to the norm
+    np.testing.assert_allclose(found, unit_NxHxP @ unit_NxHxP.transpose(0, 2, 1), rtol=0, atol=200 * EPS)
+
+
+def test_heads_of_one_matrix_are_at_cosine_one_whatever_their_basis_and_size_and_opposite_ones_at_minus_one():
+    first, second = factors(1)
+    turn = np.linalg.qr(np.random.default_rng(2).standard_normal((4, 4)))[0].astype(np.float32)
+    first[:, 1], second[:, 1] = 1e-25 * first[:, 0] @ turn, turn.T @ second[:, 0]
+    first[:, 2], second[:, 2] = -first[:, 0], second[:, 0]
+    first[1, 2] = 0  # a dead head
+    found = np.asarray(jax.jit(cosines)(first, second))
+    np.testing.assert_allclose(found[0], [[1, 1, -1], [1, 1, -1], [-1, -1, 1]], atol=200 * EPS)
+    np.testing.assert_allclose(found[1], [[1, 1, 0], [1, 1, 0], [0, 0, 0]], atol=200 * EPS)

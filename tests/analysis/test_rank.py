@@ -6,7 +6,8 @@ from synthetic import normal
 
 from lab import models
 from lab.analysis import rank as module
-from lab.analysis.rank import circuit_factors, matrix_names
+from lab.analysis.rank import circuit_factors
+from lab.analysis.weights import matrix_names, weight_matrices
 
 EPS = 2.0**-23  # float32
 stable_rank, effective_rank = jax.jit(module.stable_rank), jax.jit(module.effective_rank)
@@ -53,7 +54,7 @@ def small_tree():
             "attn": {"query": {"kernel": normal(1, 4, 6), "bias": normal(2, 6)}},
             "attn_norm": {"scale": normal(3, 4), "bias": normal(4, 4)},
         },
-        "scan": {"kernel": normal(5, 2, 4, 4)},  # not a matrix
+        "conv": {"kernel": normal(5, 2, 4, 4)},
         "head": {"kernel": normal(6, 4, 3)},
     }
 
@@ -147,12 +148,10 @@ def test_gaussian_matrix_has_the_participation_and_nuclear_ratio_of_marchenko_an
 def test_ranks_cover_every_matrix_in_the_order_of_its_names():
     params = small_tree()
     names = matrix_names(params)
-    assert names == ["block_0/attn/query/kernel", "embed/token/embedding", "head/kernel"]
+    assert names == ["block_0/attn/query/kernel", "conv/kernel", "embed/token/embedding", "head/kernel"]
     result, spectrum = ranks(params), spectra(params)
-    for i, name in enumerate(names):
-        matrix = params
-        for part in name.split("/"):
-            matrix = matrix[part]
+    for i, (name, matrix) in enumerate(weight_matrices(params).items()):
+        assert name == names[i]
         s_K = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
         p_K, q_K = s_K / s_K.sum(), s_K**2 / np.sum(s_K**2)
         expected = {

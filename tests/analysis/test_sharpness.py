@@ -179,6 +179,42 @@ def test_trace_of_a_diagonal_matrix_is_exact():
     np.testing.assert_allclose(error, 0, atol=bound)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def left_out_traces(matrix, scale, n_probes=N_PROBES):
+    keys = jax.random.split(jax.random.key(1), N_KEYS)
+    return jax.vmap(
+        lambda key: sharpness.trace_leave_one_out(lambda v_P: scale * (matrix @ v_P), matrix[0], key, n_probes)
+    )(keys)
+
+
+DECAYING = 2.0 ** -np.arange(P) * np.where(np.arange(P) % 3, 1, -1)  # of both signs
+
+
+def test_leave_one_out_trace_is_unbiased_and_its_error_bar_honest_and_far_shorter_than_hutchinsons():
+    matrix = symmetric(0, DECAYING)
+    value_N, bar_N = (np.asarray(part, np.float64) for part in left_out_traces(matrix, 1.0))
+    error_N = value_N - DECAYING.sum()
+    assert abs(error_N.mean()) < 4 * error_N.std() / np.sqrt(N_KEYS) + rounding(DECAYING)
+    assert 0.4 < np.sqrt(np.mean(bar_N**2) / np.mean(error_N**2)) < 2.5  # the values are not independent
+    # as many products of Hutchinson's: 2 N_PROBES + 1
+    hutchinson = 2 * (np.sum(matrix**2) - np.sum(np.diag(matrix) ** 2)) / (2 * N_PROBES + 1)
+    assert np.mean(error_N**2) < hutchinson / 1000
+
+
+@pytest.mark.parametrize("spectrum_P", [LOW_RANK, IDENTITY], ids=["low rank", "identity"])
+def test_leave_one_out_trace_is_exact_where_all_is_seen_or_all_directions_are_alike(spectrum_P):
+    value, error = left_out_traces(symmetric(1, spectrum_P), 1.0)
+    bound = P * 8 * EPS * np.abs(spectrum_P).sum()  # QR and P products of float32, each within a few roundings
+    np.testing.assert_allclose(value, spectrum_P.sum(), rtol=0, atol=bound)
+    np.testing.assert_allclose(error, 0, atol=bound)
+
+
+def test_leave_one_out_trace_of_tiny_curvature_is_as_good():
+    matrix = symmetric(0, SIGNED)
+    value, tiny = (left_out_traces(matrix, scale).value / scale for scale in (1.0, 1e-12))
+    np.testing.assert_allclose(tiny, value, rtol=0, atol=1e3 * EPS * np.abs(SIGNED).sum())
+
+
 def test_density_of_full_depth_has_every_eigenvalue_as_a_node():
     spectrum_P = np.linspace(-2, 3, P)
     node_SxM, weight_SxM = density(symmetric(0, spectrum_P), jax.random.key(0), 3, P)
@@ -235,6 +271,8 @@ def test_adams_edge_is_at_38_over_the_rate():
         lambda f, v, key: sharpness.extremes(f, v, key, 4, 3, 0.1),
         lambda f, v, key: sharpness.extremes(f, v, key, 1, P + 1, 0.1),
         lambda f, v, key: sharpness.trace(f, v, key, 0),
+        lambda f, v, key: sharpness.trace_leave_one_out(f, v, key, 1),
+        lambda f, v, key: sharpness.trace_leave_one_out(f, v, key, P // 2),
         lambda f, v, key: sharpness.density(f, v, key, 0, 3),
         lambda f, v, key: sharpness.density(f, v, key, 1, P + 1),
     ],

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,12 @@ from ml_collections import ConfigDict
 from lab import config as configs
 from lab import rng
 from lab.configs import composition
+from lab.disk import load
 from lab.engine import step as steps
 from lab.measuring import catalogue
 from lab.measuring.catalogue import attention, loss
 from lab.measuring.declare import Row
+from lab.measuring.run import _identity
 from lab.tree import named_leaves
 
 EPS = 2.0**-23  # float32
@@ -38,7 +41,7 @@ MODELS = {
 }
 OF_WEIGHTS = ("rank", "spectrum", "directions", "norm", "laziness")
 OF_LOSS = ("ntk", "sharpness", "density", "flatness", "noise", "learning_coefficient", "quantization", "subspace")
-OF_STREAM = ("focus", "heads", "lens", "tracing")
+OF_STREAM = ("focus", "heads", "head_cosines", "lens", "tracing")
 OFFERED = {
     "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges"},
     "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges"},
@@ -407,3 +410,67 @@ def test_attributed_parts_add_up_to_the_answers_logit(standard_promotion):
     assert found["total"] == pytest.approx(logit_B.mean(), abs=4 * 8 * 10 * EPS)
     assert found["total_error"] == pytest.approx(logit_B.std(ddof=1) / N**0.5, abs=4 * 8 * 10 * EPS)
     assert (found["heads_error"] > 0).all() and (found["mlps_error"] > 0).all()
+
+
+def test_cosines_of_heads_are_of_their_own_weights(standard_promotion):
+    _, row, found = taken("transformer", "head_cosines")
+    attention = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), row.params["block_0"]["attn"])
+    query, key, value, out = (attention[name]["kernel"] for name in ("query", "key", "value", "out"))
+    part = [slice(4 * h, 4 * h + 4) for h in range(2)]
+    for name, (one, two) in {
+        "qk": [query[:, h] @ key[:, h].T for h in part],
+        "ov": [value[:, h] @ out[h] for h in part],
+    }.items():
+        expected = np.sum(one * two) / np.linalg.norm(one) / np.linalg.norm(two)
+        np.testing.assert_allclose(found[name], [[[1, expected], [expected, 1]]], rtol=0, atol=200 * EPS)
+
+
+# --- other people's models ---
+
+
+class Filters(nn.Module):
+    """A convolution, attention by heads, a tensor whose inputs no axes name, and a table that is no matrix."""
+
+    fan_in = {"tensor": 8, "table": None}
+
+    @nn.compact
+    def __call__(self, tokens_BxL):
+        h = nn.Embed(VOCAB, 6)(tokens_BxL) + self.param("table", nn.initializers.normal(), (LENGTH, 6))[None]
+        h = nn.MultiHeadDotProductAttention(2, name="mixer")(nn.Conv(6, (3,), name="filters")(h))
+        h = h + jnp.sum(self.param("tensor", nn.initializers.normal(), (2, 3, 4)))
+        return nn.Dense(VOCAB, name="head")(h)
+
+
+OUT = (f"table {(LENGTH, 6)}", "tensor (2, 3, 4)")
+
+
+@pytest.mark.parametrize("name", ["rank", "spectrum", "directions", "norm"])
+def test_convolutions_and_heads_are_measured_and_what_is_no_matrix_is_said(name, standard_promotion):
+    made = dataclasses.replace(experiment(MODELS["emb_mlp"]), model=Filters())
+    build, _ = catalogue.CATALOGUE[name]
+    one, (module, traced) = build(made), row_of(made, 1)
+    assert one.left_out == OUT
+    ((_, names),) = one.coords.items()
+    assert {"filters/kernel", "mixer/query/kernel", "mixer/query/kernel[head 1]", "mixer/out/kernel[head 0]"} <= {
+        *names
+    }
+    found = jax.jit(of_row(one, module))(*traced)
+    filters = np.asarray(traced[0]["filters"]["kernel"], np.float64).reshape(18, 6)
+    unit = filters / np.linalg.norm(filters, axis=0)
+    s_K = np.linalg.svd(filters, compute_uv=False)
+    output, expected = {
+        "rank": ("stable", np.sum(s_K**2) / s_K[0] ** 2),
+        "spectrum": ("matrix", s_K[0]),
+        "directions": ("mean_absolute_cosine", (np.abs(unit.T @ unit).sum() - 6) / 30),
+        "norm": ("log_frobenius", np.log(np.linalg.norm(filters))),
+    }[name]
+    values = np.asarray(found[output][names.index("filters/kernel")])
+    # sums of 108 terms and an SVD, each within some ten roundings of its largest term
+    assert values.ravel()[0] == pytest.approx(expected, rel=100 * EPS)
+
+
+def test_what_a_measurement_leaves_out_stands_beside_its_numbers(standard_promotion):
+    made = dataclasses.replace(experiment(MODELS["emb_mlp"]), model=Filters())
+    header = _identity(catalogue.CATALOGUE["rank"][0](made))
+    assert header["left_out"] == [*OUT] and load._left_out(header) == {"left_out": ", ".join(OUT)}
+    assert "left_out" not in _identity(measures("emb_mlp")[1]["rank"])

@@ -23,6 +23,10 @@ def cross_entropy(experiment: Experiment) -> str | None:
     return None if task.mean_loss is Task.mean_loss else f"it is of cross-entropy, and {task.__name__} has its own loss"
 
 
+def weight_matrices(experiment: Experiment) -> str | None:
+    return None if weights.layouts(experiment) else f"{type(experiment.model).__name__} has no weight matrix"
+
+
 def transformer(experiment: Experiment) -> str | None:
     if isinstance(experiment.model, models.Transformer):
         return None
@@ -43,10 +47,10 @@ def few_edges(experiment: Experiment) -> str | None:
 
 # name -> its builder, and what it requires, asked in this order
 CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, ...]]] = {
-    "rank": (weights.ranks, ()),
-    "spectrum": (weights.spectra, ()),
-    "directions": (weights.directions, ()),
-    "norm": (weights.norms, ()),
+    "rank": (weights.ranks, (weight_matrices,)),
+    "spectrum": (weights.spectra, (weight_matrices,)),
+    "directions": (weights.directions, (weight_matrices,)),
+    "norm": (weights.norms, (weight_matrices,)),
     "laziness": (weights.lazy, ()),
     "ntk": (loss.tangent_kernel, (cross_entropy,)),
     "sharpness": (loss.sharp, (cross_entropy,)),
@@ -58,6 +62,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "subspace": (loss.subspace, (cross_entropy,)),
     "focus": (attention.attention, (transformer,)),
     "heads": (attention.head_scores, (transformer,)),
+    "head_cosines": (attention.head_cosines, (transformer,)),
     "lens": (attention.logit_lens, (transformer,)),
     "tracing": (attention.tracing, (transformer,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab import models, rng
-from lab.analysis import circuits, estimate, focus, heads, lens, patching
+from lab.analysis import circuits, estimate, focus, heads, lens, patching, rank
 from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
@@ -57,6 +57,17 @@ def head_scores(experiment: Experiment) -> Measure:
 
     units = errors(dict.fromkeys(heads.EDGES, "attention mass"))
     return Measure("heads", function, units, dict.fromkeys(units, ("layer", "head")))
+
+
+def head_cosines(experiment: Experiment) -> Measure:
+    """Cosines of every two heads of a layer: of what they look for (QK) and of what they write (OV)."""
+
+    def function(row):
+        factors = rank.circuit_factors(row.params, row.model.n_heads)
+        return {name: heads.cosines(*pair) for name, pair in factors.items()}
+
+    dims = {name: ("layer", "head", "other_head") for name in ("qk", "ov")}
+    return Measure("head_cosines", function, dict.fromkeys(dims, "cosine"), dims)
 
 
 def logit_lens(experiment: Experiment) -> Measure:
