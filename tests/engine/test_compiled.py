@@ -17,6 +17,11 @@ from lab.engine.sweep import Options
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 
+@pytest.fixture(autouse=True)
+def remembers_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def programs_compiled():
     """Names of the programs that XLA is given, as they come; an operation outside of any is one of its own."""
@@ -88,9 +93,8 @@ def test_what_cannot_be_traced_is_refused_whenever_it_is_asked_for(echo):
 
 
 @pytest.fixture
-def rates(monkeypatch, tmp_path):
+def rates(monkeypatch):
     """What measuring would find, and the widths that were measured."""
-    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
     found, asked = {1: 100.0, 2: 150.0, 4: 140.0, 8: 500.0}, []
     monkeypatch.setattr(widths, "rate", lambda *program: asked.append(program[-1]) or (found[program[-1]], 1))
     return asked
