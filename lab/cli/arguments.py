@@ -185,7 +185,11 @@ COMMANDS = {
     "prune": Command("drop checkpoints and snapshots by rule; what training and measuring need stays", PRUNING),
     "verify-row": Command("train one row again, alone, and say how far it is from what the grid left", ROW),
     "reproduce": Command(
-        "train, analyze and report a study, skipping what is done", STUDY | ONLY | EXACT, "optional", takes_config=True
+        "train, analyze and report a study, skipping what is done",
+        STUDY | ONLY | EXACT,
+        "optional",
+        takes_config=True,
+        computes=False,  # not where nothing is to be done
     ),
     "claims": Command("the claims table: of a workdir, or what the studies claim", FORMAT, "optional", computes=False),
 }

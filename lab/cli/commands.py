@@ -1,12 +1,13 @@
 """The commands, by name. What a command does not need it does not import: `lab --help` and mistakes are instant."""
 
+import contextlib
 import functools
 import json
 import sys
 import time
 from pathlib import Path
 
-from lab.cli import arguments, config, devices
+from lab.cli import arguments, config, devices, unchanged
 
 WATCH_SECONDS = 3.0
 CLEAR = "\033[H\033[2J"  # of a terminal: to its first line, and nothing below
@@ -110,6 +111,13 @@ def _report(args, config_args) -> None:
 
 
 def _reproduce(args, config_args) -> None:
+    given = {name: value for name, value in vars(args).items() if name not in ("study", "workdir", "known")}
+    asked = [args.study, *config_args, *(f"{name}={value}" for name, value in sorted(given.items()))]
+    named = args.workdir or Path("runs") / f"{Path(args.study).stem}-{args.preset}"
+    if unchanged.is_done(named, asked):
+        print(f"nothing to do: {named} is as this command left it")
+        return
+    devices.use_cores()
     from lab import stages, studies
     from lab.engine import train
 
@@ -125,6 +133,8 @@ def _reproduce(args, config_args) -> None:
         _write_report(workdir)
     else:
         print(f"nothing to do: {workdir / stages.PAGE} is up to date")
+    with contextlib.suppress(OSError):  # it is done, whether or not that can be remembered
+        unchanged.remember(workdir, asked)
 
 
 def _verify(args, config_args) -> None:

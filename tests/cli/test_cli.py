@@ -1,8 +1,11 @@
 """The command line as its users meet it: the whole study in small, and one line for every mistake."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -50,9 +53,28 @@ def written(root):
 def test_reproducing_again_says_nothing_to_do_and_touches_nothing(reproduced, capsys, run):
     before = written(reproduced)
     run("reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY)
-    said = capsys.readouterr().out
-    assert "nothing to do" in said.splitlines()[-1] and "analyzed: nothing new" in said
+    assert capsys.readouterr().out == f"nothing to do: {reproduced} is as this command left it\n"
     assert written(reproduced) == before
+
+
+def test_reproducing_again_does_not_even_import_jax(reproduced):
+    words = ["reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY]
+    program = f"import sys, lab.cli; lab.cli.main({words!r}); print('jax' in sys.modules, 'numpy' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "False True", ran.stderr
+
+
+def test_what_was_touched_since_is_looked_at(reproduced, capsys, run):
+    """Nothing is trained or measured again where the content is what it was."""
+    page = (reproduced / "report" / "index.html").stat().st_mtime_ns
+    (chunk, *_) = (reproduced / "wrong" / "metrics").iterdir()
+    os.utime(chunk)
+    for line in ("nothing to do: .*index.html is up to date", "nothing to do: .* is as this command left it"):
+        run("reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY)
+        said = capsys.readouterr().out
+        assert re.fullmatch(line, said.splitlines()[-1])
+        assert ("analyzed: nothing new" in said) == ("up to date" in line)
+    assert (reproduced / "report" / "index.html").stat().st_mtime_ns == page
 
 
 def test_analyzing_again_takes_nothing(reproduced, capsys, run):
