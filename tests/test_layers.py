@@ -25,6 +25,7 @@ VALUES = {
     "verdicts",
     "config_json",
     "module",
+    "layouts",
     "matrices",
     "nnx_matrices",
     "user_code",
