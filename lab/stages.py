@@ -61,19 +61,20 @@ def analyze(
 
 @numerics.fixed()
 @busy("evaluating the claims and drawing the report")
-def report(root: Path, partial: bool = False) -> tuple[Path, list[dict]]:
+def report(root: Path, partial: bool = False, study: studies.Study | None = None) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
 
     Measurements that other code took are left out, and the page says so: see `stale`.
 
     Args:
       partial: what is not trained or not analyzed yet is left out, too. Claims that need it are open and name it.
+      study: whose claims and pictures they are; None: the study that the config names.
 
     Raises:
       WorkdirError: not trained to the end, or not analyzed; with `partial`: nothing is trained to its end.
     """
     trained, absent = _ended(root) if partial else (_trained(root), {})
-    study = _study(trained)
+    study = study or _study(trained)
     without = stale(root)
     left_out = {name: f"{', '.join(names)} ({LEFT_OUT})" for name, names in without.items()}
     for name, work in trained.items():

@@ -28,6 +28,8 @@ VALUES = {
     "matrices",
     "nnx_matrices",
     "user_code",
+    "own_optim",
+    "tables",
 }
 TOP = {
     "config": "experiment",
@@ -35,6 +37,8 @@ TOP = {
     "families": "experiment",
     "runs": "runs",
     "claims": "runs",
+    "configure": "front",
+    "training": "front",
     "__main__": "cli",
 }
 
@@ -57,6 +61,7 @@ ALLOWED = {
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
 ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "engine"}
 ALLOWED["stages"] |= {"measuring", "runs", "report", "studies"}
+ALLOWED["front"] = {*ALLOWED, "configs"} - {"cluster"}
 ALLOWED["cli"] = {*ALLOWED, "configs"}
 MODULES = {
     ".".join(("lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path

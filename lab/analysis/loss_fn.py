@@ -36,6 +36,7 @@ def answer_loss_of(logits_BxQxV, batch):
 
 def answer_accuracy_of(logits_BxQxV, batch):
     """Right answers, as weighted in the batch. NaN logits are wrong. It has no gradient."""
+    logits_BxQxV = losses.at_positions(logits_BxQxV)
     n_positions = logits_BxQxV.shape[1]
     targets_BxQ, weights_BxQ = (losses.last(v, n_positions) for v in (batch.targets_BxL, batch.weights_BxL))
     right_BxQ = jnp.argmax(logits_BxQxV, axis=-1).astype(targets_BxQ.dtype) == targets_BxQ

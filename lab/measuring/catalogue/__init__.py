@@ -11,7 +11,6 @@ from lab.engine import numerics
 from lab.experiment import Experiment
 from lab.measuring.catalogue import attention, loss, weights
 from lab.measuring.declare import Measure
-from lab.tasks import Task
 
 MOST_EDGES = 1000  # that are cut one by one
 
@@ -19,8 +18,8 @@ Requirement = Callable[[Experiment], str | None]
 
 
 def cross_entropy(experiment: Experiment) -> str | None:
-    task = type(experiment.task)
-    return None if task.mean_loss is Task.mean_loss else f"it is of cross-entropy, and {task.__name__} has its own loss"
+    task = experiment.task
+    return None if task.cross_entropy else f"it is of cross-entropy, and {type(task).__name__} has its own loss"
 
 
 def transformer(experiment: Experiment) -> str | None:
