@@ -6,6 +6,7 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -189,8 +190,10 @@ def _construct(kind: type, options: dict, section: str):
         elif isinstance(value, dict):
             options[name] = value = families.build(value, f"{section}.{name}")
         accepted = (int, float) if wanted is float else wanted
-        if isinstance(wanted, type) and (
-            not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)
+        if (
+            isinstance(wanted, type)
+            and wanted is not Any
+            and (not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool))
         ):
             raise ValueError(f"{section}.{name}={value!r}: expected {wanted.__name__}")
     for name, field in fields.items():
@@ -206,7 +209,8 @@ def _check_fit(model, task) -> None:
         "readout": models.READOUTS,
         "compute_dtype": models.transformer.COMPUTE_DTYPES,
     }
-    limits.check("model", model, {name: accepted for name, accepted in choices.items() if hasattr(model, name)})
+    if type(model).__module__.startswith("lab."):  # fields of these names mean something else in a user's
+        limits.check("model", model, {name: accepted for name, accepted in choices.items() if hasattr(model, name)})
     if getattr(model, "tied_head", False) and model.head_bias:
         raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
     if models.reads(type(model)) not in (models.ANYTHING, task.inputs):

@@ -87,10 +87,8 @@ def find(name: str) -> object:
 def name_of(thing) -> str:
     """`module:Name` of a class, function or value; what no import gives is held by this process under a name with a
     hash of its source."""
-    module, inside = (
-        getattr(thing, "__module__", None),
-        getattr(thing, "__qualname__", getattr(thing, "__name__", None)),
-    )
+    module = getattr(thing, "__module__", None)
+    inside = getattr(thing, "__qualname__", getattr(thing, "__name__", None))
     if isinstance(module, str) and isinstance(inside, str):
         public = PUBLIC if module.partition(".")[0] in LIBRARIES else ()
         for where in (*public, module):

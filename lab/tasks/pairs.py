@@ -36,7 +36,7 @@ class Pairs(Task):
         """Of a batch of one."""
         drawn = jax.eval_shape(lambda: self.draw_pairs(jax.random.key(0), 1, "train"))
         if not isinstance(drawn, tuple) or len(drawn) != 2 or not all(hasattr(part, "shape") for part in drawn):
-            raise ValueError(f"{self._name}: expected a pair of arrays (inputs, targets), got {type(drawn).__name__}")
+            raise ValueError(f"{self._name}: expected a pair of arrays (inputs, targets)")
         for part, what in zip(drawn, (INPUTS, TARGETS), strict=True):
             if part.shape[:1] != (1,):
                 raise ValueError(f"{self._name}: n=1 gives {what} of shape {part.shape}, expected a leading axis of 1")
