@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -248,11 +249,15 @@ def _facts(trained: dict[str, Workdir]) -> dict[str, object]:
             f"{len(grid)} rows, {experiment.steps} steps of {experiment.batch_size} sequences, "
             + ", ".join(f"{axis} {_values(values)}" for axis, values in (grid.axes or grid.columns).items())
         )
-        facts[f"model {name}"] = " ".join(f"{option}={value}" for option, value in work.config.model.items())
+        facts[f"model {name}"] = " ".join(f"{option}={_one_line(value)}" for option, value in work.config.model.items())
     identity = work.read_json("config.json")
     facts["devices"] = ", ".join(identity["devices"])
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     return facts
+
+
+def _one_line(value) -> str:
+    return json.dumps(value.to_dict()) if isinstance(value, ConfigDict) else str(value)
 
 
 def _values(values) -> str:

@@ -93,7 +93,7 @@ class Pairs(Task):
             losses.last(values, logits_BxQxV.shape[1]) for values in (batch.targets_BxL, batch.weights_BxL)
         )
         right_BxQ = jnp.argmax(logits_BxQxV, axis=-1).astype(jnp.int32) == targets_BxQ
-        return {"accuracy": jnp.sum(right_BxQ * weights_BxQ) / jnp.sum(weights_BxQ)}
+        return {"accuracy": jnp.sum(weights_BxQ, where=right_BxQ) / jnp.sum(weights_BxQ)}
 
     def _check(self, outputs, batch: Batch) -> None:
         shape, wanted = jnp.shape(outputs), batch.targets_BxL.shape
