@@ -19,8 +19,8 @@ Loss = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def logits(model) -> Callable:
-    """`(params, batch) -> logits_BxQxV` of a model of ours."""
-    return lambda params, batch: models.forward(model, params, batch.tokens_BxL)[0]
+    """`(params, batch) -> logits_BxQxV` of a model; a classifier's (B, V) are those of one position."""
+    return lambda params, batch: losses.at_positions(models.forward(model, params, batch.tokens_BxL)[0])
 
 
 def score(model, score_of: Callable) -> Loss:
@@ -36,7 +36,6 @@ def answer_loss_of(logits_BxQxV, batch):
 
 def answer_accuracy_of(logits_BxQxV, batch):
     """Right answers, as weighted in the batch. NaN logits are wrong. It has no gradient."""
-    logits_BxQxV = losses.at_positions(logits_BxQxV)
     n_positions = logits_BxQxV.shape[1]
     targets_BxQ, weights_BxQ = (losses.last(v, n_positions) for v in (batch.targets_BxL, batch.weights_BxL))
     right_BxQ = jnp.argmax(logits_BxQxV, axis=-1).astype(targets_BxQ.dtype) == targets_BxQ
