@@ -38,6 +38,7 @@ TOP = {
     "runs": "runs",
     "claims": "runs",
     "configure": "front",
+    "row": "front",
     "training": "front",
     "__main__": "cli",
 }
