@@ -126,9 +126,10 @@ def bring_back(recorded: Sequence[Mapping]) -> None:
             continue
         what = f"{place['kind']}.family={place['family']!r}: class {place['class']}"
         if place["file"] is None:
-            with contextlib.suppress(ValueError):  # this is the process, or one in which it was defined again
-                user_code.find(place["family"])
-                continue
+            with contextlib.suppress(ValueError):  # this is the process, or one in which it was defined again, alike
+                now = user_code.describe(user_code.find(place["family"]))
+                if place["sha256"] in ("", now.get("sha256")):
+                    continue
             raise ValueError(
                 f"{what} was defined in {place['module']}, which cannot be imported; register it first, or "
                 f"{user_code.WHAT_TO_DO}"

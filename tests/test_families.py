@@ -168,6 +168,20 @@ def test_class_of_a_function_cannot_be_found_again_and_says_so(place):
         families.bring_back(recorded)
 
 
+def test_class_that_this_process_defined_is_brought_back_and_one_of_other_code_is_not(monkeypatch):
+    class Local(Anchor):
+        pass
+
+    name = user_code.name_of(Local)
+    recorded = {"kind": "task", "family": name, **user_code.describe(Local)}
+    families.bring_back([recorded])
+    with pytest.raises(ValueError, match="which cannot be imported"):
+        families.bring_back([recorded | {"sha256": "of other code"}])
+    monkeypatch.delitem(user_code.HELD, name)
+    with pytest.raises(ValueError, match=r"define it at the top of a \.py file"):
+        families.bring_back([recorded])
+
+
 def test_nothing_is_recorded_of_the_packages_own():
     assert families.own(config(family="composition")) == []
 
