@@ -1,16 +1,31 @@
 """gammalab: how do initialization scale and weight decay decide what a network learns?
 
-`lab.load(workdir)` opens what a training left; everything else is a module of its own (see the README's map).
+`lab.Training` (or `lab.train`) trains a grid of a model on a task; `lab.load(workdir)` opens what a training left, and
+`lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks, `lab.claim`
+claims. All are imported on demand, so that `import lab` stays instant; the rest are modules (see the README's map).
 """
 
 __version__ = "0.2.0"
 
+_FACE = {  # name -> where it is
+    "Training": "lab.training",
+    "analyze": "lab.training",
+    "claim": "lab.training",
+    "plan": "lab.training",
+    "train": "lab.training",
+    "examples": "lab.configure",
+    "task": "lab.configure",
+    "Batch": "lab.tasks",
+    "Task": "lab.tasks",
+}
+_MODULES = ("grid", "report")
+
 
 def load(workdir, variant=None):
-    """See `lab.disk.load.load`; imported on demand, so that `import lab` stays instant."""
-    from lab.disk.load import load
+    """See `lab.disk.load.load_all`; imported on demand, so that `import lab` stays instant."""
+    from lab.disk.load import load_all
 
-    return load(workdir, variant)
+    return load_all(workdir, variant)
 
 
 def export(workdir, to, out=None, rows=None, metrics=None, variants=None):
@@ -25,3 +40,24 @@ def diff(a, b):
     from lab.difference import diff
 
     return diff(a, b)
+
+
+def write_report(workdir, partial=False):
+    """See `lab.stages.report`; what a call of the package `lab.report` does."""
+    from lab.training import report
+
+    return report(workdir, partial)
+
+
+def __getattr__(name):
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f"lab.{name}")
+    if name not in _FACE:
+        raise AttributeError(f"module 'lab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_FACE[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_FACE, *_MODULES})

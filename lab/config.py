@@ -6,10 +6,11 @@ Raises `ValueError` for anything that is missing, unknown, of the wrong type or 
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import ml_collections
 
-from lab import families, limits, models
+from lab import families, limits, models, own_optim
 from lab import grid as grids
 from lab.config_json import differences, from_json, plain, to_json
 from lab.experiment import Experiment
@@ -97,6 +98,9 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
         if config[name] < least:
             raise ValueError(f"{name}={config[name]}: must be at least {least}")
     optim = _construct(Optim, config.optim.to_dict(), "optim")
+    for name in own_optim.hparams(optim.family, required=True):
+        if name not in config.grid:
+            raise ValueError(f"grid.{name} is missing: optim.family={optim.family!r} wants it")
     return Experiment(model=model, task=task, optim=optim, objective=objective, init_convention=config.init, **values)
 
 
@@ -114,7 +118,8 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
             f"grid.{varied[0]}: rows with other data cannot share the train_size={config.train_size} training "
             "sequences; use train_size=0, an endless stream"
         )
-    return grids.product(config.grid.to_dict(), (*task.hparams, *(Objective.hparams if task.has_answer else ())))
+    extra = (*task.hparams, *(Objective.hparams if task.has_answer else ()), *own_optim.hparams(config.optim.family))
+    return grids.product(config.grid.to_dict(), extra)
 
 
 def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
@@ -165,7 +170,12 @@ def _check_start(start) -> None:
 
 
 def _build(kind: str, options: dict, section: str):
-    return _construct(families.find(kind, options.pop("family", None), section), options, section)
+    found = families.find(kind, options.pop("family", None), section)
+    if isinstance(found, type):
+        return _construct(found, options, section)
+    if options:
+        raise ValueError(f"{section}.{next(iter(options))}: {section}.family names a {kind} as it is, without options")
+    return found
 
 
 def _construct(kind: type, options: dict, section: str):
@@ -177,9 +187,13 @@ def _construct(kind: type, options: dict, section: str):
         wanted = fields[name].type
         if isinstance(wanted, type) and issubclass(wanted, Task) and isinstance(value, dict):
             options[name] = value = _build("task", dict(value), f"{section}.{name}")
+        elif isinstance(value, dict):
+            options[name] = value = families.build(value, f"{section}.{name}")
         accepted = (int, float) if wanted is float else wanted
-        if isinstance(wanted, type) and (
-            not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool)
+        if (
+            isinstance(wanted, type)
+            and wanted is not Any
+            and (not isinstance(value, accepted) or isinstance(value, bool) is not (wanted is bool))
         ):
             raise ValueError(f"{section}.{name}={value!r}: expected {wanted.__name__}")
     for name, field in fields.items():
@@ -195,10 +209,11 @@ def _check_fit(model, task) -> None:
         "readout": models.READOUTS,
         "compute_dtype": models.transformer.COMPUTE_DTYPES,
     }
-    limits.check("model", model, {name: accepted for name, accepted in choices.items() if hasattr(model, name)})
+    if type(model).__module__.startswith("lab."):  # fields of these names mean something else in a user's
+        limits.check("model", model, {name: accepted for name, accepted in choices.items() if hasattr(model, name)})
     if getattr(model, "tied_head", False) and model.head_bias:
         raise ValueError("model.head_bias=True: a tied head is the embedding and has no bias; set one of them to False")
-    if models.reads(type(model)) != task.inputs:
+    if models.reads(type(model)) not in (models.ANYTHING, task.inputs):
         reading = [name for name, kind in models.FAMILIES.items() if models.reads(kind) == task.inputs]
         raise ValueError(
             f"model.family: {type(model).__name__} reads {models.reads(type(model))}, {type(task).__name__} gives "

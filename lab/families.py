@@ -1,31 +1,30 @@
-"""Families of tasks and models: those of the package by name, those of a user as `module:Class` or as registered.
+"""Tasks, models and what they are made of, as values of a config: by name, as `module:Name`, or as registered.
 
-A training records where each class of a user's own is and a hash of its source, so that other processes find it again.
+A training records where each class and function of a user's own is and a hash of its source, so that other processes
+find it again and a changed one is refused.
 """
 
-import ast
+import contextlib
 import dataclasses
-import functools
-import hashlib
-import importlib
-import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import flax.linen as nn
+import numpy as np
 
-from lab import models, tasks, user_code
+from lab import models, module, tasks, user_code
 from lab.tasks import Task
 
 FAMILIES = {"task": tasks.FAMILIES, "model": models.FAMILIES}
 KINDS = {"task": Task, "model": nn.Module}
 WANTED = {"task": "a frozen dataclass on top of lab.tasks.Task", "model": "a Flax Linen module"}
+OBJECT = "object"  # the only key of a dict that stands for what its value names
+TUPLE = "tuple"  # the only key of a dict that stands for a tuple of such: a config holds dicts in dicts alone
+PLAIN = str | int | float | bool | None
 
 
-def find(kind: str, name: str | None, section: str) -> type:
-    """The class of a family.
+def find(kind: str, name: str | None, section: str):
+    """The class of a family; or a task or a model as it is, where the name is that of one.
 
     Args:
       kind: `task` or `model`.
@@ -39,152 +38,154 @@ def find(kind: str, name: str | None, section: str) -> type:
     if not isinstance(name, str) or ":" not in name:
         known = ", ".join(FAMILIES[kind])
         raise ValueError(f"{section}.family={name!r}: one of {known}, or a class of yours, as 'module:Class'")
-    where, _, class_name = name.rpartition(":")
+    return _check(kind, _found(name, f"{section}.family"), f"{section}.family={name!r}")
+
+
+def express(value, what: str):
+    """A value as a config holds it: plain values as they are, dataclasses by class and fields, all else by name.
+
+    Args:
+      what: it is, for messages.
+
+    Raises:
+      ValueError: a field that is a dict with other keys than strings.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, tuple | list):
+        expressed = tuple(express(entry, what) for entry in value)
+        if any(isinstance(entry, dict) for entry in expressed):
+            return {TUPLE: {str(i): entry for i, entry in enumerate(expressed)}}
+        return expressed
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{what}: {value!r:.80} has keys that are no strings")
+        return {key: express(entry, f"{what}.{key}") for key, entry in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return express_dataclass(value, what)
+    return {OBJECT: user_code.name_of(value)}
+
+
+def express_dataclass(value, what: str) -> dict:
+    """`family`, and the fields, but for functions and the like that are as the class has them."""
+    kind = type(value)
+    short = [name for families in FAMILIES.values() for name, held in families.items() if held is kind]
+    said = {"family": short[0] if short else user_code.name_of(kind)}
+    for name, field in user_code.fields(kind).items():
+        expressed = express(getattr(value, name), f"{what}.{name}")
+        if getattr(value, name) is not field.default or not isinstance(expressed, dict):
+            said[name] = expressed
+    return said
+
+
+def build(value, what: str):
+    """What `express` made a value of; plain values as they are.
+
+    Raises:
+      ValueError: what it names is not there, or its options are not fields of it.
+    """
+    if not isinstance(value, dict):
+        return value
+    if {*value} == {OBJECT}:
+        return _found(value[OBJECT], f"{what}.{OBJECT}")
+    if {*value} == {TUPLE}:
+        return tuple(build(entry, f"{what}.{i}") for i, entry in value[TUPLE].items())
+    if "family" not in value:
+        return {name: build(entry, f"{what}.{name}") for name, entry in value.items()}
+    options = {name: build(entry, f"{what}.{name}") for name, entry in value.items() if name != "family"}
+    known = next((families[value["family"]] for families in FAMILIES.values() if value["family"] in families), None)
+    kind = known or _found(value["family"], f"{what}.family")
     try:
-        module = _load_file(Path(where).absolute()) if where.endswith(".py") else _import(where)
-        found = getattr(module, class_name)
-    except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{section}.family={name!r}: {error}") from error
-    return _check(kind, found, f"{section}.family={name!r}")
+        return kind(**options)
+    except TypeError as error:
+        raise ValueError(f"{what}: {module.first_line(error)}") from error
 
 
 def own(config) -> list[dict]:
-    """Where the classes of a config are that are not the package's: kind, family, class, module, file, sha256.
-
-    `file` is None for a class that no other process can import: of a notebook, of a script that was run, of a function.
-    """
-    found = []
-    for kind, family in _named(config):
-        described = describe(find(kind, family, kind))
-        if described:
-            found.append({"kind": kind, "family": family, **described})
-    return found
-
-
-def describe(family: type) -> dict:
-    """Class, module, file and hash of the source of a class; empty for one of the package."""
-    module = family.__module__
-    if module.partition(".")[0] == "lab":
-        return {}
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or module == "__main__" or family.__qualname__ != family.__name__:
-        return {"class": family.__qualname__, "module": module, "file": None, "sha256": ""}
-    file = str(Path(file).resolve())
-    return {"class": family.__name__, "module": module, "file": file, "sha256": source_hash(file, family.__name__)}
+    """Where the classes and functions of a config are that are not the package's: kind, family, class, module, file,
+    sha256; see `lab.user_code.describe`."""
+    found = {}
+    for kind, name in _named(config):
+        thing = find(kind, name, kind) if kind in FAMILIES else user_code.find(name)
+        if (kind, name) not in found and (described := user_code.describe(thing)):
+            found[kind, name] = {"kind": kind, "family": name, **described}
+    return [*found.values()]
 
 
 def bring_back(recorded: Sequence[Mapping]) -> None:
-    """Registers recorded classes that are not known here, from where they were.
+    """Registers recorded classes and functions that are not known here, from where they were.
 
     Raises:
       ValueError: a file is not there any more, or has no such class.
     """
     for place in recorded:
-        families = FAMILIES[place["kind"]]
-        if place["family"] in families:
+        known = FAMILIES.get(place["kind"], user_code.HELD)
+        if place["family"] in known:
             continue
         what = f"{place['kind']}.family={place['family']!r}: class {place['class']}"
         if place["file"] is None:
-            raise ValueError(f"{what} was defined in {place['module']}, which cannot be imported; register it first")
+            with contextlib.suppress(ValueError):  # this is the process, or one in which it was defined again, alike
+                now = user_code.describe(user_code.find(place["family"]))
+                if place["sha256"] in ("", now.get("sha256")):
+                    continue
+            raise ValueError(
+                f"{what} was defined in {place['module']}, which cannot be imported; register it first, or "
+                f"{user_code.WHAT_TO_DO}"
+            )
         try:
-            families[place["family"]] = getattr(_reload(place["module"], Path(place["file"])), place["class"])
+            known[place["family"]] = getattr(user_code.reload(place["module"], Path(place["file"])), place["class"])
         except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
             raise ValueError(f"{what} was in {place['file']} when it was trained: {error}") from error
 
 
 def changed(recorded: Sequence[Mapping]) -> list[str]:
-    """One line for every recorded class whose source is not what it was."""
+    """One line for every recorded class or function whose source is not what it was."""
     lines = []
     for place in recorded:
-        now = describe(find(place["kind"], place["family"], place["kind"]))
-        if place["sha256"] != now.get("sha256"):
-            lines.append(f"source of {place['kind']}.family {place['family']} ({place['class']} in {now.get('file')})")
+        kind, name = place["kind"], place["family"]
+        now = user_code.describe(find(kind, name, kind) if kind in FAMILIES else user_code.find(name))
+        if place["sha256"] and place["sha256"] != now.get("sha256"):
+            lines.append(f"source of {kind}.family {name} ({place['class']} in {now.get('file') or now.get('module')})")
     return lines
 
 
-def source_hash(file: str | Path, name: str) -> str:
-    """Of a class and of all that it names in its file, transitively; comments and layout do not count."""
-    definitions: dict[str, list[ast.stmt]] = {}
-    for node in ast.parse(Path(file).read_text()).body:
-        for defined in _defined(node):
-            definitions.setdefault(defined, []).append(node)
-    counted, waiting = {}, [name]
-    while waiting:
-        name = waiting.pop()
-        if name not in counted and name in definitions:
-            counted[name] = [ast.unparse(node) for node in definitions[name]]
-            inside = (node for statement in definitions[name] for node in ast.walk(statement))
-            waiting += [node.id for node in inside if isinstance(node, ast.Name)]
-    return hashlib.sha256(repr(sorted(counted.items())).encode()).hexdigest()
+def _found(name: str, what: str):
+    try:
+        return user_code.find(name)
+    except ValueError as error:
+        raise ValueError(f"{what}={name!r}: {error}") from error
 
 
-def _check(kind: str, found, what: str) -> type:
-    """The class found, where it is what is wanted."""
-    if not (isinstance(found, type) and issubclass(found, KINDS[kind]) and dataclasses.is_dataclass(found)):
+def _check(kind: str, found, what: str):
+    """The class, or the value, found, where it is what is wanted."""
+    given_class = found if isinstance(found, type) else type(found)
+    if not (issubclass(given_class, KINDS[kind]) and dataclasses.is_dataclass(given_class)):
         raise ValueError(f"{what}: not {WANTED[kind]}")
     if kind == "task":
-        if not found.__dataclass_params__.frozen:
+        if not given_class.__dataclass_params__.frozen:
             raise ValueError(f"{what}: not {WANTED[kind]}")
-        given = {*dir(found), *(field.name for field in dataclasses.fields(found))}
+        given = {*dir(found), *(field.name for field in dataclasses.fields(given_class))}
         lacks = [name for name in ("splits", "length", "vocab_size") if name not in given]
-        lacks += [name for name in ("sample", "score") if getattr(found, name) is getattr(Task, name)]
+        lacks += [name for name in ("sample", "score") if getattr(given_class, name) is getattr(Task, name)]
         if lacks:
-            raise ValueError(f"{what}: {found.__name__} lacks {', '.join(lacks)}, see lab.tasks.Task")
+            raise ValueError(f"{what}: {given_class.__name__} lacks {', '.join(lacks)}, see lab.tasks.Task")
     return found
 
 
-def _defined(statement: ast.stmt) -> set[str]:
-    """The names that a statement of a module binds."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return {alias.asname or alias.name.partition(".")[0] for alias in statement.names}
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-
-
 def _named(config) -> Iterator[tuple[str, str]]:
-    """Kind and family of the model, of the task, and of the tasks in it."""
-    yield "model", config.model.family
-    waiting = [config.task.to_dict()]
+    """Kind and name of the model, the task, those in them, the optimizer, and of every object that is named."""
+    if ":" in config.optim.family:
+        yield "optim", config.optim.family
+    waiting = [("model", config.model.to_dict()), ("task", config.task.to_dict())]
     while waiting:
-        options = waiting.pop()
+        kind, options = waiting.pop(0)
+        if OBJECT in options:
+            yield OBJECT, options[OBJECT]
         if "family" in options:
-            yield "task", options["family"]
-        waiting += [value for value in options.values() if isinstance(value, dict)]
-
-
-def _import(name: str) -> ModuleType:
-    """A module by name, also one in the working folder; the installed command does not look there by itself."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        here = str(Path.cwd())
-        if here in sys.path:
-            raise
-        sys.path.append(here)
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
-
-
-def _reload(name: str, file: Path) -> ModuleType:
-    """A module from the file that it was in: by its name where that leads there, so that its neighbours are found."""
-    parts = name.split(".")
-    if [*file.parts[-len(parts) : -1], file.stem] == parts and file.is_file():
-        root = str(file.parents[len(parts) - 1])
-        if root not in sys.path:
-            sys.path.append(root)
-            importlib.invalidate_caches()
-        module = importlib.import_module(name)
-        if module.__file__ and Path(module.__file__).resolve() == file:
-            return module
-    return _load_file(file)
-
-
-@functools.cache
-def _load_file(file: Path) -> ModuleType:
-    """A file as a module, once a process: another one would be another class, and another program to compile."""
-    for module in [*sys.modules.values()]:
-        held = inspect.getattr_static(module, "__file__", None)
-        if isinstance(held, str) and module.__name__ != "__main__" and Path(held) == file:
-            return module
-    return user_code.import_file(file)
+            yield (kind if kind in FAMILIES else OBJECT), options["family"]
+        for value in options.values():
+            if isinstance(value, dict):
+                nested = "task" if kind == "task" and value.get("family") in tasks.FAMILIES else OBJECT
+                waiting.append((nested, value))

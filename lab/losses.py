@@ -9,14 +9,21 @@ def last(values_BxL, n_positions: int):
     return values_BxL[:, values_BxL.shape[1] - n_positions :]
 
 
+def at_positions(logits):
+    """Logits (B, Q, V), also of a classifier, (B, V): one position."""
+    return logits[:, None] if logits.ndim == 2 else logits
+
+
 def cross_entropy(logits_BxQxV, targets_BxL, weights_BxL):
     """Weighted next-token cross-entropy in nats.
 
-    Logits stand for the last Q of the L positions. Computed in float32, or in float64 where the logits are.
+    Logits stand for the last Q of the L positions; those without positions, (B, V), for the last one. Computed in
+    float32, or in float64 where the logits are.
 
     Returns:
       `(sum_nll, sum_weights)`: divide them for the mean, after adding up whatever else belongs to it.
     """
+    logits_BxQxV = at_positions(logits_BxQxV)
     n_positions = logits_BxQxV.shape[1]
     targets_BxQ, weights_BxQ = last(targets_BxL, n_positions), last(weights_BxL, n_positions)
     dtype = jnp.float64 if logits_BxQxV.dtype == jnp.float64 else jnp.float32

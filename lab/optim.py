@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from lab import init, tree
+from lab import init, limits, own_optim, tree
 
 FAMILIES = ("adamw", "sgd")
 DECAYS = ("scaled", "independent")
@@ -26,7 +26,8 @@ class Optim:
     """The static half of an optimizer; peak learning rate and weight decay come from the row.
 
     Attributes:
-      family: `adamw`, or `sgd` (with `momentum`; decay decoupled as in AdamW).
+      family: `adamw`, or `sgd` (with `momentum`; decay decoupled as in AdamW), or `module:Name` of a function of a
+        user's own, see `lab.own_optim`.
       schedule: `warmup_cosine`: linear from `start_factor` * peak to the peak over `warmup_steps`, then cosine to
         `end_factor` * peak when the last step is done (the papers: warm-up from lr to m*lr, so start_factor = 1/m).
         `constant`: linear warm-up, then the peak.
@@ -55,8 +56,11 @@ class Optim:
     def __post_init__(self):
         accepted_values = {"family": FAMILIES, "decay": DECAYS, "schedule": SCHEDULES, "decay_mask": MASKS}
         for name, accepted in accepted_values.items():
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"optim.{name}={getattr(self, name)!r}: one of {', '.join(accepted)}")
+            if getattr(self, name) not in accepted and not (name == "family" and own_optim.is_own(self.family)):
+                or_yours = ", or a function of yours, as 'module:Name'" * (name == "family")
+                raise ValueError(f"optim.{name}={getattr(self, name)!r}: one of {', '.join(accepted)}{or_yours}")
+        if own_optim.is_own(self.family):
+            own_optim.check(self)
         for name in ("clip_norm", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r}: must be positive")
@@ -122,6 +126,7 @@ def build(
     weight_decay,
     leaves: Mapping[str, init.Leaf] | None = None,
     packed: bool = False,
+    hparams: Mapping = limits.NONE,
 ) -> optax.GradientTransformation:
     """The optax transform of one row.
 
@@ -131,6 +136,7 @@ def build(
       leaves: the model's matrices, `init.leaves_of`; None: by their names.
       packed: it is of parameters packed by `packing`. Results agree up to rounding: the norm that gradients are clipped
         by is summed in another order, and XLA leaves out other roundings between products and sums.
+      hparams: of the row, for optimizers of a user's own that take more of them.
     """
     factor = schedule(optim, n_steps)
     if packed:
@@ -138,23 +144,32 @@ def build(
     else:
         matrices = functools.partial(is_matrix, leaves=leaves or {})
         frozen = functools.partial(is_frozen, optim, leaves=leaves)
+    decayed = matrices if optim.decay_mask == "matrices" else None
+    clip = [] if math.isinf(optim.clip_norm) else [optax.clip_by_global_norm(optim.clip_norm)]
+    if own_optim.is_own(optim.family):
+        whole = own_optim.build(optim, factor, learning_rate, weight_decay, decayed, hparams)
+        return _around(optim, frozen, [*clip, whole])
     if optim.family == "adamw":
         precondition = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     else:
         precondition = optax.trace(decay=optim.momentum)
-    decay = optax.add_decayed_weights(weight_decay, mask=matrices if optim.decay_mask == "matrices" else None)
+    decay = optax.add_decayed_weights(weight_decay, mask=decayed)
     # decay is added to the preconditioned gradient and multiplied by -lr_t with it; if only the schedule's factor
     # shall multiply it, the peak has to be in the gradient already
     if optim.decay == "scaled":
         peak, rated = learning_rate, [precondition, decay]
     else:
         peak, rated = 1.0, [precondition, optax.scale(learning_rate), decay]
-    clip = [] if math.isinf(optim.clip_norm) else [optax.clip_by_global_norm(optim.clip_norm)]
     descend = optax.scale_by_schedule(lambda step: -peak * jnp.asarray(factor(step), jnp.float32))
+    return _around(optim, frozen, [*clip, *rated, descend])
+
+
+def _around(optim: Optim, frozen, chained: list) -> optax.GradientTransformation:
+    """The transforms, with frozen matrices kept out of the gradient's norm, and of decay."""
     if not optim.frozen:
-        return optax.chain(*clip, *rated, descend)
+        return optax.chain(*chained)
     still = optax.masked(optax.set_to_zero(), frozen)
-    return optax.chain(still, *clip, *rated, descend, still)  # before: no share in the norm; after: no decay
+    return optax.chain(still, *chained, still)
 
 
 def _groups_that_are(name: str, packed: Mapping[Group, object]) -> dict[Group, bool]:

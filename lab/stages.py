@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,19 +62,20 @@ def analyze(
 
 @numerics.fixed()
 @busy("evaluating the claims and drawing the report")
-def report(root: Path, partial: bool = False) -> tuple[Path, list[dict]]:
+def report(root: Path, partial: bool = False, study: studies.Study | None = None) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
 
     Measurements that other code took are left out, and the page says so: see `stale`.
 
     Args:
       partial: what is not trained or not analyzed yet is left out, too. Claims that need it are open and name it.
+      study: whose claims and pictures they are; None: the study that the config names.
 
     Raises:
       WorkdirError: not trained to the end, or not analyzed; with `partial`: nothing is trained to its end.
     """
     trained, absent = _ended(root) if partial else (_trained(root), {})
-    study = _study(trained)
+    study = study or _study(trained)
     without = stale(root)
     left_out = {name: f"{', '.join(names)} ({LEFT_OUT})" for name, names in without.items()}
     for name, work in trained.items():
@@ -247,11 +249,15 @@ def _facts(trained: dict[str, Workdir]) -> dict[str, object]:
             f"{len(grid)} rows, {experiment.steps} steps of {experiment.batch_size} sequences, "
             + ", ".join(f"{axis} {_values(values)}" for axis, values in (grid.axes or grid.columns).items())
         )
-        facts[f"model {name}"] = " ".join(f"{option}={value}" for option, value in work.config.model.items())
+        facts[f"model {name}"] = " ".join(f"{option}={_one_line(value)}" for option, value in work.config.model.items())
     identity = work.read_json("config.json")
     facts["devices"] = ", ".join(identity["devices"])
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     return facts
+
+
+def _one_line(value) -> str:
+    return json.dumps(value.to_dict()) if isinstance(value, ConfigDict) else str(value)
 
 
 def _values(values) -> str:

@@ -1,10 +1,24 @@
-"""Python files of a user as modules."""
+"""Objects of a user's own code: named by where they are, found again, and known by a hash of their source."""
 
+import ast
+import dataclasses
+import functools
 import hashlib
+import importlib
 import importlib.util
+import inspect
 import sys
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
+
+LIBRARIES = ("lab", "jax", "jaxlib", "flax", "optax", "numpy", "builtins")  # whose versions a training records
+PUBLIC = ("jax.nn", "jax.numpy", "flax.linen", "optax", "optax.losses")  # where their objects have lasting names
+WHAT_TO_DO = "define it at the top of a .py file and import it from there"
+HELD: dict[str, object] = {}  # name -> an object that no import gives: of a function, a lambda, a partial
 
 
 def import_file(path: str | Path) -> ModuleType:
@@ -27,3 +41,196 @@ def import_file(path: str | Path) -> ModuleType:
             raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
         raise
     return module
+
+
+@functools.cache
+def load_file(file: Path) -> ModuleType:
+    """A file as a module, once a process: another one would be another class, and another program to compile."""
+    for module in [*sys.modules.values()]:
+        held = inspect.getattr_static(module, "__file__", None)
+        if isinstance(held, str) and module.__name__ != "__main__" and Path(held) == file:
+            return module
+    return import_file(file)
+
+
+def import_module(name: str) -> ModuleType:
+    """A module by name, also one in the working folder; the installed command does not look there by itself."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        here = str(Path.cwd())
+        if here in sys.path:
+            raise
+        sys.path.append(here)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+
+def find(name: str) -> object:
+    """The object of `module:Name` or `file.py:Name`, or one that this process named by `name_of`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name in HELD:
+        return HELD[name]
+    where, _, inside = name.rpartition(":")
+    if "#" in inside:
+        raise ValueError(f"{inside.partition('#')[0]} of {where} cannot be imported; {WHAT_TO_DO}")
+    try:
+        module = load_file(Path(where).absolute()) if where.endswith(".py") else import_module(where)
+        return functools.reduce(getattr, inside.split("."), module)
+    except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
+        raise ValueError(str(error)) from error
+
+
+def name_of(thing) -> str:
+    """`module:Name` of a class, function or value; what no import gives is held by this process under a name with a
+    hash of its source."""
+    module = getattr(thing, "__module__", None)
+    inside = getattr(thing, "__qualname__", getattr(thing, "__name__", None))
+    if isinstance(module, str) and isinstance(inside, str):
+        public = PUBLIC if module.partition(".")[0] in LIBRARIES else ()
+        for where in (*public, module):
+            if _is_at(where, inside, thing):
+                return f"{where}:{inside}"
+    else:
+        module, inside = type(thing).__module__, type(thing).__qualname__
+    name = f"{module}:{inside}#{code_hash(thing)[:8]}"
+    HELD[name] = thing
+    return name
+
+
+def describe(thing) -> dict:
+    """Class (or function), module, file and hash of its source; empty for what is of the package or of its libraries.
+
+    `file` is None for what no other process can import: of a notebook, of a script that was run, of a function.
+    """
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        module, name = type(thing).__module__, f"{type(thing).__qualname__} (a value)"
+    elif module.partition(".")[0] in LIBRARIES and "<" not in name:
+        return {}
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module == "__main__" or name != getattr(thing, "__name__", None):
+        return {"class": name, "module": module, "file": None, "sha256": code_hash(thing)}
+    file = str(Path(file).resolve())
+    return {"class": name, "module": module, "file": file, "sha256": source_hash(file, name)}
+
+
+def reload(name: str, file: Path) -> ModuleType:
+    """A module from the file that it was in: by its name where that leads there, so that its neighbours are found."""
+    parts = name.split(".")
+    if [*file.parts[-len(parts) : -1], file.stem] == parts and file.is_file():
+        root = str(file.parents[len(parts) - 1])
+        if root not in sys.path:
+            sys.path.append(root)
+            importlib.invalidate_caches()
+        module = importlib.import_module(name)
+        if module.__file__ and Path(module.__file__).resolve() == file:
+            return module
+    return load_file(file)
+
+
+def source_hash(file: str | Path, name: str) -> str:
+    """Of a class or function and of all that it names in its file, transitively; comments and layout do not count."""
+    definitions: dict[str, list[ast.stmt]] = {}
+    for node in ast.parse(Path(file).read_text()).body:
+        for defined in _defined(node):
+            definitions.setdefault(defined, []).append(node)
+    counted, waiting = {}, [name]
+    while waiting:
+        name = waiting.pop()
+        if name not in counted and name in definitions:
+            counted[name] = [ast.unparse(node) for node in definitions[name]]
+            inside = (node for statement in definitions[name] for node in ast.walk(statement))
+            waiting += [node.id for node in inside if isinstance(node, ast.Name)]
+    return hashlib.sha256(repr(sorted(counted.items())).encode()).hexdigest()
+
+
+def code_hash(thing) -> str:
+    """Of an object without a place in a file: its source, what is bound to it, and what it names in its own module."""
+    counted, seen, waiting = [], set(), [("", thing)]
+    while waiting:
+        name, one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, functools.partial):
+            waiting += [(name, one.func), *((name, value) for value in one.args), *one.keywords.items()]
+        elif inspect.isfunction(one) or inspect.isclass(one):
+            if one.__module__.partition(".")[0] in LIBRARIES and "<" not in one.__qualname__:
+                counted.append((name, f"{one.__module__}:{one.__qualname__}"))
+            else:
+                counted.append((name, _text(one)))
+                waiting += _named_by(one)
+        elif dataclasses.is_dataclass(one):
+            waiting += [(name, type(one)), *((key, getattr(one, key, None)) for key in fields(type(one)))]
+        elif isinstance(one, Mapping):
+            waiting += [(f"{name}.{key}", value) for key, value in one.items()]
+        elif isinstance(one, tuple | list):
+            waiting += [(f"{name}.{i}", value) for i, value in enumerate(one)]
+        elif hasattr(one, "__array__"):
+            array = np.asarray(one)
+            counted.append((name, f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"))
+        else:
+            plain = isinstance(one, str | int | float | bool | None)
+            counted.append((name, repr(one) if plain else type(one).__qualname__))
+    return hashlib.sha256(repr(sorted(counted)).encode()).hexdigest()
+
+
+def fields(kind: type) -> dict[str, dataclasses.Field]:
+    """The fields that a dataclass is made of; not those that Flax adds to a module."""
+    return {
+        field.name: field for field in dataclasses.fields(kind) if field.init and field.name not in ("parent", "name")
+    }
+
+
+def _text(one) -> str:
+    """The source, normalized; of a function whose source is not at hand, its bytecode and constants."""
+    try:
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(one))))
+    except (OSError, TypeError, SyntaxError):
+        code = getattr(one, "__code__", None)
+        return one.__qualname__ if code is None else f"{code.co_code!r} {code.co_names!r} {_constants(code)!r}"
+
+
+def _constants(code) -> list:
+    return [_constants(value) if inspect.iscode(value) else value for value in code.co_consts]
+
+
+def _named_by(one) -> list[tuple[str, object]]:
+    """Name -> object of what a function or class is bound to, and of what it names in its own module."""
+    functions = [one] if inspect.isfunction(one) else [inspect.unwrap(f) for f in vars(one).values() if callable(f)]
+    found = []
+    for function in filter(inspect.isfunction, functions):
+        bound = inspect.getclosurevars(function)
+        found += [*bound.nonlocals.items(), *((k, v) for k, v in bound.globals.items() if _counts(v, one.__module__))]
+        found += [(f"default {i}", value) for i, value in enumerate(function.__defaults__ or ())]
+    if inspect.isclass(one):
+        found += [(base.__qualname__, base) for base in one.__bases__]
+    return found
+
+
+def _counts(value, module: str) -> bool:
+    if inspect.ismodule(value):
+        return False
+    return not (inspect.isfunction(value) or inspect.isclass(value)) or value.__module__ == module
+
+
+def _is_at(module: str, inside: str, thing) -> bool:
+    if "<" in inside or module not in sys.modules:
+        return False
+    try:
+        return functools.reduce(getattr, inside.split("."), sys.modules[module]) is thing
+    except AttributeError:
+        return False
+
+
+def _defined(statement: ast.stmt) -> set[str]:
+    """The names that a statement of a module binds."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.partition(".")[0] for alias in statement.names}
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

@@ -63,6 +63,14 @@ def test_the_file_of_ones_own_task_and_model_trains_from_the_command_line(tmp_pa
     assert lab.load("w").sizes["gamma"] == 2
 
 
+def test_training_that_the_readme_shows_is_that_of_the_page():
+    """So that the tests of the page's programs are tests of the README's."""
+    (shown,) = python_blocks(README)
+    page = python_blocks(DOCS / "from_python.md")[0].splitlines()
+    lines = [line for line in shown.splitlines() if line and not line.startswith(("import", "run.report"))]
+    assert 10 <= len(lines) <= 12 and {*lines} <= {*page}
+
+
 def test_every_file_the_readme_links_to_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lab import config as configs
-from lab import families, tasks
+from lab import families, tasks, user_code
 from lab.configs import base
 from lab.disk import files
 from lab.disk.files import WorkdirError
@@ -72,7 +72,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "own_parity", None)
     del sys.modules["own_parity"]
     before = dict(tasks.FAMILIES)
-    families._load_file.cache_clear()
+    user_code.load_file.cache_clear()
     yield tmp_path
     tasks.FAMILIES.clear()
     tasks.FAMILIES.update(before)
@@ -162,10 +162,24 @@ def test_class_of_a_function_cannot_be_found_again_and_says_so(place):
     class Local(Anchor):
         pass
 
-    recorded = [{"kind": "task", "family": "local", **families.describe(Local)}]
+    recorded = [{"kind": "task", "family": "local", **user_code.describe(Local)}]
     assert recorded[0]["file"] is None
     with pytest.raises(ValueError, match=r"class .*Local was defined in .*, which cannot be imported; register it"):
         families.bring_back(recorded)
+
+
+def test_class_that_this_process_defined_is_brought_back_and_one_of_other_code_is_not(monkeypatch):
+    class Local(Anchor):
+        pass
+
+    name = user_code.name_of(Local)
+    recorded = {"kind": "task", "family": name, **user_code.describe(Local)}
+    families.bring_back([recorded])
+    with pytest.raises(ValueError, match="which cannot be imported"):
+        families.bring_back([recorded | {"sha256": "of other code"}])
+    monkeypatch.delitem(user_code.HELD, name)
+    with pytest.raises(ValueError, match=r"define it at the top of a \.py file"):
+        families.bring_back([recorded])
 
 
 def test_nothing_is_recorded_of_the_packages_own():
@@ -185,10 +199,10 @@ def test_nothing_is_recorded_of_the_packages_own():
 )
 def test_hash_is_of_what_the_class_stands_on(place, old, new, counts):
     file = place / "own_parity.py"
-    before = families.source_hash(file, "Parity")
+    before = user_code.source_hash(file, "Parity")
     assert old in TASK
     file.write_text(TASK.replace(old, new))
-    assert (families.source_hash(file, "Parity") != before) == counts
+    assert (user_code.source_hash(file, "Parity") != before) == counts
 
 
 def test_training_whose_class_was_edited_is_not_continued(place):

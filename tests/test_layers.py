@@ -29,6 +29,8 @@ VALUES = {
     "matrices",
     "nnx_matrices",
     "user_code",
+    "own_optim",
+    "tables",
 }
 TOP = {
     "config": "experiment",
@@ -38,6 +40,9 @@ TOP = {
     "series": "runs",
     "difference": "runs",
     "claims": "runs",
+    "configure": "front",
+    "row": "front",
+    "training": "front",
     "__main__": "cli",
 }
 
@@ -61,6 +66,7 @@ ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
 ALLOWED["sinks"] = {"values", "disk", "runs"}
 ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "engine"}
 ALLOWED["stages"] |= {"measuring", "runs", "report", "studies"}
+ALLOWED["front"] = {*ALLOWED, "configs"} - {"cluster"}
 ALLOWED["cli"] = {*ALLOWED, "configs"}
 MODULES = {
     ".".join(("lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -123,3 +123,10 @@ def test_half_precision_logits_lose_nothing_more_than_their_own_rounding():
     assert (nll.dtype, mass.dtype) == (jnp.float32, jnp.float32)
     expected, _ = by_hand(np.asarray(half.astype(jnp.float32)), targets, weights)
     assert nll == pytest.approx(expected, rel=0, abs=rounding(logits, expected))
+
+
+def test_logits_without_positions_are_those_of_one():
+    logits_BxV, targets_Bx1 = jnp.array([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0]]), jnp.array([[2], [1]])
+    weights_Bx1 = jnp.array([[1.0], [0.5]])
+    alike = [losses.cross_entropy(logits, targets_Bx1, weights_Bx1) for logits in (logits_BxV, logits_BxV[:, None])]
+    assert alike[0] == alike[1]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lab import models
+from lab import losses, models
 from lab.analysis.estimate import Estimate
 from lab.analysis.scale import norm
 from lab.tree import named_leaves
@@ -21,10 +21,10 @@ Outputs = Callable[..., jax.Array]
 
 
 def answer_logits(model) -> Outputs:
-    """Logits (B, V) at the last position of a batch of tokens."""
+    """Logits (B, V) at the last position of a batch of tokens, or a classifier's."""
 
     def outputs(params, batch):
-        return models.forward(model, params, batch.tokens_BxL)[0][:, -1]
+        return losses.at_positions(models.forward(model, params, batch.tokens_BxL)[0])[:, -1]
 
     return outputs
 

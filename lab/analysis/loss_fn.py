@@ -19,8 +19,8 @@ Loss = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def logits(model) -> Callable:
-    """`(params, batch) -> logits_BxQxV` of a model of ours."""
-    return lambda params, batch: models.forward(model, params, batch.tokens_BxL)[0]
+    """`(params, batch) -> logits_BxQxV` of a model; a classifier's (B, V) are those of one position."""
+    return lambda params, batch: losses.at_positions(models.forward(model, params, batch.tokens_BxL)[0])
 
 
 def score(model, score_of: Callable) -> Loss:

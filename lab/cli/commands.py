@@ -168,7 +168,7 @@ def _diff(args, config_args) -> None:
 def _prune(args, config_args) -> None:
     from lab.disk.prune import prune
     from lab.disk.workdir import variants_in
-    from lab.engine.plan import size
+    from lab.engine.estimate import size
 
     if args.keep_checkpoints is None and args.keep_snapshots == "all":
         raise ValueError("what may go? --keep-checkpoints=N, --keep-snapshots=log or --keep-snapshots=last, or both")

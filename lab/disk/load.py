@@ -12,7 +12,7 @@ from lab import config as configs
 from lab.disk import measurements
 from lab.disk.files import DamagedError
 from lab.disk.metrics import TRAIN_METRICS, read_chunks
-from lab.disk.workdir import Workdir, find
+from lab.disk.workdir import Workdir, find, variants_in
 from lab.grid import Grid
 
 
@@ -58,6 +58,18 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
         "config": configs.to_json(work.config),
     }
     return dataset
+
+
+def load_all(workdir: str | Path, variant: str | None = None) -> xr.Dataset | xr.DataTree:
+    """As `load`; of a study's folder with several variants, none of them named, a tree of all: `tree["seen"].dataset`.
+
+    Raises:
+      WorkdirError: as `load`.
+    """
+    found = variants_in(workdir)
+    if variant is not None or len(found) == 1:
+        return load(workdir, variant)
+    return xr.DataTree.from_dict({name: load(workdir, name) for name in found}, name=Path(workdir).resolve().name)
 
 
 def _measurement(work: Workdir, name: str) -> xr.Dataset:

@@ -48,8 +48,9 @@ class Workdir:
     @functools.cached_property
     def experiment(self) -> "Experiment":
         from lab import config as configs  # and with it JAX and Flax, which names and numbers do without
-        from lab import families
+        from lab import families, tables
 
+        tables.offer(self.data)
         families.bring_back(self.classes)
         return configs.experiment(self.config)
 

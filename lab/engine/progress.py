@@ -58,7 +58,7 @@ class Progress:
         self.portions: dict[str, Portion] = {}
         self._name, self._doing, self._speed = "", "", ""
         self._now = Portion(0)
-        self._in_terminal = sys.stderr.isatty()
+        self._in_terminal = sys.stderr.isatty() or in_notebook()
         self._bar: tqdm | None = None
         self._lock, self._ended, self._thread = threading.RLock(), threading.Event(), None
         self._begun = self._doing_since = self._heard = clock()
@@ -208,6 +208,12 @@ class Progress:
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             self.tick()
+
+
+def in_notebook() -> bool:
+    """Whether a notebook shows what this process writes: it moves a bar as a terminal does."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lab import init, models, optim, perturb, rng, tree
+from lab import init, models, optim, own_optim, perturb, rng, tree
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
@@ -22,11 +22,13 @@ class RowState(NamedTuple):
 
 def transform(experiment: Experiment, hparams: Mapping, packed: bool = False) -> optax.GradientTransformation:
     rates = hparams["learning_rate"], hparams["weight_decay"]
-    return optim.build(experiment.optim, experiment.steps, *rates, experiment.leaves, packed)
+    return optim.build(experiment.optim, experiment.steps, *rates, experiment.leaves, packed, hparams)
 
 
-def packing(experiment: Experiment, state: RowState) -> tree.Packing:
-    """How a row's state is packed for `train_step`."""
+def packing(experiment: Experiment, state: RowState) -> tree.Packing | None:
+    """How a row's state is packed for `train_step`; None: an optimizer of a user's own sees the tree as it is."""
+    if own_optim.is_own(experiment.optim.family):
+        return None
     return optim.packing(experiment.optim, state.params, experiment.leaves)
 
 

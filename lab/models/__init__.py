@@ -17,6 +17,7 @@ from lab.module import forward
 
 __all__ = [
     "ACTIVATIONS",
+    "ANYTHING",
     "FAMILIES",
     "NORMS",
     "READOUTS",
@@ -41,6 +42,9 @@ FAMILIES: dict[str, type[nn.Module]] = {
 }
 
 
+ANYTHING = ""
+
+
 def reads(family: type[nn.Module]) -> str:
-    """What models of a family read: tokens, unless its attribute `reads` says otherwise."""
-    return getattr(family, "reads", "tokens")
+    """What models of a family read: what its attribute `reads` says, else tokens, or anything if it is a user's."""
+    return getattr(family, "reads", "tokens" if family.__module__.startswith("lab.") else ANYTHING)

@@ -59,11 +59,13 @@ def sentence(name: str) -> str:
 
 
 def get(name: str) -> Study:
-    """A study by its name, or by the file that it is written in (`my_study.py`).
+    """A study by its name, by the file that it is written in (`my_study.py`), or by its module (`my_module:STUDY`).
 
     Raises:
       ValueError: no such study.
     """
+    if name.endswith(":STUDY"):
+        name = _file(name.removesuffix(":STUDY"))
     if name.endswith(".py"):
         module, name = user_code.import_file(name), str(Path(name).absolute())
         if not isinstance(getattr(module, "STUDY", None), Study):
@@ -74,3 +76,11 @@ def get(name: str) -> Study:
         hint = f"{near} There are" if near else "; there are"
         raise ValueError(f"unknown study {name!r}{hint} {', '.join(names())}, or a file of yours such as my_study.py")
     return dataclasses.replace(importlib.import_module(f"{__name__}.{name}").STUDY, name=name)
+
+
+def _file(module: str) -> str:
+    """The file of a module: what a training notes of its study, since every process can read it."""
+    try:
+        return str(user_code.import_module(module).__file__)
+    except ImportError as error:
+        raise ValueError(f"{module}:STUDY: {error}") from error

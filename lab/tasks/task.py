@@ -69,6 +69,11 @@ class Task:
         """Accuracies by the name of the solution that earns them, of a batch as drawn."""
         raise NotImplementedError
 
+    @property
+    def cross_entropy(self) -> bool:
+        """Whether the loss is mean cross-entropy by `lab.losses`: what measurements of curvature are of."""
+        return type(self).mean_loss is Task.mean_loss
+
     def example(self):
         """What a model's parameters are shaped on: a batch of one, of what it reads; its values do not matter."""
         return np.zeros((1, self.length), np.int32)

@@ -229,7 +229,9 @@ def test_variant_must_be_named_where_there_are_several(config, tmp_path):
         raws[name] = write_training(tmp_path / name, config, grids.product(AXES))
     for missing in (None, "c"):
         with pytest.raises(WorkdirError, match="choose one of a, b"):
-            lab.load(tmp_path, missing)
+            load(tmp_path, missing)
+    tree = lab.load(tmp_path)
+    assert [*tree.children] == ["a", "b"] and tree["b"].attrs["config"]["data_seed"] == 5
     dataset = lab.load(tmp_path, "a")
     assert dataset.attrs["variant"] == "a" and dataset.attrs["config"]["data_seed"] == 99
     np.testing.assert_array_equal(dataset.train_loss.values.reshape(16, 12), raws["a"]["train_loss"])

@@ -5,6 +5,7 @@ import itertools
 import re
 import sys
 import threading
+import types
 
 import pytest
 from hypothesis import given
@@ -169,6 +170,16 @@ def test_process_that_is_not_the_first_says_nothing(clock, capsys):
             shown.advance(1)
         shown.end()
     assert capsys.readouterr() == ("", "")
+
+
+def test_notebook_is_shown_a_bar(monkeypatch):
+    class ZMQInteractiveShell:
+        pass
+
+    assert not progress.in_notebook()
+    notebook = types.SimpleNamespace(get_ipython=lambda: ZMQInteractiveShell())
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    assert progress.in_notebook() and Progress()._in_terminal
 
 
 def test_bar_of_a_terminal_moves_at_every_part_and_shows_what_is_done(monkeypatch, clock):

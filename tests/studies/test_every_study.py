@@ -56,6 +56,15 @@ def test_trainings_of_another_study_are_refused_by_what_they_are(name):
         studies.get(name).measures(experiment)
 
 
+def test_study_is_named_by_its_module(tmp_path, monkeypatch):
+    text = "from lab.studies import Study\nSTUDY = Study('T', '', (), lambda experiment: [], (), '', lambda runs: [])"
+    (tmp_path / "a_study_of_mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert studies.get("a_study_of_mine:STUDY").name == str(tmp_path / "a_study_of_mine.py")
+    with pytest.raises(ValueError, match="nowhere_at_all:STUDY: No module named"):
+        studies.get("nowhere_at_all:STUDY")
+
+
 def test_unknown_study_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"unknown study 'compo'.*composition"):
         studies.get("compo")

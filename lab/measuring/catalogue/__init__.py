@@ -4,6 +4,7 @@ A builder gives a `Measure`: a function of one `Row`, its units and axes. A requ
 task cannot be measured, or None. A study adds measurements of its own to these.
 """
 
+import inspect
 from collections.abc import Callable
 
 from lab import models
@@ -11,7 +12,6 @@ from lab.engine import numerics
 from lab.experiment import Experiment
 from lab.measuring.catalogue import attention, loss, weights
 from lab.measuring.declare import Measure
-from lab.tasks import Task
 
 MOST_EDGES = 1000  # that are cut one by one
 
@@ -19,8 +19,8 @@ Requirement = Callable[[Experiment], str | None]
 
 
 def cross_entropy(experiment: Experiment) -> str | None:
-    task = type(experiment.task)
-    return None if task.mean_loss is Task.mean_loss else f"it is of cross-entropy, and {task.__name__} has its own loss"
+    task = experiment.task
+    return None if task.cross_entropy else f"it is of cross-entropy, and {type(task).__name__} has its own loss"
 
 
 def weight_matrices(experiment: Experiment) -> str | None:
@@ -31,6 +31,12 @@ def transformer(experiment: Experiment) -> str | None:
     if isinstance(experiment.model, models.Transformer):
         return None
     return f"it is of a transformer's attention, this model is {type(experiment.model).__name__}"
+
+
+def embedding_edited(experiment: Experiment) -> str | None:
+    if experiment.task.inputs == "tokens" and "edits" in inspect.signature(type(experiment.model).__call__).parameters:
+        return None
+    return f"it adds noise to embeddings of tokens, by an edit, which {type(experiment.model).__name__} does not take"
 
 
 def norm_before_the_sum(experiment: Experiment) -> str | None:
@@ -56,7 +62,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "sharpness": (loss.sharp, (cross_entropy,)),
     "density": (loss.density, (cross_entropy,)),
     "flatness": (loss.flat, (cross_entropy,)),
-    "noise": (loss.noise, (cross_entropy,)),
+    "noise": (loss.noise, (cross_entropy, embedding_edited)),
     "learning_coefficient": (loss.singular, (cross_entropy,)),
     "quantization": (loss.quantized, (cross_entropy,)),
     "subspace": (loss.subspace, (cross_entropy,)),

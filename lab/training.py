@@ -1,0 +1,298 @@
+"""A training from Python: model, task, grid and steps as objects; then train, measure, look, report."""
+
+import dataclasses
+import functools
+import hashlib
+import html
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from ml_collections import ConfigDict
+
+from lab import claims as claim_values
+from lab import config as configs
+from lab import configure, families, stages, studies, user_code
+from lab.configs import base
+from lab.disk import files
+from lab.disk.load import load
+from lab.disk.workdir import variants_in
+from lab.engine import plan as plans
+from lab.engine import train as engine
+from lab.grid import Grid
+from lab.report import figures
+from lab.row import Lines, Row, shown
+from lab.runs import Run
+
+LEAD = "Trained from Python."
+
+
+class Training:
+    """A grid of rows of one model on one task, its folder, and what is measured of it.
+
+    `Training(model=..., task=..., grid=..., steps=..., workdir=...)` takes what `lab.configure.config` takes;
+    `Training(config, workdir)` a config, or a name of one such as `composition:smoke`; `Training.open(workdir)` what is
+    there. Nothing is written before `train`.
+
+    Attributes:
+      config: every option.
+      workdir: with a folder for each variant; a config without variants has one, `main`.
+      variant: which one numbers and rows are of; None where there are several.
+    """
+
+    def __init__(self, config=None, workdir=None, *, grid: Mapping | Grid | None = None, **objects):
+        """
+        Args:
+          workdir: None: a folder below runs/ whose name has a hash of all that is trained.
+          grid: as `lab.configure.config`; beside a config, rows in place of its own.
+
+        Raises:
+          ValueError: an impossible config.
+        """
+        if config is None:
+            missing = [name for name in ("model", "task") if objects.get(name) is None]
+            if missing:
+                raise ValueError(f"lab.Training: {' and '.join(missing)} is missing, or a config")
+            config = configure.config(grid=grid, **objects)
+        elif objects:
+            raise ValueError(f"{next(iter(objects))}: an option of the config; change it there")
+        else:
+            config = _config(config)
+            if isinstance(grid, Mapping):
+                config.grid = ConfigDict(configure.axes(grid))
+        self.config, self._rows = configs.plain(config), grid if isinstance(grid, Grid) else None
+        self._configs = configs.variants(self.config)
+        self._grids = {name: self._rows or configs.grid(variant) for name, variant in self._configs.items()}
+        self._experiments = {name: configs.experiment(variant) for name, variant in self._configs.items()}
+        self.workdir = Path(workdir or Path("runs") / self._name())
+        self.variant = next(iter(self._configs)) if len(self._configs) == 1 else None
+        self._paths = {name: self.workdir / name for name in self._configs}
+        _warn_of_unimportable(self._configs)
+
+    @classmethod
+    def open(cls, workdir: str | Path) -> "Training":
+        """What a folder holds; raises as `lab.load`."""
+        works = variants_in(workdir)
+        self = cls.__new__(cls)
+        self._configs = {name: work.config for name, work in works.items()}
+        self._experiments = {name: work.experiment for name, work in works.items()}
+        self._paths = {name: work.path for name, work in works.items()}
+        self.workdir, self.variant = Path(workdir), next(iter(works)) if len(works) == 1 else None
+        self.config, self._rows = next(iter(self._configs.values())), None
+        self._grids = {name: work.grid for name, work in works.items()}
+        return self
+
+    def __getitem__(self, variant: str) -> "Training":
+        """The same training, whose numbers and rows are of one variant."""
+        if variant not in self._configs:
+            raise ValueError(f"variant {variant!r}: one of {', '.join(self._configs)}")
+        chosen = type(self).__new__(type(self))
+        chosen.__dict__ |= {key: value for key, value in self.__dict__.items() if key != "dataset"}
+        chosen.variant = variant
+        return chosen
+
+    # --- what is done ---
+
+    def train(self) -> "Training":
+        """Trains to the last step, or goes on where it stopped; raises as `lab.engine.train.train`."""
+        self._forget()
+        if "variants" in self.config:
+            engine.train_variants(self.config, self.workdir, self._rows)
+        else:  # opened: each with the config and rows that it has
+            for name, path in self._paths.items():
+                engine.train(self._configs[name], path, self._grids[name])
+        return self
+
+    def measure(self, *names: str, **scope) -> "Training":
+        """Takes measurements of the catalogue (or `all`), of what has none yet; `scope`: see `lab.stages.analyze`."""
+        self._forget()
+        stages.analyze(self.workdir, list(names) or None, None if self.variant is None else [self.variant], **scope)
+        return self
+
+    def report(
+        self, claims: Sequence[claim_values.Claim] = (), title: str = "", lead: str = LEAD, partial: bool = False
+    ) -> "Report":
+        """Evaluates the claims and writes the page; raises as `lab.stages.report`.
+
+        Args:
+          claims: of `lab.claim`; none: those of the study that the config names, if any.
+          partial: what is not trained yet is left out.
+        """
+        known = self.config.study in studies.names() or self.config.study.endswith(".py")
+        study = None
+        if claims or not known:
+            study = studies.Study(
+                title=title or self.config.study, lead=lead, papers=(), measures=lambda experiment: [],
+                claims=tuple(claims), target="", sections=lambda runs: [], name=self.config.study,
+            )  # fmt: skip
+        return Report(*stages.report(self.workdir, partial, study))
+
+    def plan(self) -> Lines:
+        """Memory, rows at once and speed on this device, in lines."""
+        if any(rows.axes is None for rows in self._grids.values()):
+            raise ValueError("plan: these rows are no product of axes; a training says its plan when it begins")
+        return _planned(self._configs)
+
+    # --- what there is to see ---
+
+    @functools.cached_property
+    def dataset(self) -> xr.Dataset:
+        """All numbers of the variant: see `lab.load`."""
+        return load(self._paths[self._only()])
+
+    @property
+    def run(self) -> Run:
+        """The numbers as claims and figures take them, the middle of every axis where none is said."""
+        return Run(self.dataset)
+
+    @property
+    def experiment(self):
+        return self._experiments[self._only()]
+
+    def init_table(self) -> Lines:
+        """Every leaf of the model: its number of inputs, its group, and its std at the ends of the grid."""
+        return Lines("\n".join(self.experiment.init_table(self._grids[self._only()].columns, measure=True)))
+
+    def phase_diagram(self, *metrics: str, rows: str = "weight_decay", **options):
+        """Heatmaps gamma x `rows`, a panel a metric: see `lab.report.figures.phase_diagram`."""
+        return figures.phase_diagram(self.run, list(metrics) or self.metrics(), rows, **options)
+
+    def curves(self, *metrics: str, **options):
+        """The metrics over training: see `lab.report.figures.training_curves`."""
+        return figures.training_curves(self.run, list(metrics) or self.metrics(), **options)
+
+    def metrics(self) -> list[str]:
+        """The first score of every split, or its loss where it has none."""
+        splits = self.experiment.task.splits
+        found = []
+        for split in splits:
+            scores = sorted(n for n in map(str, self.dataset.data_vars) if n.startswith(f"{split}."))
+            found += sorted(scores, key=lambda name: name.endswith(".loss"))[:1]
+        return found
+
+    def row(self, **place) -> "Row":
+        """One row, by as many of its hyperparameters as single it out; raises as `dataset.lab.row`."""
+        return Row(self.dataset, self.dataset.lab.row(**place))
+
+    def to_csv(self, path: str | Path, *names: str) -> Path:
+        """Writes numbers as one long table, a line each: see `dataset.lab.frame`; returns the path.
+
+        Args:
+          names: of variables; none: all but those of every training step.
+        """
+        every = [str(name) for name, values in self.dataset.data_vars.items() if "train_step" not in values.dims]
+        table = self.dataset.lab.frame(*(names or every))
+        files.write_bytes(Path(path), table.to_csv(index=False).encode())
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Training in {self.workdir}", *(f"  {line}" for line in self._facts())])
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self._facts())
+        models = "".join(map(shown, {experiment.model: 0 for experiment in self._experiments.values()}))
+        return f"<div><b>Training</b> in <code>{html.escape(str(self.workdir))}</code><ul>{lines}</ul>{models}</div>"
+
+    def _facts(self) -> list[str]:
+        facts = []
+        for name, config in self._configs.items():
+            rows, experiment = self._grids[name], self._experiments[name]
+            axes = ", ".join(f"{axis} {_short(values)}" for axis, values in (rows.axes or rows.columns).items())
+            reached = max(files.steps(self._paths[name] / "checkpoints"), default=0)
+            kinds = f"{type(experiment.model).__name__} on {config.study.partition(' on ')[2] or config.study}"
+            facts.append(f"{name}: {kinds}, {len(rows)} rows ({axes}), step {reached:,} of {config.steps:,}")
+        return facts
+
+    def _only(self) -> str:
+        if self.variant is None:
+            first = next(iter(self._configs))
+            raise ValueError(f"of which variant? There are {', '.join(self._configs)}: training[{first!r}]")
+        return self.variant
+
+    def _forget(self) -> None:
+        self.__dict__.pop("dataset", None)
+
+    def _name(self) -> str:
+        """Of a folder: another for whatever changes the training."""
+        own = [place["sha256"] for config in self._configs.values() for place in families.own(config)]
+        said = json.dumps(
+            [configs.to_json(self.config), [grid.to_json() for grid in self._grids.values()], own], sort_keys=True
+        )
+        words = "".join(c if c.isalnum() else "-" for c in self.config.study.replace(" on ", "-")).strip("-")
+        return f"{words.lower()}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A report's page, and its claims table, a dict a claim."""
+
+    page: Path
+    claims: list[dict]
+
+    def __repr__(self) -> str:
+        from lab.report import claims_table
+
+        return "\n".join(filter(None, [claims_table.text(self.claims) if self.claims else "", f"report: {self.page}"]))
+
+
+def train(config=None, workdir=None, **objects) -> Training:
+    """`Training(...).train()`."""
+    return Training(config, workdir, **objects).train()
+
+
+def analyze(workdir: str | Path, names: str | Sequence[str] | None = None, **scope) -> list[str]:
+    """Takes measurements of a workdir: see `lab.stages.analyze`."""
+    return stages.analyze(Path(workdir), [names] if isinstance(names, str) else names, **scope)
+
+
+def report(workdir: str | Path, partial: bool = False) -> Report:
+    """Evaluates the claims of a workdir and writes its page: see `lab.stages.report`."""
+    return Report(*stages.report(Path(workdir), partial))
+
+
+def plan(config, fresh: bool = False) -> Lines:
+    """What a config (or its name, `composition:cpu`) needs on this device, in lines: see `lab.engine.plan.explain`."""
+    return _planned(configs.variants(_config(config)), fresh)
+
+
+def claim(
+    id: str, statement: str, *, source: str = "this training", published: str = "-",
+    threshold_from: str = claim_values.OURS, **bounds,
+):  # fmt: skip
+    """As `lab.claims.claim`, of a statement of one's own: runs -> one number a seed."""
+    said = dict(source=source, published=published, threshold_from=threshold_from)
+    return claim_values.claim(id, statement, **said, **bounds)
+
+
+def _planned(variants: Mapping[str, ConfigDict], fresh: bool = False) -> Lines:
+    return Lines(
+        "\n".join(f"{n}: {line}" for n, config in variants.items() for line in plans.explain(config, False, fresh))
+    )
+
+
+def _config(given) -> ConfigDict:
+    if isinstance(given, str):
+        name, _, preset = given.partition(":")
+        return base.load(name, preset or None)
+    if not isinstance(given, Mapping | ConfigDict):
+        raise ValueError(f"config: a {type(given).__name__}; expected a ConfigDict, or a name such as composition:cpu")
+    return ConfigDict(given)
+
+
+def _warn_of_unimportable(variants: Mapping[str, ConfigDict]) -> None:
+    places = [place for config in variants.values() for place in families.own(config) if place["file"] is None]
+    names = dict.fromkeys(f"{place['class']} of {place['module']}" for place in places)
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: this process can train and look at it, another one cannot import it; to open the "
+            f"training elsewhere, {user_code.WHAT_TO_DO}",
+            stacklevel=3,
+        )
+
+
+def _short(values: Sequence) -> str:
+    shown = [f"{value:g}" for value in dict.fromkeys(np.asarray(values).tolist())]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:5], "...", shown[-1]])

@@ -1,0 +1,81 @@
+"""A name finds the object that it was made of; objects without a place are known by their code and what is bound."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lab import families, user_code
+from lab.tasks import Anchor
+
+SCALE = 2.0
+
+
+def scaled(x):
+    return SCALE * x
+
+
+def make(bound):
+    return lambda x: x + bound
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [(nn.relu, "jax.nn:relu"), (nn.Dense, "flax.linen:Dense"), (optax.lion, "optax:lion"), (jnp.float32, None),
+     (scaled, f"{__name__}:scaled"), (make(1), None), (functools.partial(scaled, 1), None)],
+)  # fmt: skip
+def test_name_finds_the_object(thing, name):
+    found = user_code.name_of(thing)
+    assert user_code.find(found) is thing
+    assert name is None or found == name
+
+
+@pytest.mark.parametrize("bound", [2, 1.5, "a", np.ones(3), (1, 3), scaled])
+def test_hash_of_a_closure_is_of_what_it_is_bound_to(bound):
+    assert user_code.code_hash(make(bound)) == user_code.code_hash(make(bound))
+    assert user_code.code_hash(make(bound)) != user_code.code_hash(make(1))
+
+
+def test_hash_is_of_the_values_that_a_function_names(monkeypatch):
+    before = user_code.code_hash(make(scaled))
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert user_code.code_hash(make(scaled)) != before
+
+
+def test_object_that_another_process_held_is_named_in_one_line():
+    with pytest.raises(ValueError, match=r"make.<locals>.<lambda> of mine cannot be imported; define it at the top"):
+        user_code.find("mine:make.<locals>.<lambda>#12345678")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3, 0.5, "a", None, (1, 2.0), nn.relu, jnp.float32, nn.Dense(3, use_bias=False), (nn.relu, nn.Dense(2), 3),
+        nn.Sequential((nn.Dense(4), nn.relu, nn.Sequential((nn.Dense(2),)))), {"a": nn.tanh, "b": 1}, Anchor(),
+        nn.Dense(3, kernel_init=nn.initializers.zeros),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_value_of_a_config_is_built_again(value):
+    assert families.build(families.express(value, "model"), "model") == value
+
+
+def test_lists_become_tuples_so_that_a_model_can_be_hashed():
+    built = families.build(families.express(nn.Sequential([nn.Dense(4), nn.relu]), "model"), "model")
+    assert built == nn.Sequential((nn.Dense(4), nn.relu)) and isinstance(hash(built), int)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"family": "flax.linen:Dens"}, "model.family='flax.linen:Dens': module 'flax.linen' has no attribute 'Dens'"),
+        ({"object": "jax.nn:rel"}, "model.object='jax.nn:rel': module 'jax.nn' has no attribute 'rel'"),
+        ({"family": "flax.linen:Dense", "featurs": 3}, "model: .*unexpected keyword argument 'featurs'"),
+    ],
+)
+def test_what_a_config_names_and_is_not_there_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        families.build(value, "model")
