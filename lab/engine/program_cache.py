@@ -33,8 +33,9 @@ _folder: Path | None = None  # of this process; None: JAX keeps nothing, or wher
 def enable() -> None:
     """Keeps compiled programs from now on, unless the user decided otherwise; a folder that refuses is no error.
 
-    Not where several processes train together, of which JAX lets one write and the others might wait for it. On a CPU only where a program that is read again is accepted, which is tried once: XLA may find that it was compiled
-    for features that it does not see in this machine.
+    Not where several processes train together, of which JAX lets one write and the others might wait for it. On a CPU
+    only where a program that is read again is accepted, which is tried once: XLA may find that it was compiled for
+    features that it does not see in this machine.
     """
     global _folder
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache or jax.process_count() > 1:

@@ -11,7 +11,6 @@ from lab import init, models, optim, own_optim, perturb, rng, tree
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
-
 LARGEST_PACKED = 2**22  # parameters
 
 
