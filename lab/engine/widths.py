@@ -14,10 +14,7 @@ from lab.engine.sweep import Options
 from lab.experiment import Experiment
 from lab.grid import Grid
 
-REPEATS, SECONDS = (
-    7,
-    0.2,
-)  # timings of each width, the best of which counts, and how long each shall last, in as many steps as a call takes at most
+REPEATS, SECONDS = 7, 0.2  # timings of each width, the best of which counts, and how long each shall last
 STEP_SECONDS = 1.0  # a step of all rows that is guessed to take longer is measured with a block of rows instead
 
 
