@@ -118,23 +118,27 @@ def _reproduce(args, config_args) -> None:
         print(f"nothing to do: no file in {workdir} has changed since this command ended (`lab verify` reads them all)")
         return
     devices.use_cores()
-    from lab import stages, studies
+    from lab import studies
     from lab.disk.workdir import variants_in
     from lab.engine import train
 
     for arg in config_args:
         if config.names_one(arg):
             raise ValueError(f"{arg}: reproduce takes the study's own config; --config.NAME=VALUE changes its options")
-    study = studies.get(args.study)
-    config_of_study = _config([f"--config={study.name}:{args.preset}", *config_args], args)
+    ours = args.study in studies.names()  # whose claims and pictures need not be looked at before there is anything
+    name = args.study if ours else studies.get(args.study).name
+    config_of_study = _config([f"--config={name}:{args.preset}", *config_args], args)
     train.train_variants(config_of_study, workdir, then="the analysis")
+
+    from lab import stages
+
     measured = _measure(workdir)
     if measured or not stages.reported(workdir):
         _write_report(workdir)
     else:
         print(f"nothing to do: {workdir / stages.PAGE} is up to date")
     elsewhere = any(work.classes or work.data_hashes for work in variants_in(workdir).values())
-    if args.study in studies.names() and not elsewhere:  # else code or data of the user's decide, too
+    if ours and not elsewhere:  # else code or data of the user's decide, too
         with contextlib.suppress(OSError):  # it is done, whether or not that can be remembered
             unchanged.remember(workdir, program)
 
