@@ -112,29 +112,35 @@ def _report(args, config_args) -> None:
 
 def _reproduce(args, config_args) -> None:
     given = {name: value for name, value in vars(args).items() if name not in ("study", "workdir", "known")}
-    asked = [args.study, *config_args, *(f"{name}={value}" for name, value in sorted(given.items()))]
-    named = args.workdir or Path("runs") / f"{Path(args.study).stem}-{args.preset}"
-    if unchanged.is_done(named, asked):
-        print(f"nothing to do: {named} is as this command left it")
+    program = unchanged.program([args.study, *config_args, *(f"{n}={value}" for n, value in sorted(given.items()))])
+    workdir = args.workdir or Path("runs") / f"{Path(args.study.partition(':')[0]).stem}-{args.preset}"
+    if unchanged.is_done(workdir, program):
+        print(f"nothing to do: no file in {workdir} has changed since this command ended (`lab verify` reads them all)")
         return
     devices.use_cores()
-    from lab import stages, studies
+    from lab import studies
+    from lab.disk.workdir import variants_in
     from lab.engine import train
 
     for arg in config_args:
         if config.names_one(arg):
             raise ValueError(f"{arg}: reproduce takes the study's own config; --config.NAME=VALUE changes its options")
-    study = studies.get(args.study)
-    workdir = args.workdir or Path("runs") / f"{Path(study.name).stem}-{args.preset}"
-    config_of_study = _config([f"--config={study.name}:{args.preset}", *config_args], args)
+    ours = args.study in studies.names()  # whose claims and pictures need not be looked at before there is anything
+    name = args.study if ours else studies.get(args.study).name
+    config_of_study = _config([f"--config={name}:{args.preset}", *config_args], args)
     train.train_variants(config_of_study, workdir, then="the analysis")
+
+    from lab import stages
+
     measured = _measure(workdir)
     if measured or not stages.reported(workdir):
         _write_report(workdir)
     else:
         print(f"nothing to do: {workdir / stages.PAGE} is up to date")
-    with contextlib.suppress(OSError):  # it is done, whether or not that can be remembered
-        unchanged.remember(workdir, asked)
+    elsewhere = any(work.classes or work.data_hashes for work in variants_in(workdir).values())
+    if ours and not elsewhere:  # else code or data of the user's decide, too
+        with contextlib.suppress(OSError):  # it is done, whether or not that can be remembered
+            unchanged.remember(workdir, program)
 
 
 def _verify(args, config_args) -> None:

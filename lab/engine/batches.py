@@ -15,7 +15,7 @@ from lab.tasks import Batch
 
 DRAWN_AHEAD = 2**23  # bytes of one row's batches
 EPOCHS_AHEAD = 2**28  # bytes of one row's permutations
-HASTY = {"xla_backend_optimization_level": 0}  # options of the CPU's compiler
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # for the CPU's compiler
 
 
 class Data(NamedTuple):
@@ -54,11 +54,17 @@ def data(experiment: Experiment) -> Data:
     jaxpr, shapes = traced(experiment)
 
     # run once, so compiled with little care; and constants are given, since the compiler would copy them many times
-    @functools.partial(jax.jit, compiler_options=HASTY if jax.default_backend() == "cpu" else None)
+    @functools.partial(jax.jit, compiler_options=UNOPTIMIZED if jax.default_backend() == "cpu" else None)
     def draw(constants):
         return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr.jaxpr, constants))()
 
     return jax.tree.unflatten(jax.tree.structure(shapes), jax.device_get(draw(jaxpr.consts)))
+
+
+def forget() -> None:
+    """Drops what `traced` and `data` remember."""
+    traced.cache_clear()
+    data.cache_clear()
 
 
 def train_set(experiment: Experiment) -> Batch | None:

@@ -1,4 +1,4 @@
-"""The compiled programs of a grid: each is compiled once in a process, whoever asks for it first."""
+"""The compiled programs of a grid: what is planned is what trains, and each is compiled once, whoever asks first."""
 
 import functools
 import threading
@@ -38,33 +38,28 @@ class Programs:
             "evaluate": (batches.varied(experiment, hparams), self.state, evaluation_set),
         }
         self._compiled: dict[str, Future] = {}
-        self._lock = threading.Lock()
 
     def __getattr__(self, name: str) -> Callable:
         if name not in ("start", "chunk", "evaluate"):
             raise AttributeError(name)
-        self.compile_ahead(name)
-        return self._compiled[name].result()
+        return self.compile_ahead(name).result()
 
-    def compile_ahead(self, name: str) -> None:
+    def compile_ahead(self, name: str) -> Future:
         """Begins to compile a program in a thread, unless that has begun. It is traced here, with JAX's switches."""
-        with self._lock:
-            if name in self._compiled:
-                return
-            future = self._compiled[name] = Future()
-        try:
-            lowered = getattr(self._sweep, name).lower(*self._arguments[name])
-        except BaseException as error:
-            future.set_exception(error)
-            return
+        if name in self._compiled:
+            return self._compiled[name]
+        lowered = getattr(self._sweep, name).lower(*self._arguments[name])
+        future = self._compiled[name] = Future()
 
         def compile_it() -> None:
             try:
                 future.set_result(lowered.compile())
             except BaseException as error:
+                self._compiled.pop(name, None)  # the next one who asks tries again: memory may have run out for a while
                 future.set_exception(error)
 
-        threading.Thread(target=compile_it, name=f"compile {name}", daemon=True).start()
+        threading.Thread(target=compile_it, name=f"compile {name}").start()
+        return future
 
     @staticmethod
     def _everywhere(layout: Layout, arrays):
@@ -78,7 +73,7 @@ def programs(experiment: Experiment, grid: Grid, layout: Layout, max_steps: int,
     return _programs(experiment, layout, max_steps, options, columns, repr(provenance.numerics()))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=6)  # the widths that a plan measures
 def _programs(experiment, layout, max_steps, options, columns, numerics: str) -> Programs:
     """
     Args:
@@ -88,5 +83,6 @@ def _programs(experiment, layout, max_steps, options, columns, numerics: str) ->
 
 
 def forget() -> None:
-    """Drops all programs from memory."""
+    """Drops all programs, and data that were drawn: what they were made of may change without being another value."""
     _programs.cache_clear()
+    batches.forget()

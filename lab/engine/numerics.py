@@ -11,7 +11,7 @@ from jax.extend import backend
 from lab import config as configs
 from lab.disk import provenance
 from lab.disk.files import WorkdirError
-from lab.engine import program_cache
+from lab.engine import compiled, program_cache
 
 # Debugging switches that no training can run under, and why; whatever else JAX offers for debugging works.
 REFUSED = {
@@ -28,6 +28,8 @@ REFUSED = {
 }
 HARMLESS = (False, None, "allow", "log", "log_explicit")  # settings of these
 
+_depth = 0  # of `settled` within `settled`
+
 
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
@@ -39,13 +41,18 @@ def settled() -> Iterator[None]:
     for name, reason in REFUSED.items():
         if getattr(jax.config, name) not in HARMLESS:
             raise ValueError(f"{name.upper()}={getattr(jax.config, name)}: {reason}; run without this switch")
+    global _depth
     find_devices()
     program_cache.enable()
+    _depth += 1
     try:
         with fixed():
             yield
     finally:
+        _depth -= 1
         program_cache.seal()
+        if not _depth:  # by the next command, the code that programs were made of may be other code
+            compiled.forget()
 
 
 @contextlib.contextmanager

@@ -196,8 +196,10 @@ def _measured(experiment, grid, mesh, options: Options, max_steps, fresh: bool, 
     plan = Plan(device_names(), 1, 1, estimate.flops(experiment, grid), {}, {})
     guessed_seconds = row_steps * plan.flops / (estimate.device_flops() * mesh.shape["run"])
     if not always and SHARE * guessed_seconds < MEASURED_SECONDS:
-        fits = backend != "cpu" and plan.flops < SMALL_STEP
-        return remember(dataclasses.replace(plan, width=min(rows_each, GUESSED_ROWS) if fits else 1, guessed=True))
+        width = 1
+        if backend != "cpu" and plan.flops < SMALL_STEP and jax.process_count() == 1:
+            width = _widest_that_fits(experiment, grid, mesh, options, max_steps, min(rows_each, GUESSED_ROWS))
+        return remember(dataclasses.replace(plan, width=width, guessed=True))
 
     begun, longest = time.monotonic(), 0.0
 
@@ -225,6 +227,17 @@ def _measured(experiment, grid, mesh, options: Options, max_steps, fresh: bool, 
         free, _ = widths.rate(experiment, grid, mesh, faster, max_steps, best)
         cost = free and free / rates[best]
     return remember(dataclasses.replace(plan, width=best, rates=rates, memory=needed, determinism=cost))
+
+
+def _widest_that_fits(experiment, grid: Grid, mesh: Mesh, options: Options, max_steps: int, width: int) -> int:
+    """At most `width`; what is compiled to find out is the program that trains."""
+    while width > 1:
+        layout = shard.layout(mesh, len(grid), width)
+        chunk = compiled.programs(experiment, grid, layout, max_steps, options).chunk
+        if memory.of_program(chunk) <= memory.SHARE * memory.of_device():
+            break
+        width //= 2
+    return width
 
 
 def _remembered(experiment: Experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, rows_each: int) -> Path:

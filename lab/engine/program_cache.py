@@ -1,13 +1,15 @@
 """Compiled programs on disk: JAX's persistent compilation cache, in the one folder for caches.
 
-One folder for each version of jaxlib and kind of machine. Beside every entry lies its sha256: one without, or with
-another, was not written to its end or has changed since, and is deleted before JAX reads the folder. The user's own
-choice (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=false`) wins.
+One folder for each version of jaxlib and kind of machine. Beside every entry lies its sha256. A process that starts
+deletes those that have none or another: they were not written to their end, or have changed since. One that is torn
+while it runs does not unpack, and JAX compiles again. The user's own choice (`JAX_COMPILATION_CACHE_DIR`,
+`JAX_ENABLE_COMPILATION_CACHE=false`) wins.
 """
 
 import contextlib
 import hashlib
 import platform
+import tempfile
 from pathlib import Path
 
 import jax
@@ -31,11 +33,12 @@ _folder: Path | None = None  # of this process; None: JAX keeps nothing, or wher
 def enable() -> None:
     """Keeps compiled programs from now on, unless the user decided otherwise; a folder that refuses is no error.
 
-    On a CPU only where a program that is read again is accepted, which is tried once: XLA may find that it was compiled
-    for features that it does not see in this machine.
+    Not where several processes train together, of which JAX lets one write and the others might wait for it. On a CPU
+    only where a program that is read again is accepted, which is tried once: XLA may find that it was compiled for
+    features that it does not see in this machine.
     """
     global _folder
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache or jax.process_count() > 1:
         return
     try:
         folder = cache.folder("programs") / _machine()
@@ -50,7 +53,7 @@ def enable() -> None:
 
 
 def seal() -> None:
-    """Writes the hashes of entries that have none yet: what is not sealed is not used by another process."""
+    """Writes the hashes of entries that have none yet: those are deleted when the next process starts."""
     if _folder is None or jax.config.jax_compilation_cache_dir != str(_folder):
         return
     with contextlib.suppress(OSError):  # `SaveError` is one
@@ -79,6 +82,7 @@ def _cpu_features() -> list[str]:
 
 def _point_to(folder: Path | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder and str(folder))
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # which would lie there without hashes
     if folder and jax.config.jax_persistent_cache_min_compile_time_secs == 1.0:  # JAX's default
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_SECONDS)
     compilation_cache.reset_cache()  # JAX looks where to keep programs once, when it first compiles
@@ -90,9 +94,10 @@ def _accepted(folder: Path) -> bool:
     try:
         return files.read_json(path)["accepted"]
     except (DamagedError, KeyError):
-        _point_to(folder)
-        accepted = _reads_again()
-        _point_to(None)
+        with tempfile.TemporaryDirectory(dir=folder) as trial:  # where no other process reads or deletes
+            _point_to(Path(trial))
+            accepted = _reads_again()
+            _point_to(None)
     with contextlib.suppress(SaveError):
         files.write_json(path, {"accepted": accepted})
     return accepted
@@ -125,16 +130,21 @@ def _reads_again() -> bool:
 
 def _drop_damaged(folder: Path) -> None:
     for entry in folder.glob(ENTRIES):
-        if not _seal(entry).exists() or _seal(entry).read_bytes() != _hash(entry):
-            _drop(entry)
+        with contextlib.suppress(FileNotFoundError):  # another process dropped it
+            if not _seal(entry).exists() or _seal(entry).read_bytes() != _hash(entry):
+                _drop(entry)
 
 
 def _drop_oldest(folder: Path) -> None:
-    entries = sorted(folder.glob(ENTRIES), key=lambda entry: entry.stat().st_mtime)
-    n_bytes = sum(entry.stat().st_size for entry in entries)
-    while n_bytes > LARGEST:
-        n_bytes -= entries[0].stat().st_size
-        _drop(entries.pop(0))
+    found = []
+    for entry in folder.glob(ENTRIES):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((entry.stat().st_mtime, entry.stat().st_size, entry))
+    n_bytes = sum(size for _, size, _ in found)
+    for _, size, entry in sorted(found):
+        if n_bytes > LARGEST:
+            n_bytes -= size
+            _drop(entry)
 
 
 def _drop(entry: Path) -> None:

@@ -20,7 +20,7 @@ LONGEST_NAP, NAP_SHARE = 0.1, 0.005  # seconds, and share of what the devices ha
 class Rows:
     """All rows of a grid. Where they are too many for the devices' memory, batches of them are offloaded to the host's.
 
-    Nothing here waits for a device but `fetch`; what `advance` and `evaluate` return is read with `layout.to_host`.
+    `advance` and `evaluate` do not wait for the devices; what they return is read with `layout.to_host`.
     """
 
     def __init__(self, experiment: Experiment, grid: Grid, layout: Layout, max_steps: int, options: Options):

@@ -11,6 +11,8 @@ from lab import init, models, optim, own_optim, perturb, rng, tree
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
+LARGEST_PACKED = 2**22  # parameters
+
 
 class RowState(NamedTuple):
     """What training changes; `diverged_at` is the step (int32) at which the row went non-finite, -1 while healthy."""
@@ -26,8 +28,12 @@ def transform(experiment: Experiment, hparams: Mapping, packed: bool = False) ->
 
 
 def packing(experiment: Experiment, state: RowState) -> tree.Packing | None:
-    """How a row's state is packed for `train_step`; None: an optimizer of a user's own sees the tree as it is."""
-    if own_optim.is_own(experiment.optim.family):
+    """How a row's state is packed for `train_step`; None: not at all.
+
+    An optimizer of a user's own sees the tree as it is; and of a large model an operation a leaf is fast enough, where
+    a second copy of its parameters is not.
+    """
+    if own_optim.is_own(experiment.optim.family) or tree.size(state.params) > LARGEST_PACKED:
         return None
     return optim.packing(experiment.optim, state.params, experiment.leaves)
 

@@ -14,7 +14,7 @@ from lab import config as configs
 from lab import schedule
 from lab.disk import files, metrics, store, verify
 from lab.disk.workdir import Workdir
-from lab.engine import init_from, memory, multihost, numerics, parts, plan, program_cache, shard, sweep
+from lab.engine import compiled, init_from, memory, multihost, numerics, parts, plan, program_cache, shard, sweep
 from lab.engine.background import Writer
 from lab.engine.interrupts import stop_flag
 from lab.engine.prepare import begin, portions, prepare, prepare_variants
@@ -119,6 +119,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int], progress: Pr
             "rounding with those of more"
         )
         plan.narrow(work.path, layout.width)
+        compiled.forget()  # the wider program holds memory, too
 
 
 def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[[], int], progress: Progress) -> int:

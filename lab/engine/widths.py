@@ -14,7 +14,7 @@ from lab.engine.sweep import Options
 from lab.experiment import Experiment
 from lab.grid import Grid
 
-REPEATS, SECONDS = 7, 0.2  # timings of each width, the best of which counts, and how long each lasts at least
+REPEATS, SECONDS = 7, 0.2  # timings of each width, the best of which counts, and how long each shall last
 STEP_SECONDS = 1.0  # a step of all rows that is guessed to take longer is measured with a block of rows instead
 
 
@@ -83,7 +83,10 @@ def _rate(experiment, grid: Grid, mesh: Mesh, options: Options, max_steps, width
         nonlocal state
         begun = time.perf_counter()
         state, _ = jax.block_until_ready(programs.chunk(hparams, state, train_set, 0, n_steps))
-        return time.perf_counter() - begun
+        taken = time.perf_counter() - begun
+        if options.split_params:  # XLA chose where small leaves lie
+            state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, programs.state))
+        return taken
 
     seconds(1)
     # a call draws the data of `max_steps` steps, however few it takes

@@ -14,6 +14,7 @@ import pytest
 import lab
 from lab import models, rng, studies
 from lab.claims import OPEN
+from lab.cli import unchanged
 from lab.configs import base
 from lab.disk import claims_file, measurements
 from lab.disk.workdir import Workdir
@@ -53,7 +54,8 @@ def written(root):
 def test_reproducing_again_says_nothing_to_do_and_touches_nothing(reproduced, capsys, run):
     before = written(reproduced)
     run("reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY)
-    assert capsys.readouterr().out == f"nothing to do: {reproduced} is as this command left it\n"
+    said = capsys.readouterr().out
+    assert said.startswith(f"nothing to do: no file in {reproduced} has changed") and said.count("\n") == 1
     assert written(reproduced) == before
 
 
@@ -64,12 +66,31 @@ def test_reproducing_again_does_not_even_import_jax(reproduced):
     assert ran.stdout.splitlines()[-1] == "False True", ran.stderr
 
 
+@pytest.mark.parametrize("change", ["package", "switch", "source", "link"])
+def test_another_program_or_a_workdir_with_links_is_looked_at(reproduced, monkeypatch, tmp_path, change):
+    words = ["composition", "preset=smoke"]
+    program = unchanged.program(words)
+    root = shutil.copytree(reproduced, tmp_path / "w")
+    unchanged.remember(root, program)
+    assert unchanged.is_done(root, unchanged.program(words))
+    if change == "package":
+        monkeypatch.setattr(unchanged.metadata, "distributions", list)
+    elif change == "switch":
+        monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    elif change == "source":
+        monkeypatch.setattr(unchanged, "_states", lambda folder, paths: [])
+    else:
+        (root / "elsewhere").symlink_to(tmp_path)
+        unchanged.remember(root, program)
+    assert not unchanged.is_done(root, unchanged.program(words))
+
+
 def test_what_was_touched_since_is_looked_at(reproduced, capsys, run):
     """Nothing is trained or measured again where the content is what it was."""
     page = (reproduced / "report" / "index.html").stat().st_mtime_ns
     (chunk, *_) = (reproduced / "wrong" / "metrics").iterdir()
     os.utime(chunk)
-    for line in ("nothing to do: .*index.html is up to date", "nothing to do: .* is as this command left it"):
+    for line in ("nothing to do: .*index.html is up to date", "nothing to do: no file in .* has changed .*"):
         run("reproduce", "composition", "--preset=smoke", f"--workdir={reproduced}", *TINY)
         said = capsys.readouterr().out
         assert re.fullmatch(line, said.splitlines()[-1])

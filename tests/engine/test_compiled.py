@@ -36,7 +36,6 @@ def programs_compiled():
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(listener)
     compiled.forget()
-    batches.data.cache_clear()
     jax.clear_caches()
     with jax.log_compiles():
         yield names
