@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copyreg
 import dataclasses
 import dis
 import functools
@@ -20,6 +21,7 @@ PLAIN = str | int | float | complex | bool | bytes | range | slice | None
 WRAPPERS = ("jaxlib", "functools")  # `jax.jit` and `functools.cache` add nothing to what they wrap
 GENERATED = {f"__{name}__" for name in ("init", "eq", "repr", "hash", "lt", "le", "gt", "ge", "replace")}
 GENERATED |= {"__setattr__", "__delattr__"}  # of a frozen one
+REDUCERS = copyreg.dispatch_table
 
 
 def code_hash(thing) -> str:
@@ -103,7 +105,7 @@ def _numbers(one) -> str:
 def _pickled(name: str, one) -> tuple[str, list[tuple[str, object]]]:
     """An object as it would be pickled: its class, what makes it, and its state without what it computes once."""
     try:
-        reduced = one.__reduce_ex__(4)
+        reduced = REDUCERS[type(one)](one) if type(one) in REDUCERS else one.__reduce_ex__(4)
     except Exception as error:
         if _library(type(one).__module__) in LIBRARIES[:-1]:
             return f"{type(one).__module__}:{type(one).__qualname__}", []

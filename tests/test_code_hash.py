@@ -133,6 +133,7 @@ def test_own_code_of_what_is_named_counts(part):
         (jnp.arange(3), jnp.arange(3) + 1),
         (np.dtype("int32"), np.dtype("int64")),
         (np.sin, np.cos),
+        (re.compile("a"), re.compile("b")),
         (lambda o: o + 1, lambda o: o + 2),
         (jax.jit(lambda o: o + 1), jax.jit(lambda o: o + 2)),
         (jax.random.key(0), jax.random.key(1)),
