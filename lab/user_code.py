@@ -98,7 +98,7 @@ def name_of(thing) -> str:
         module, inside = type(thing).__module__, type(thing).__qualname__
     name = f"{module}:{inside}#{code_hash(thing)[:8]}"
     held = HELD.setdefault(name, thing)
-    if held is not thing and held != thing and code_hash(held) != code_hash(thing):
+    if held is not thing and code_hash(held) != code_hash(thing):
         raise ValueError(
             f"{module}:{inside}: another one was given before, and changed since; give an object of its own"
         )

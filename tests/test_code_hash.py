@@ -159,6 +159,7 @@ def test_objects_of_one_class_have_names_of_their_own():
     names = [user_code.name_of(Within(bound)) for bound in (1, 2, 1)]
     assert names[0] == names[2] != names[1]
     assert [user_code.find(name).bound for name in names] == [1, 2, 1]
+    assert user_code.name_of(np.arange(3)) == user_code.name_of(np.arange(3)) != user_code.name_of(np.arange(4))
 
 
 def test_an_object_that_changed_under_its_name_is_not_another_one():
