@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from lab import families, module, tables, user_code
+from lab import families, module, studies, tables, user_code
 from lab.configs import base
 from lab.grid import Grid
 from lab.tasks import Task
@@ -87,8 +87,10 @@ def config(
       options: further options of `configs/base.py`, such as `steps`, `batch_size`, `data_order`.
 
     Raises:
-      ValueError: what is no model, task or optimizer; an unknown option.
+      ValueError: what is no model, task or optimizer; an unknown option; a title that is the name of a study.
     """
+    if title in studies.names() or title.endswith(".py"):
+        raise ValueError(f"title={title!r}: the name of a study, whose claims it would be taken to be of; use another")
     unknown = [name for name in options if name not in base.OPTIONS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], base.OPTIONS, 1)
@@ -168,11 +170,16 @@ def axes(given: Mapping | Grid | None) -> dict[str, tuple]:
     """The axes of a config's grid, those that are left out at their usual values."""
     if isinstance(given, Grid):
         return {name: tuple(dict.fromkeys(column)) for name, column in given.columns.items()}
+    return base.OPTIONS["grid"] | named_axes(given or {})
+
+
+def named_axes(given: Mapping) -> dict[str, tuple]:
+    """Axis -> its values, of those that are named alone."""
     made = {}
-    for name, values in (given or {}).items():
+    for name, values in given.items():
         many = hasattr(values, "__iter__") and not isinstance(values, str)
         made[name] = tuple(values) if many else (values,)
-    return base.OPTIONS["grid"] | made
+    return made
 
 
 def _sizes(task, options: Mapping) -> dict:

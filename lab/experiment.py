@@ -76,8 +76,22 @@ class Experiment:
           ValueError: a model that takes, keeps or returns what `lab.module` does not allow, or leaves that
             `init.leaves_of` refuses.
         """
-        example, _ = self.task.example(), self.leaves
-        params = jax.eval_shape(lambda: models.init(self.model, rng.key(0, "init"), example))
-        outputs, _ = jax.eval_shape(lambda params: models.forward(self.model, params, example), params)
+        _ = self.leaves
+        example, outputs = self._traced()
         if self.task.inputs == "tokens":
             module.check_outputs(self.model, outputs, example, self.task.vocab_size)
+
+    @property
+    def n_classes(self) -> int:
+        """Of a classifier of arrays, outputs (B, C) and cross-entropy: C, which labels are below; 0 of all else."""
+        if self.task.inputs == "tokens" or not self.task.cross_entropy:
+            return 0
+        _, outputs = self._traced()
+        return outputs.shape[1] if len(getattr(outputs, "shape", ())) == 2 else 0
+
+    def _traced(self) -> tuple:
+        """The task's example, and the shapes of what the model says of it."""
+        example = self.task.example()
+        params = jax.eval_shape(lambda: models.init(self.model, rng.key(0, "init"), example))
+        outputs, _ = jax.eval_shape(lambda params: models.forward(self.model, params, example), params)
+        return example, outputs

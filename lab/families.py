@@ -12,7 +12,7 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
-from lab import models, module, tasks, user_code
+from lab import code_hash, models, module, tasks, user_code
 from lab.tasks import Task
 
 FAMILIES = {"task": tasks.FAMILIES, "model": models.FAMILIES}
@@ -73,7 +73,7 @@ def express_dataclass(value, what: str) -> dict:
     kind = type(value)
     short = [name for families in FAMILIES.values() for name, held in families.items() if held is kind]
     said = {"family": short[0] if short else user_code.name_of(kind)}
-    for name, field in user_code.fields(kind).items():
+    for name, field in code_hash.fields(kind).items():
         expressed = express(getattr(value, name), f"{what}.{name}")
         if getattr(value, name) is not field.default or not isinstance(expressed, dict):
             said[name] = expressed
@@ -183,8 +183,10 @@ def _named(config) -> Iterator[tuple[str, str]]:
         kind, options = waiting.pop(0)
         if OBJECT in options:
             yield OBJECT, options[OBJECT]
-        if "family" in options:
-            yield (kind if kind in FAMILIES else OBJECT), options["family"]
+        if kind in FAMILIES and "family" in options:
+            yield kind, options["family"]
+        elif "family" in options and not any(options["family"] in known for known in FAMILIES.values()):
+            yield OBJECT, options["family"]
         for value in options.values():
             if isinstance(value, dict):
                 nested = "task" if kind == "task" and value.get("family") in tasks.FAMILIES else OBJECT

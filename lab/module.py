@@ -158,18 +158,18 @@ def _check_ids(model: nn.Module, inputs) -> None:
         check_ids("tokens", np.asarray(inputs), vocab_size)
 
 
-def check_ids(what: str, ids, vocab_size: int) -> None:
-    """Host arrays of token ids.
+def check_ids(what: str, ids, bound: int, kind: str = "token id", whose: str = "vocab_size") -> None:
+    """Host arrays of token ids, or of labels.
 
     Raises:
-      ValueError: an id below 0 or of `vocab_size` and more; XLA would read the last row, or NaN.
+      ValueError: an id below 0 or of `bound` and more; XLA would read the last row, or NaN.
     """
     if not np.issubdtype(ids.dtype, np.integer) or not ids.size:
         return
     least, greatest = int(ids.min()), int(ids.max())
-    if least < 0 or greatest >= vocab_size:
+    if least < 0 or greatest >= bound:
         wrong = least if least < 0 else greatest
-        raise ValueError(f"{what}: token id {wrong}; accepted: 0 to {vocab_size - 1} (vocab_size={vocab_size})")
+        raise ValueError(f"{what}: {kind} {wrong}; accepted: 0 to {bound - 1} ({whose}={bound})")
 
 
 def _said(found) -> str:

@@ -26,7 +26,7 @@ class Row:
     """One row of a training: its hyperparameters, model, parameters and activations.
 
     Attributes:
-      dataset: of the training; a snapshot that was selected in it is the one that is looked at.
+      dataset: of the training.
       index: of the row in the grid.
     """
 

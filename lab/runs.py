@@ -5,7 +5,7 @@ such as `min`, `max`, `middle`. `Run` applies it; nothing else does.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -227,6 +227,15 @@ class Runs(Mapping[str, Run]):
         chosen = Runs({})
         chosen._runs = {name: run for name, run in self.items() if keep(name, run)}
         return chosen
+
+
+def first_scores(names: Iterable[str], splits: Sequence[str]) -> list[str]:
+    """Of a dataset's variables the first score of every split, or its loss where it has none."""
+    found = []
+    for split in splits:
+        scores = sorted(name for name in map(str, names) if name.startswith(f"{split}."))
+        found += sorted(scores, key=lambda name: name.endswith(".loss"))[:1]
+    return found
 
 
 def words(axis: str) -> str:

@@ -23,13 +23,14 @@ from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
 from lab.report import catalogue as catalogue_pages
 from lab.report.page import Page, write_page
-from lab.runs import MissingData, Runs
+from lab.runs import MissingData, Runs, first_scores
 
 PAGE = Path("report") / "index.html"
 SIZES = (("layers", "model", "n_layers"), ("d_model", "model", "d_model"), ("steps", "steps"),
          ("sequences a step", "batch_size"))  # fmt: skip
 NO_STUDY = "Trained by a config that belongs to no study: pictures of what was measured, and no claims."
 LEFT_OUT = "stale: measured by an older version of the code; `python -m lab analyze` takes them again by name"
+KEPT_CLAIMS = "as an earlier report from Python evaluated them; this one was given none"
 
 
 def analyze(
@@ -65,7 +66,8 @@ def analyze(
 def report(root: Path, partial: bool = False, study: studies.Study | None = None) -> tuple[Path, list[dict]]:
     """Evaluates the claims, writes `claims.json` and the page; returns the page's path and the claims table.
 
-    Measurements that other code took are left out, and the page says so: see `stale`.
+    Measurements that other code took are left out, and the page says so: see `stale`. Where there are no claims to
+    evaluate, those that an earlier report evaluated stay, and the page says that, too.
 
     Args:
       partial: what is not trained or not analyzed yet is left out, too. Claims that need it are open and name it.
@@ -89,6 +91,8 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
     runs = Runs({name: load(work.path, without=without.get(name, ())) for name, work in trained.items()}, study.usual)
     command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
     table = claims.table(study.claims, runs.without(absent), command, _scale(study, trained))
+    kept = [] if study.claims else _claims_there(root)
+    table |= {"claims": kept} if kept else {}
     sections = catalogue_pages.sections(runs, study.target or _target(trained))
     try:
         sections = study.sections(runs) + sections
@@ -98,6 +102,7 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
         left_out["pictures"] = f"of the study (this run lacks {missing})"
     commands = [command, f"python -m lab claims --workdir={shlex.quote(str(root))}"]
     facts = _facts(trained) | {f"left out {name}": why for name, why in (absent | left_out).items()}
+    facts |= {"claims": KEPT_CLAIMS} if kept else {}
     page = Page(study.title, study.lead, facts, table["claims"], sections, commands)
     write_json(root / claims_file.NAME, table)
     return write_page(root / PAGE.parent, page), table["claims"]
@@ -170,7 +175,7 @@ def _ended(root: Path) -> tuple[dict[str, Workdir], dict[str, str]]:
 def _study(trained: dict[str, Workdir]) -> studies.Study:
     """The study that was trained; one that claims nothing for a config of the user's that belongs to none."""
     config = next(iter(trained.values())).config
-    if config.study in studies.names() or config.study.endswith(".py"):
+    if _belongs(config):
         return studies.get(config.study)
     return studies.Study(
         title=config.study, lead=NO_STUDY, papers=(), measures=lambda experiment: [], claims=(), target="",
@@ -178,16 +183,28 @@ def _study(trained: dict[str, Workdir]) -> studies.Study:
     )  # fmt: skip
 
 
+def _belongs(config: ConfigDict) -> bool:
+    """Whether a training is one of a study."""
+    return config.study in studies.names() or config.study.endswith(".py")
+
+
 def _target(trained: dict[str, Workdir]) -> str:
     """Of a training that belongs to no study: the first score of the last split."""
     work = next(iter(trained.values()))
-    split = work.experiment.task.splits[-1]
-    scores = sorted(name for name in load(work.path).data_vars if name.startswith(f"{split}."))
-    return scores[0] if scores else ""
+    return next(iter(first_scores(load(work.path).data_vars, work.experiment.task.splits[-1:])), "")
+
+
+def _claims_there(root: Path) -> list[dict]:
+    """Of an earlier report; none where there is none, or another version wrote it."""
+    with contextlib.suppress(WorkdirError):
+        return claims_file.read(root)
+    return []
 
 
 def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
     if names is None:
+        if not _belongs(work.config):
+            raise ValueError(f"name measurements, or all: {work.path} belongs to no study that says which")
         return _own(work)
     known, refusal = _known(work)
     for name in names:

@@ -25,7 +25,8 @@ from lab.engine import train as engine
 from lab.grid import Grid
 from lab.report import figures
 from lab.row import Lines, Row, shown
-from lab.runs import Run
+from lab.runs import Run, first_scores
+from lab.sinks import export
 
 LEAD = "Trained from Python."
 
@@ -47,7 +48,8 @@ class Training:
         """
         Args:
           workdir: None: a folder below runs/ whose name has a hash of all that is trained.
-          grid: as `lab.configure.config`; beside a config, rows in place of its own.
+          grid: as `lab.configure.config`; beside a config, axes in place of those of its own that have their names, the
+            others stay; rows of `lab.grid` are in place of all of its own.
 
         Raises:
           ValueError: an impossible config.
@@ -62,7 +64,7 @@ class Training:
         else:
             config = _config(config)
             if isinstance(grid, Mapping):
-                config.grid = ConfigDict(configure.axes(grid))
+                config.grid = ConfigDict({**config.grid.to_dict(), **configure.named_axes(grid)})
         self.config, self._rows = configs.plain(config), grid if isinstance(grid, Grid) else None
         self._configs = configs.variants(self.config)
         self._grids = {name: self._rows or configs.grid(variant) for name, variant in self._configs.items()}
@@ -132,9 +134,7 @@ class Training:
 
     def plan(self) -> Lines:
         """Memory, rows at once and speed on this device, in lines."""
-        if any(rows.axes is None for rows in self._grids.values()):
-            raise ValueError("plan: these rows are no product of axes; a training says its plan when it begins")
-        return _planned(self._configs)
+        return _planned(self._configs, self._grids)
 
     # --- what there is to see ---
 
@@ -166,27 +166,19 @@ class Training:
 
     def metrics(self) -> list[str]:
         """The first score of every split, or its loss where it has none."""
-        splits = self.experiment.task.splits
-        found = []
-        for split in splits:
-            scores = sorted(n for n in map(str, self.dataset.data_vars) if n.startswith(f"{split}."))
-            found += sorted(scores, key=lambda name: name.endswith(".loss"))[:1]
-        return found
+        return first_scores(self.dataset.data_vars, self.experiment.task.splits)
 
     def row(self, **place) -> "Row":
         """One row, by as many of its hyperparameters as single it out; raises as `dataset.lab.row`."""
         return Row(self.dataset, self.dataset.lab.row(**place))
 
     def to_csv(self, path: str | Path, *names: str) -> Path:
-        """Writes numbers as one long table, a line each: see `dataset.lab.frame`; returns the path.
+        """Writes numbers as one tidy table, a line a row and step: `csv` of `lab.export`; returns the path.
 
         Args:
-          names: of variables; none: all but those of every training step.
+          names: of variables, or what stands before their dot; none: all that are not large.
         """
-        every = [str(name) for name, values in self.dataset.data_vars.items() if "train_step" not in values.dims]
-        table = self.dataset.lab.frame(*(names or every))
-        files.write_bytes(Path(path), table.to_csv(index=False).encode())
-        return Path(path)
+        return export(self.workdir, "csv", path, metrics=names or None, variants=self.variant and [self.variant])
 
     def __repr__(self) -> str:
         return "\n".join([f"Training in {self.workdir}", *(f"  {line}" for line in self._facts())])
@@ -255,7 +247,7 @@ def report(workdir: str | Path, partial: bool = False) -> Report:
 
 def plan(config, fresh: bool = False) -> Lines:
     """What a config (or its name, `composition:cpu`) needs on this device, in lines: see `lab.engine.plan.explain`."""
-    return _planned(configs.variants(_config(config)), fresh)
+    return _planned(configs.variants(_config(config)), fresh=fresh)
 
 
 def claim(
@@ -267,10 +259,9 @@ def claim(
     return claim_values.claim(id, statement, **said, **bounds)
 
 
-def _planned(variants: Mapping[str, ConfigDict], fresh: bool = False) -> Lines:
-    return Lines(
-        "\n".join(f"{n}: {line}" for n, config in variants.items() for line in plans.explain(config, False, fresh))
-    )
+def _planned(variants: Mapping[str, ConfigDict], grids: Mapping[str, Grid] = {}, fresh: bool = False) -> Lines:
+    explained = {name: plans.explain(config, False, fresh, grids.get(name)) for name, config in variants.items()}
+    return Lines("\n".join(f"{name}: {line}" for name, lines in explained.items() for line in lines))
 
 
 def _config(given) -> ConfigDict:

@@ -1,21 +1,17 @@
 """Objects of a user's own code: named by where they are, found again, and known by a hash of their source."""
 
 import ast
-import dataclasses
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
+from lab.code_hash import LIBRARIES, code_hash
 
-LIBRARIES = ("lab", "jax", "jaxlib", "flax", "optax", "numpy", "builtins")  # whose versions a training records
 PUBLIC = ("jax.nn", "jax.numpy", "flax.linen", "optax", "optax.losses")  # where their objects have lasting names
 WHAT_TO_DO = "define it at the top of a .py file and import it from there"
 HELD: dict[str, object] = {}  # name -> an object that no import gives: of a function, a lambda, a partial
@@ -86,7 +82,11 @@ def find(name: str) -> object:
 
 def name_of(thing) -> str:
     """`module:Name` of a class, function or value; what no import gives is held by this process under a name with a
-    hash of its source."""
+    hash of its source.
+
+    Raises:
+      ValueError: what `code_hash` refuses; or what is held under that name has changed since.
+    """
     module = getattr(thing, "__module__", None)
     inside = getattr(thing, "__qualname__", getattr(thing, "__name__", None))
     if isinstance(module, str) and isinstance(inside, str):
@@ -97,6 +97,11 @@ def name_of(thing) -> str:
     else:
         module, inside = type(thing).__module__, type(thing).__qualname__
     name = f"{module}:{inside}#{code_hash(thing)[:8]}"
+    held = HELD.setdefault(name, thing)
+    if held is not thing and code_hash(held) != code_hash(thing):
+        raise ValueError(
+            f"{module}:{inside}: another one was given before, and changed since; give an object of its own"
+        )
     HELD[name] = thing
     return name
 
@@ -146,76 +151,6 @@ def source_hash(file: str | Path, name: str) -> str:
             inside = (node for statement in definitions[name] for node in ast.walk(statement))
             waiting += [node.id for node in inside if isinstance(node, ast.Name)]
     return hashlib.sha256(repr(sorted(counted.items())).encode()).hexdigest()
-
-
-def code_hash(thing) -> str:
-    """Of an object without a place in a file: its source, what is bound to it, and what it names in its own module."""
-    counted, seen, waiting = [], set(), [("", thing)]
-    while waiting:
-        name, one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, functools.partial):
-            waiting += [(name, one.func), *((name, value) for value in one.args), *one.keywords.items()]
-        elif inspect.isfunction(one) or inspect.isclass(one):
-            if one.__module__.partition(".")[0] in LIBRARIES and "<" not in one.__qualname__:
-                counted.append((name, f"{one.__module__}:{one.__qualname__}"))
-            else:
-                counted.append((name, _text(one)))
-                waiting += _named_by(one)
-        elif dataclasses.is_dataclass(one):
-            waiting += [(name, type(one)), *((key, getattr(one, key, None)) for key in fields(type(one)))]
-        elif isinstance(one, Mapping):
-            waiting += [(f"{name}.{key}", value) for key, value in one.items()]
-        elif isinstance(one, tuple | list):
-            waiting += [(f"{name}.{i}", value) for i, value in enumerate(one)]
-        elif hasattr(one, "__array__"):
-            array = np.asarray(one)
-            counted.append((name, f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"))
-        else:
-            plain = isinstance(one, str | int | float | bool | None)
-            counted.append((name, repr(one) if plain else type(one).__qualname__))
-    return hashlib.sha256(repr(sorted(counted)).encode()).hexdigest()
-
-
-def fields(kind: type) -> dict[str, dataclasses.Field]:
-    """The fields that a dataclass is made of; not those that Flax adds to a module."""
-    return {
-        field.name: field for field in dataclasses.fields(kind) if field.init and field.name not in ("parent", "name")
-    }
-
-
-def _text(one) -> str:
-    """The source, normalized; of a function whose source is not at hand, its bytecode and constants."""
-    try:
-        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(one))))
-    except (OSError, TypeError, SyntaxError):
-        code = getattr(one, "__code__", None)
-        return one.__qualname__ if code is None else f"{code.co_code!r} {code.co_names!r} {_constants(code)!r}"
-
-
-def _constants(code) -> list:
-    return [_constants(value) if inspect.iscode(value) else value for value in code.co_consts]
-
-
-def _named_by(one) -> list[tuple[str, object]]:
-    """Name -> object of what a function or class is bound to, and of what it names in its own module."""
-    functions = [one] if inspect.isfunction(one) else [inspect.unwrap(f) for f in vars(one).values() if callable(f)]
-    found = []
-    for function in filter(inspect.isfunction, functions):
-        bound = inspect.getclosurevars(function)
-        found += [*bound.nonlocals.items(), *((k, v) for k, v in bound.globals.items() if _counts(v, one.__module__))]
-        found += [(f"default {i}", value) for i, value in enumerate(function.__defaults__ or ())]
-    if inspect.isclass(one):
-        found += [(base.__qualname__, base) for base in one.__bases__]
-    return found
-
-
-def _counts(value, module: str) -> bool:
-    if inspect.ismodule(value):
-        return False
-    return not (inspect.isfunction(value) or inspect.isclass(value)) or value.__module__ == module
 
 
 def _is_at(module: str, inside: str, thing) -> bool:

@@ -1,14 +1,15 @@
 """The first cell of every notebook, which installs the package: `python notebooks/install.py` writes it into all.
 
 The address stands here, once: a wheel's (`https://.../gammalab-0.2.0-py3-none-any.whl`), a repository's
-(`git+https://...`), a folder, or the name of the package where an index has it. Change it, and run this. For one
-session the environment variable LAB_SOURCE names another.
+(`git+https://...`) or a folder. Empty: none is said, and the cell asks for one, since anybody may have put something
+else on an index under the package's name. Change it, and run this. For one session the environment variable LAB_SOURCE
+names another.
 """
 
 import json
 from pathlib import Path
 
-ADDRESS = "gammalab"
+ADDRESS = ""
 CELL = """\
 # Installs the package where it is not there yet, as on Colab and Kaggle; elsewhere this only prints the devices.
 import importlib.util
@@ -17,10 +18,12 @@ import shutil
 import subprocess
 import sys
 
-# a wheel's address or file, a git+https address, a folder, or the name of a package
+# a wheel's address or file, a git+https address, or a folder
 SOURCE = os.environ.get("LAB_SOURCE", "{address}")
 
 if importlib.util.find_spec("lab") is None:
+    if not SOURCE:
+        sys.exit("SOURCE is empty: set it to where the package is, a wheel, a git+https address or a folder")
     extra = ""
     if shutil.which("nvidia-smi"):  # JAX for CUDA 13 wants NVIDIA's driver 580, that for CUDA 12 an older one
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

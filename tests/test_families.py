@@ -215,3 +215,22 @@ def test_training_whose_class_was_edited_is_not_continued(place):
     )
     with pytest.raises(WorkdirError, match=line):
         train.prepare(settings, place / "w", None)
+
+
+def test_model_of_the_package_inside_one_of_ones_own_is_not_looked_for(place):
+    (place / "own_model.py").write_text(
+        "import flax.linen as nn\n\nclass Outer(nn.Module):\n    inner: nn.Module\n\n"
+        "    def __call__(self, x):\n        return self.inner(x)\n"
+    )
+    made = config("anchor")
+    inner = dict(family="emb_mlp", vocab_size=2, d_model=4, d_ff=3, activation="tanh")
+    made.model = ConfigDict(dict(family="own_model:Outer", inner=inner))
+    assert [recorded["family"] for recorded in families.own(made)] == ["own_model:Outer"]
+
+
+def test_looking_at_a_training_whose_class_was_edited_says_so(place):
+    work = begun(place / "w", config())
+    (place / "own_parity.py").write_text(TASK.replace("% 2", "% 3"))
+    with pytest.warns(UserWarning, match=r"w: not as it was trained: source of task.family own_parity:Parity") as said:
+        _ = work.experiment
+    assert len(said) == 1 and "\n" not in str(said[0].message)

@@ -29,6 +29,7 @@ VALUES = {
     "matrices",
     "nnx_matrices",
     "user_code",
+    "code_hash",
     "own_optim",
     "tables",
 }

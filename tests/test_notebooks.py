@@ -40,3 +40,12 @@ def test_notebook_opens_with_its_minutes_and_installs_from_the_one_address(path)
         r"\*\*Takes\*\* about \d+ minutes? on two CPU cores", title.source
     )
     assert first.cell_type == "code" and first.source == install.cell(), "python notebooks/install.py"
+
+
+def test_first_cell_asks_where_the_package_is(monkeypatch):
+    """An index could have anything under its name."""
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    monkeypatch.delenv("LAB_SOURCE", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^SOURCE is empty: set it to .*a wheel, a git.* or a folder$"):
+        exec(next(cell.source for cell in notebook.cells if cell.cell_type == "code"), {})

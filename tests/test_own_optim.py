@@ -112,3 +112,11 @@ def test_what_cannot_be_is_refused(family, changes, message):
 def test_function_that_returns_no_transform_is_refused():
     with pytest.raises(ValueError, match=r"flag' returns a int: expected an optax transform"):
         moved(declared(flag))
+
+
+def test_no_edge_of_stability_is_said_of_it(echo):
+    from lab.measuring.catalogue import loss
+
+    edges = [{name for name in loss.sharp(echo.experiment(optim=one)).units if "edge" in name}
+             for one in (declared(bare), _ours(family="sgd"))]  # fmt: skip
+    assert edges == [set(), {"edge", "edge_at_peak"}]

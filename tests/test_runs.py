@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lab.runs import MissingData, Run, Runs, middle
+from lab.runs import MissingData, Run, Runs, first_scores, middle
 
 STEPS = [0, 10, 20]
 DECAYS, RATES = [0.0, 0.01, 1.0], [1e-3, 2e-3, 4e-3]
@@ -144,3 +144,8 @@ def test_what_is_of_all_variants_is_not_had_of_some(dataset):
 @pytest.mark.parametrize(("values", "expected"), [([3, 1, 2], 2), ([1, 4, 2, 3], 3), ([5], 5)])
 def test_middle(values, expected):
     assert middle(np.array(values)) == expected
+
+
+def test_first_score_of_a_split_is_its_loss_only_where_it_has_no_other():
+    names = ["test.loss", "test.r2", "test.a.loss", "ood.loss", "train.z", "train.b"]
+    assert first_scores(names, ("train", "test", "ood", "none")) == ["train.b", "test.r2", "ood.loss"]

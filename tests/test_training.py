@@ -125,7 +125,7 @@ def test_ten_lines_measure_report_and_write_numbers(run, tmp_path):
 
     written = run.report([confident], title="Mine")
     assert [claim["id"] for claim in written.claims] == ["X1"] and "Mine" in written.page.read_text()
-    assert run.to_csv(tmp_path / "n.csv").read_text().startswith("name,")
+    assert run.to_csv(tmp_path / "n.csv").read_text() == lab.export(run.workdir, "csv").read_text()
     assert "Dense_0/kernel" in run.init_table()
     assert run.phase_diagram("test.accuracy").axes and run.curves().axes
     assert "step 2 of 2" in repr(run) and "Net" in run._repr_html_()
@@ -238,3 +238,32 @@ def test_programs_of_the_page_train_as_they_stand_there(number, tmp_path, monkey
         exec(program, {"__name__": "__main__"})
     (trained,) = (tmp_path / "runs").iterdir()
     assert lab.load(trained).sizes["gamma"] == 2
+
+
+def test_axes_beside_a_config_leave_its_others():
+    own = base.load("composition", "smoke").grid.to_dict()
+    run = lab.Training("composition:smoke", grid=dict(seed=(7, 8)))
+    for rows in run._grids.values():
+        assert rows.axes["seed"] == (7, 8) and rows.axes["gamma"] == tuple(own["gamma"])
+
+
+def test_rows_that_are_no_product_have_a_plan(parts):
+    rows = grid.zipped({"gamma": (0.3, 0.5), "weight_decay": (0.0, 1.0), "learning_rate": (0.1, 0.2), "seed": (0, 1)})
+    assert "main: 2 rows of" in lab.Training(model=parts.Net(4), task=lab.task(parts.sample), grid=rows, **SMALL).plan()
+
+
+def test_report_without_claims_keeps_those_of_an_earlier_one(run):
+    from lab.disk import claims_file
+
+    run.report([lab.claim("X1", "It is confident", quantity="share", at_least=0.5)(lambda runs: 1.0)])
+    for again in (run.report(), lab.report(run.workdir)):
+        assert [claim["id"] for claim in again.claims] == ["X1"] == [c["id"] for c in claims_file.read(run.workdir)]
+        assert "an earlier report from Python" in again.page.read_text()
+
+
+def test_what_belongs_to_no_study_is_asked_for_names(run, parts):
+    for ask in (run.measure, lambda: lab.analyze(run.workdir)):
+        with pytest.raises(ValueError, match=r"name measurements, or all: .* belongs to no study"):
+            ask()
+    with pytest.raises(ValueError, match="title='composition': the name of a study"):
+        configure.config(parts.Net(4), lab.task(parts.sample), title="composition")

@@ -11,6 +11,7 @@ damaged-*                  found damaged by a training and renamed; nothing read
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,8 @@ class Workdir:
 
         tables.offer(self.data)
         families.bring_back(self.classes)
+        if edited := families.changed(self.classes):
+            warnings.warn(f"{self.path}: not as it was trained: {', '.join(edited)}", stacklevel=3)
         return configs.experiment(self.config)
 
     @property

@@ -92,16 +92,21 @@ def check_ids(experiment: Experiment) -> None:
     """Draws the sequences that a training keeps, on the host.
 
     Raises:
-      ValueError: a token that is none of the task's `vocab_size`.
+      ValueError: a token that is none of the task's `vocab_size`, or a label that is none of the model's outputs.
     """
-    if experiment.task.inputs != "tokens":
+    task, n_classes = experiment.task, experiment.n_classes
+    if task.inputs != "tokens" and not n_classes:
         return
+    below = {"targets": n_classes} if n_classes else {"tokens": task.vocab_size, "targets": task.vocab_size}
+    what_is = ("label", "outputs") if n_classes else ("token id", "vocab_size")
     train, drawn = data(experiment)
     drawn = drawn | ({} if train is None else {"train": train})
     for split, batch in drawn.items():
-        for what in ("tokens", "targets"):
-            where = f"{type(experiment.task).__name__}, {what} of split {split!r}"
-            module.check_ids(where, np.asarray(getattr(batch, f"{what}_BxL")), experiment.task.vocab_size)
+        for what, bound in below.items():
+            ids = np.asarray(getattr(batch, f"{what}_BxL"))
+            if n_classes:
+                ids = ids[np.asarray(batch.weights_BxL) > 0]  # where nothing is scored, nothing need be right
+            module.check_ids(f"{type(task).__name__}, {what} of split {split!r}", ids, bound, *what_is)
 
 
 def draw_ahead(experiment: Experiment, hparams: Mapping, first_step, max_steps: int):

@@ -104,14 +104,18 @@ def choose(
 
 
 @numerics.settled()
-def explain(config: ml_collections.ConfigDict, compile_only: bool = False, fresh: bool = False) -> list[str]:
+def explain(
+    config: ml_collections.ConfigDict, compile_only: bool = False, fresh: bool = False, grid: Grid | None = None
+) -> list[str]:
     """What a variant's grid needs on these devices, in lines for people.
 
     Args:
       compile_only: nothing is run; the width is the config's, or 1.
       fresh: measure again what is remembered.
+      grid: the rows; None: those of the config.
     """
-    experiment, grid, options = configs.experiment(config), configs.grid(config), sweep.options(config)
+    experiment, options = configs.experiment(config), sweep.options(config)
+    grid = configs.grid(config) if grid is None else grid
     mesh = shard.run_mesh(len(grid), config.data_devices)
     experiment.check_model()
     state = jax.eval_shape(functools.partial(step.start, experiment), grid.row(0))

@@ -132,8 +132,8 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
     changed = configs.differences(configs.to_json(held_config), configs.to_json(config))
     asked = Grid.from_json(grid.to_json()).to_json()
     changed = changed or configs.differences(held_grid.to_json(), asked, "grid.json ")
-    changed = changed or configs.differences(work.data_hashes, files.hashes(work.experiment.task.files()), "data ")
     changed = changed or families.changed(work.classes)
+    changed = changed or configs.differences(work.data_hashes, files.hashes(work.experiment.task.files()), "data ")
     if changed:
         raise WorkdirError(f"{work.path} holds another training; use another workdir. Changed: {'; '.join(changed)}")
     return True

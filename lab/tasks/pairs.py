@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lab import losses, tables
 from lab.tasks.task import Batch, Task, check_split
 
 INPUTS, TARGETS = "inputs", "targets"
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Pairs(Task):
@@ -49,7 +49,7 @@ class Pairs(Task):
     @property
     def inputs(self) -> str:
         given = self._shapes[0]
-        return "tokens" if len(given.shape) == 2 and jnp.issubdtype(given.dtype, jnp.integer) else "arrays"
+        return "tokens" if len(given.shape) == 2 and _is_whole(given.dtype) else "arrays"
 
     @property
     def length(self) -> int:
@@ -57,7 +57,7 @@ class Pairs(Task):
 
     @property
     def cross_entropy(self) -> bool:
-        return jnp.issubdtype(self._shapes[1].dtype, jnp.integer)
+        return _is_whole(self._shapes[1].dtype)
 
     def example(self):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _narrow(leaf.dtype)), self._shapes[0])
@@ -110,7 +110,8 @@ class Functions(Pairs):
     """Pairs that a function draws, of endless number.
 
     Attributes:
-      draw: `(key, n, split) -> (inputs, targets)`, pure JAX; one of two arguments draws every split alike.
+      draw: `(key, n, split) -> (inputs, targets)`, pure JAX; one that takes no `split`, nor a third argument without
+        a default, draws every split alike.
       scores: `(outputs, targets) -> name -> number`, or one number, `score`; None: as the module's table says.
       splits: `train`, and those that evaluation reports.
       vocab_size: of tokens: ids are below it.
@@ -130,7 +131,11 @@ class Functions(Pairs):
         return getattr(self.draw, "__name__", "draw")
 
     def draw_pairs(self, key, n: int, split: str):
-        return self.draw(key, n, split) if len(inspect.signature(self.draw).parameters) > 2 else self.draw(key, n)
+        given = inspect.signature(self.draw).parameters
+        if "split" in given and "split" not in getattr(self.draw, "keywords", ()):
+            return self.draw(key, n, split=split)
+        wanted = [p for p in given.values() if p.default is p.empty and p.kind in POSITIONAL]
+        return self.draw(key, n, split) if len(wanted) > 2 else self.draw(key, n)
 
     def score(self, outputs, batch: Batch) -> dict[str, jax.Array]:
         if self.scores is None:
@@ -158,7 +163,7 @@ class Examples(Pairs):
     def vocab_size(self) -> int:
         """Largest whole number of the table, and one more."""
         table = tables.get(self.sha256)
-        whole = [array for array in table.values() if np.issubdtype(array.dtype, np.integer)]
+        whole = [array for array in table.values() if _is_whole(array.dtype)]
         return 1 + max(int(array.max()) for array in whole) if whole and self.inputs == "tokens" else 0
 
     def size(self, split: str) -> int:
@@ -218,10 +223,20 @@ class Scored(Task):
 
 
 def _as_given(outputs, batch: Batch) -> tuple:
-    """Outputs and targets as a user's function knows them: those of a classifier (B, C) and (B,)."""
+    """Outputs and targets as a user's function knows them: those of a classifier (B, C) and (B,).
+
+    Raises:
+      ValueError: the same numbers in another shape, (B, 1) beside (B,), which would be broadcast to (B, B).
+    """
     targets = batch.targets_BxL
-    if outputs.ndim == 2 and targets.ndim == 2 and targets.shape[1] == 1 and jnp.issubdtype(targets.dtype, jnp.integer):
+    if outputs.ndim == 2 and targets.ndim == 2 and targets.shape[1] == 1 and _is_whole(targets.dtype):
         targets = targets[:, 0]
+    shapes = outputs.shape, targets.shape
+    if shapes[0] == (*shapes[1], 1) or shapes[1] == (*shapes[0], 1):
+        raise ValueError(
+            f"the model returns {shapes[0]} beside targets {shapes[1]}: they would be broadcast; expected "
+            "the same shape"
+        )
     return outputs, targets
 
 
@@ -240,4 +255,9 @@ def _squared_error(outputs, targets):
 
 
 def _narrow(dtype):
-    return jnp.int32 if jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_ else jnp.float32
+    return jnp.int32 if _is_whole(dtype) else jnp.float32
+
+
+def _is_whole(dtype) -> bool:
+    """Whether numbers are whole; yes and no are, 1 and 0."""
+    return jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_

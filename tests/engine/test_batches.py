@@ -1,7 +1,9 @@
 """Which sequences a row sees: a function of (seed, step) and of nothing else."""
 
+import contextlib
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +124,18 @@ def test_token_ids_beyond_the_tasks_vocabulary_are_refused_on_the_host(echo, tra
     with pytest.raises(ValueError, match=rf"Strange, {where} of split '\w+': token id {token}; accepted: 0 to 7"):
         batches.check_ids(echo.experiment(task=Strange(), train_size=train_size))
     batches.check_ids(echo.experiment(train_size=train_size))
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_the_model_has_no_output_for_are_refused(label):
+    import lab
+    from lab import config as configs
+
+    x_NxD, labels_N = np.zeros((20, 3), np.float32), np.arange(20) % 2
+    wrong_N = np.where(np.arange(20) == 7, label, labels_N)
+    for labels, refused in ((labels_N, False), (wrong_N, True)):
+        table = lab.examples((x_NxD, labels), test=(x_NxD, labels))
+        made = configs.variants(lab.Training(model=nn.Dense(2), task=table, grid=dict(seed=0), steps=1).config)["main"]
+        message = rf"Examples, targets of split 'test': label {label}; accepted: 0 to 1 \(outputs=2\)"
+        with pytest.raises(ValueError, match=message) if refused else contextlib.nullcontext():
+            batches.check_ids(configs.experiment(made))

@@ -1,5 +1,7 @@
 """Inputs and targets as batches, their losses and scores by hand, and tables drawn without repetition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,8 @@ def test_loss_and_metrics_of_ones_own_stand_beside_the_tasks_scores():
     batch = task.sample(KEY, 2, "train", {})
     logits = jnp.ones((2, batch.tokens_BxL.shape[1], inner.vocab_size))
     assert task.mean_loss(logits, batch) == 3 and not task.cross_entropy and not task.has_answer
-    assert task.score(logits, batch) == inner.score(logits, batch) | {"mine": 1.0}
+    expected = inner.score(logits, batch) | {"mine": 1.0}
+    jax.tree.map(np.testing.assert_array_equal, task.score(logits, batch), expected)  # some are NaN
     assert (task.splits, task.length, task.vocab_size) == (inner.splits, inner.length, inner.vocab_size)
     only_metrics = Scored(inner, None, task.metrics)
     assert only_metrics.cross_entropy and only_metrics.mean_loss(logits, batch) == inner.mean_loss(logits, batch)
@@ -129,3 +132,47 @@ def test_package_s_own_model_trains_on_a_task_of_functions():
     made.task.vocab_size = 9
     with pytest.raises(ValueError, match=r"model\.vocab_size=5: the task needs at least 9"):
         configs.experiment(made)
+
+
+def with_noise(key, n, noise=0.0):
+    return jnp.full((n, 3), noise), jnp.zeros((n, 1))
+
+
+def with_split(key, n, split="nowhere"):
+    return jnp.full((n, 3), {"train": 1.0, "test": 2.0}[split]), jnp.zeros((n, 1))
+
+
+@pytest.mark.parametrize(
+    ("draw", "value"),
+    [
+        (with_noise, 0),
+        (functools.partial(with_noise, noise=3.0), 3),
+        (with_split, 2),
+        (functools.partial(with_split, split="train"), 1),
+        (lambda key, n, where: with_split(key, n, where), 2),
+        (lambda key, n, *, split: with_split(key, n, split), 2),
+    ],
+)
+def test_split_is_given_where_it_is_asked_for(draw, value):
+    np.testing.assert_array_equal(configure.task(draw).sample(KEY, 2, "test", {}).tokens_BxL, np.full((2, 3), value))
+
+
+def test_yes_and_no_are_whole_numbers():
+    table = np.arange(12).reshape(6, 2) % 3 == 0
+    classes = configure.examples((table.astype(np.float32), table[:, 0]), test=0.5)
+    batch = classes.sample(KEY, 2, "train", {})
+    assert classes.cross_entropy and batch.targets_BxL.dtype == np.int32
+    assert classes.score(jnp.zeros((2, 2)), batch).keys() == {"accuracy"}
+    tokens = configure.examples((table, table[:, 0]), test=0.5)
+    assert (tokens.inputs, tokens.vocab_size, tokens.length) == ("tokens", 2, 2)
+
+
+@pytest.mark.parametrize("own", [dict(loss=lambda o, t: o - t), dict(metrics=(("mine", lambda o, t: o - t),))])
+@pytest.mark.parametrize(("targets", "outputs"), [((6,), (6, 1)), ((6, 1), (6,))])
+def test_own_loss_and_metrics_are_not_given_what_would_be_broadcast(own, targets, outputs):
+    task = Scored(configure.task(lambda key, n: (jnp.zeros((n, 3)), jnp.zeros((n, *targets[1:])))), **own)
+    batch = task.sample(KEY, 6, "train", {})
+    with pytest.raises(
+        ValueError, match=r"the model returns \(6.* beside targets \(6.*; expected the same|expected \(6"
+    ):
+        task.mean_loss(jnp.zeros(outputs), batch) if task.loss else task.score(jnp.zeros(outputs), batch)

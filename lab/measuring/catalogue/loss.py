@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lab import optim
+from lab import optim, own_optim
 from lab.analysis import (
     curvature,
     description_length,
@@ -59,11 +59,12 @@ def sharp(experiment: Experiment) -> Measure:
     """Extreme eigenvalues of the Hessian, its trace, that of Gauss-Newton, and how near the edge of stability.
 
     Edges are at the learning rate of the snapshot, and at its peak: where the rate decays, the first end near zero
-    whatever the loss is like, and the second say what the steps at the peak would bear.
+    whatever the loss is like, and the second say what the steps at the peak would bear. None of an optimizer of a
+    user's own, whose edge is not known.
     """
     trained = experiment.optim
     factor, adam = optim.schedule(trained, experiment.steps), trained.family == "adamw"
-    momentum = 0.0 if adam else trained.momentum
+    momentum, own = 0.0 if adam else trained.momentum, own_optim.is_own(trained.family)
 
     def function(row):
         loss, batches = loss_fn.answer_loss(experiment.model), loss_fn.weighted_minibatches(row.batch, MINIBATCH)
@@ -76,7 +77,9 @@ def sharp(experiment: Experiment) -> Measure:
         rates = {"": peak * jnp.asarray(factor(row.step), like_P.dtype), "_at_peak": peak}
         found = _ritz("top", top) | _ritz("bottom", bottom)
         found |= largest("gauss_newton", gauss_newton, like_P, keys[1], MATVECS // 2)
-        edges = {"edge": lambda rate: sharpness.edge_of_stability(rate, top.value_K[0], momentum)}
+        edges = {}
+        if not own:
+            edges["edge"] = lambda rate: sharpness.edge_of_stability(rate, top.value_K[0], momentum)
         if adam:
             scaled = curvature.preconditioned(matvec, _adams_scale(experiment, loss, row))
             found |= largest("adam_top", scaled, like_P, keys[2], MATVECS)
@@ -88,7 +91,7 @@ def sharp(experiment: Experiment) -> Measure:
     eigenvalues |= {"adam_top": "per learning rate"} if adam else {}
     units = {name + end: unit for name, unit in eigenvalues.items() for end in ("", "_residual")}
     units |= {f"{name}_converged": "yes or no" for name in eigenvalues} | errors({"trace": "nats per weight^2"})
-    edges = ("edge", "edge_at_peak", *(("adam_edge", "adam_edge_at_peak") if adam else ()))
+    edges = () if own else ("edge", "edge_at_peak", *(("adam_edge", "adam_edge_at_peak") if adam else ()))
     units |= {"rate": "learning rate"} | dict.fromkeys(edges, "of the stable learning rate")
     dims = {name: ("eigenvalue",) for name in units if name.startswith(("top", "bottom"))}
     return of_loss("sharpness", function, units, dims)
