@@ -1,11 +1,12 @@
 """Which solution does initialization pick? The two-anchor composition task over a gamma x weight-decay grid.
 
-    python -m lab reproduce composition --preset=cpu             # the phase diagram at a small size
+    python -m lab reproduce composition --preset=cpu             # the phase diagram at a small size: 3 minutes
     python -m lab reproduce composition --preset=cpu_full        # 9 minutes on two CPU cores
 
-Of `cpu_full` expect claims C3a, C3b and C5 to hold: reasoning on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01
-in `34_unseen`, and from 0.8 on at decay 1. C6 does not hold; C1, C2, C4, C7 and C8 are open: four seeds of five are on
-the published side, or two of `34_wrong`'s circuits are alike (docs/composition.md says why).
+Of both expect claims C3a, C3b and C5 to hold; of `cpu` C4 does, too, and C1 and C6 do not. Of `cpu_full`: reasoning
+on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01 in `34_unseen`, and from 0.8 on at decay 1. C6 does not
+hold; C1, C2, C4, C7 and C8 are open: four seeds of five are on the published side, or two of `34_wrong`'s circuits
+are alike (docs/composition.md says why).
 
 Papers: "Initialization is Critical to Whether Transformers Fit Composite Functions by Reasoning or Memorizing"
 (arXiv 2405.05409) and "Complexity Control Facilitates Reasoning-Based Compositional Generalization" (arXiv 2501.08537).

@@ -124,8 +124,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _counts(module) -> bool:
-    if not isinstance(module, str) or module.split(".")[0] != "lab" or not _module_file(module):
-        return False
+    if not isinstance(module, str) or not module.startswith("lab.") or not _module_file(module):
+        return False  # `lab` itself only hands on what stands elsewhere
     return not module.startswith(OTHERS) or module in DECIDING
 
 
