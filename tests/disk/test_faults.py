@@ -465,7 +465,7 @@ def run_train(workdir):
     """Exit code of the command, and what it says but for its progress."""
     command = [sys.executable, "-m", "lab", "train", f"--config={ROOT / 'tests/toys/echo_config.py'}"]
     done = subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True)
-    errors = [line for line in done.stderr.splitlines() if not re.match("(plain|lab): (step|[a-z]+ing) ", line)]
+    errors = [line for line in done.stderr.splitlines() if not re.match(r"(plain|lab): (step|[a-z]+ing)\b", line)]
     return done.returncode, errors, done.stdout
 
 
