@@ -259,7 +259,7 @@ def _program(work: Workdir, declared: Measure, precision: str, layout: Layout) -
 def _sequences(experiment: Experiment, declared: Measure, hparams: Mapping) -> Batch:
     """The sequences a measurement is given of a row: of the finite training set, where there is one."""
     if declared.split == "train" and experiment.train_size:
-        return jax.tree.map(lambda leaf: leaf[: declared.n], batches.data(experiment).train_set)
+        return jax.tree.map(lambda leaf: leaf[: declared.n], batches.train_set(experiment))
     stream_key = rng.key(experiment.data_seed, f"analysis/{declared.stream or declared.name}")
     return experiment.task.sample(stream_key, declared.n, declared.split, hparams)
 

@@ -402,6 +402,13 @@ def test_measures_of_a_finite_training_set_see_what_was_trained_on(work, n, show
             np.testing.assert_array_equal(lab.load(work.path)[name].sel(seed=seed).squeeze(), expected)
 
 
+def test_sequences_of_a_finite_training_set_are_drawn_inside_a_program_too(work, same_bits):
+    """Where a hyperparameter of the rows varies their data, every row draws its own."""
+    experiment, declared = configure(work, train_size=12, batch_size=4).experiment, tokens_of("mine", "train", 5)
+    drawn = jax.jit(lambda: measuring._sequences(experiment, declared, {}))()
+    same_bits(drawn, measuring._sequences(experiment, declared, {}))
+
+
 @dataclasses.dataclass(frozen=True)
 class Noisy(Composition):
     """Keys are lost with probability `noise`."""
