@@ -1,12 +1,11 @@
 """Configs of objects: a model, a task, an optimizer, a loss and metrics as Python has them."""
 
-import difflib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from lab import families, module, studies, tables, user_code
+from lab import families, limits, module, studies, tables, user_code
 from lab.configs import base
 from lab.grid import Grid
 from lab.tasks import Task
@@ -93,8 +92,7 @@ def config(
         raise ValueError(f"title={title!r}: the name of a study, whose claims it would be taken to be of; use another")
     unknown = [name for name in options if name not in base.OPTIONS]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], base.OPTIONS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(base.OPTIONS)}"
+        hint = limits.nearest(unknown[0], base.OPTIONS) or f"; there are {', '.join(base.OPTIONS)}"
         raise ValueError(f"{unknown[0]}={options[unknown[0]]!r}: unknown option{hint}")
     task = _scored(task, loss, metrics)
     made = base.config(model=_section("model", model), task=_section("task", task))

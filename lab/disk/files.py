@@ -43,17 +43,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       SaveError: it could not be written; nothing is left of it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        remove(temporary)
-        raise SaveError(f"{path}: could not be written ({reason(error)})") from error
+    with writing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
