@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import xarray as xr
 from ml_collections import ConfigDict
 
 from lab import claims, limits, studies
@@ -22,6 +23,7 @@ from lab.measuring import catalogue, run
 from lab.measuring.declare import Measure, in_float32, summary
 from lab.measuring.run import Selection
 from lab.report import catalogue as catalogue_pages
+from lab.report import explore
 from lab.report.page import Page, write_page
 from lab.runs import MissingData, Runs, first_scores
 
@@ -77,7 +79,7 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
       WorkdirError: not trained to the end, or not analyzed; with `partial`: nothing is trained to its end.
     """
     trained, absent = _ended(root) if partial else (_trained(root), {})
-    study = study or _study(trained)
+    study = study or study_of(trained)
     without = stale(root)
     left_out = {name: f"{', '.join(names)} ({LEFT_OUT})" for name, names in without.items()}
     for name, work in trained.items():
@@ -93,7 +95,8 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
     table = claims.table(study.claims, runs.without(absent), command, _scale(study, trained))
     kept = [] if study.claims else _claims_there(root)
     table |= {"claims": kept} if kept else {}
-    sections = catalogue_pages.sections(runs, study.target or _target(trained))
+    target = target_of(study, next(iter(trained.values())), next(iter(runs.values())).dataset)
+    sections = catalogue_pages.sections(runs, target)
     try:
         sections = study.sections(runs) + sections
     except MissingData as missing:
@@ -103,7 +106,12 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
     commands = [command, f"python -m lab claims --workdir={shlex.quote(str(root))}"]
     facts = _facts(trained) | {f"left out {name}": why for name, why in (absent | left_out).items()}
     facts |= {"claims": KEPT_CLAIMS} if kept else {}
-    page = Page(study.title, study.lead, facts, table["claims"], sections, commands)
+    explored = {
+        name: explore.data(run, target, explore.MOST // len(runs))
+        for name, run in runs.items()
+        if len(trained[name].grid) > 1
+    }
+    page = Page(study.title, study.lead, facts, table["claims"], sections, commands, explored)
     write_json(root / claims_file.NAME, table)
     return write_page(root / PAGE.parent, page), table["claims"]
 
@@ -172,7 +180,7 @@ def _ended(root: Path) -> tuple[dict[str, Workdir], dict[str, str]]:
     return trained, absent
 
 
-def _study(trained: dict[str, Workdir]) -> studies.Study:
+def study_of(trained: dict[str, Workdir]) -> studies.Study:
     """The study that was trained; one that claims nothing for a config of the user's that belongs to none."""
     config = next(iter(trained.values())).config
     if _belongs(config):
@@ -188,10 +196,10 @@ def _belongs(config: ConfigDict) -> bool:
     return config.study in studies.names() or config.study.endswith(".py")
 
 
-def _target(trained: dict[str, Workdir]) -> str:
-    """Of a training that belongs to no study: the first score of the last split."""
-    work = next(iter(trained.values()))
-    return next(iter(first_scores(load(work.path).data_vars, work.experiment.task.splits[-1:])), "")
+def target_of(study: studies.Study, work: Workdir, dataset: xr.Dataset) -> str:
+    """The metric that a study is about; of a training that belongs to no study the first score of the last split."""
+    scores = first_scores(dataset.data_vars, work.experiment.task.splits[-1:])
+    return study.target or next(iter(scores), "")
 
 
 def _claims_there(root: Path) -> list[dict]:

@@ -50,7 +50,8 @@ def installed(wheel, tmp_path_factory):
 
 def test_wheel_holds_every_module_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "lab").rglob("*") if path.suffix in {".py", ".j2"}}
+    kinds = {".py", ".j2", ".css", ".js"}
+    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "lab").rglob("*") if path.suffix in kinds}
     tracked |= {f"lab/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert names == tracked
 

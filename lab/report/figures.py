@@ -238,7 +238,7 @@ def _heatmap(figure, ax, median, n_lost, n_seeds):
     finite = median.values[np.isfinite(median.values)]
     share = finite.size == 0 or (finite.min() >= 0 and finite.max() <= 1)
     low, high = (0, 1) if share else (finite.min(), finite.max())
-    cmap = matplotlib.colormaps[style.ORDERED if share else "cividis"].with_extremes(bad="#f3f4f6")
+    cmap = matplotlib.colormaps[style.ORDERED if share else style.UNBOUNDED].with_extremes(bad="#f3f4f6")
     norm = "log" if low > 0 and high > 30 * low else matplotlib.colors.Normalize(low, high)
     image = ax.imshow(median, cmap=cmap, norm=norm, origin="lower", aspect="auto")
     figure.colorbar(image, ax=ax, pad=0.02, fraction=0.06).outline.set_visible(False)

@@ -1,25 +1,27 @@
 """The self-contained HTML page of a report: claims, pictures, facts of the run, commands.
 
-The page loads nothing: pictures are embedded, and there are no scripts and no external styles.
+The page loads nothing: pictures, styles and, where there is a grid to explore, our own script are embedded.
 """
 
 import base64
 import io
+import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
 
 from lab.claims import FAILS, HOLDS, OPEN
-from lab.report import claims_table, style
+from lab.report import claims_table, explore, style
 from lab.runs import MissingData, Run, Runs
 
 VERDICTS = (HOLDS, FAILS, OPEN)
+FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def file_name(folder: str) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """`claims` are rows of `lab.claims.table`."""
+    """`claims` are rows of `lab.claims.table`, `explored` data of `lab.report.explore` by variant."""
 
     title: str
     lead: str
@@ -86,6 +88,7 @@ class Page:
     claims: Sequence[Mapping[str, object]]
     sections: Sequence[Section]
     commands: Sequence[str]
+    explored: Mapping[str, Mapping] = field(default_factory=dict)
 
 
 def write_page(folder, page):
@@ -112,18 +115,25 @@ def write_page(folder, page):
 
 def render(page, embedded):
     """The page as HTML; `embedded` holds every picture's PNG in base64 under its name."""
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in page.claims) for verdict in VERDICTS}
+    foot = claims_table.foot(page.claims)
+    return fill("page.html.j2", page=page, embedded=embedded, counts=counts, foot=foot)
+
+
+def fill(template, **values):
+    """A template of this folder as HTML, with these values; it may embed our style and script."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": _value, "paragraphs": _paragraphs, "slug": _slug}
+    environment.filters |= {"value": _value, "paragraphs": _paragraphs, "slug": _slug, "json": _json}
     environment.filters |= {"seeds": claims_table.seeds, "margin": claims_table.margin}
-    counts = {verdict: sum(claim["verdict"] == verdict for claim in page.claims) for verdict in VERDICTS}
-    foot = claims_table.foot(page.claims)
-    return environment.get_template("page.html.j2").render(page=page, embedded=embedded, counts=counts, foot=foot)
+    embedded = {name: (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "explore.js")}
+    environment.globals |= {"colours": explore.colours, "style": embedded["page.css"], "script": embedded["explore.js"]}
+    return environment.get_template(template).render(values)
 
 
 def _pictures(page):
@@ -170,3 +180,8 @@ def _paragraphs(text):
 
 def _slug(text):
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _json(value):
+    """For a script of the page, which no text in it may end."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

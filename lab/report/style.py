@@ -14,6 +14,7 @@ from lab.runs import TIMES
 # Okabe & Ito's palette for categories; yellow last, since it fades on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 ORDERED = "viridis"
+UNBOUNDED = "cividis"  # values that are no shares
 DIVERGING = "RdBu_r"
 DASHES = ("-", (0, (5, 2)), (0, (2, 3)))
 GREY = "#6b7280"

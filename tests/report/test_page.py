@@ -2,21 +2,17 @@
 
 import base64
 import io
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
 import xarray as xr
+from browser import browse, needs_chromium
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lab import claims
 from lab.report.page import Page, Picture, Section, draw_section, write_page
 from lab.runs import MissingData, Runs
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def claim(id="C1", values=(0.941, 0.99, 0.973, 0.97, 0.98), **changes):
@@ -158,13 +154,13 @@ def test_failed_write_keeps_the_old_page(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs chromium on the PATH")
+@needs_chromium
 @pytest.mark.parametrize("width", [1200, 400])
 def test_browser_shows_every_picture_without_errors_or_sideways_scrolling(tmp_path, width):
     path = write_page(tmp_path / "report", page())
-    dom, errors = browse(path, tmp_path / "profile", width)
+    dom, errors = browse(path.as_uri(), tmp_path / "profile", width)
     assert "<h1>Report</h1>" in dom and not errors
-    # The page has no scripts; its copy asks the browser what it made of it.
+    # This page has no scripts; its copy asks the browser what it made of it.
     probe = """<script>addEventListener("load", () => {
       const images = [...document.images], wide = document.documentElement.scrollWidth;
       const broken = images.filter(image => !(image.complete && image.naturalWidth)).length;
@@ -172,33 +168,5 @@ def test_browser_shows_every_picture_without_errors_or_sideways_scrolling(tmp_pa
     })</script></body>"""
     copy = path.with_name("probe.html")
     copy.write_text(path.read_text().replace("</body>", probe))
-    dom, errors = browse(copy, tmp_path / "profile", width)
+    dom, errors = browse(copy.as_uri(), tmp_path / "profile", width)
     assert "<title>2 images, 0 broken, fits</title>" in dom and not errors
-
-
-def browse(path, profile, width):
-    """(the DOM after loading, console lines) of the page at `path`."""
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-sync",
-            "--disable-background-networking",
-            "--disable-component-update",
-            f"--user-data-dir={profile}",
-            f"--window-size={width},900",
-            "--enable-logging=stderr",
-            "--v=0",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
