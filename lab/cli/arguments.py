@@ -31,6 +31,13 @@ def positive(kind: type):
     return number
 
 
+def port(text: str) -> int:
+    """For argparse: a TCP port, or 0."""
+    if not 0 <= int(text) < 2**16:
+        raise ValueError
+    return int(text)
+
+
 def row_ranges(text: str) -> tuple[range, ...]:
     """For argparse: `0,3,8-11` as the ranges it names, of any length."""
     ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
@@ -155,6 +162,9 @@ EXPORTED = {
 }
 COMPARED = {side: {"type": Path, "metavar": side.upper(), "help": "a folder of results"} for side in ("a", "b")}
 WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
+SERVED = {
+    "--port": {"type": port, "default": 8427, "help": "on 127.0.0.1; 0: any that is free (default: 8427)"},
+}
 FORMAT = {
     "--json": {"action": "store_true", "help": "as JSON"},
     "--markdown": {"action": "store_true", "help": "as a table for a README; with --workdir"},
@@ -171,6 +181,7 @@ COMMANDS = {
         f"train the grid of {CONFIG} in jobs of a cluster, one a variant", ONLY | JOBS, takes_config=True
     ),
     "status": Command("how far the trainings of a workdir are", WATCH, computes=False),
+    "watch": Command("show a workdir in a browser of this machine while it trains", SERVED, computes=False),
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
     "report": Command("evaluate the claims of a workdir and write its report", PARTIAL),
     "verify": Command("check every file of a workdir and say what is damaged"),

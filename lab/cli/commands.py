@@ -100,6 +100,16 @@ def _status(args, config_args) -> None:
             return
 
 
+def _watch(args, config_args) -> None:
+    from lab.cli import watch
+
+    with watch.server(args.workdir, args.port) as server, contextlib.suppress(KeyboardInterrupt):
+        devices.use_cores(1)  # all others, and the memory of a GPU, are the training's
+        address = f"http://{watch.ADDRESS}:{server.server_port}/"
+        print(f"watching {args.workdir}: {address} (Ctrl-C ends this; what trains goes on)", flush=True)
+        server.serve_forever()
+
+
 def _analyze(args, config_args) -> None:
     names, variants = (words if words is None else words.split(",") for words in (args.measure, args.variants))
     rows = args.rows and _rows(args)
@@ -262,6 +272,7 @@ COMMANDS = {
     "plan": _plan,
     "launch": _launch,
     "status": _status,
+    "watch": _watch,
     "analyze": _analyze,
     "report": _report,
     "verify": _verify,

@@ -1,7 +1,7 @@
 """Progress of a study's trainings, read from their folders alone."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,20 +39,23 @@ class Progress:
     note: str = ""
 
 
-def study(root: str | Path) -> list[Progress]:
+def study(root: str | Path, running: Callable[[Path], bool] = lock.held) -> list[Progress]:
     """The variants below a study's folder, begun or launched; one line if the folder is a training itself.
+
+    Args:
+      running: whether a process trains in a folder.
 
     Raises:
       WorkdirError: nothing was trained or launched here, or the list of what was launched is damaged.
     """
     root = Path(root)
     if _begun(root):
-        return [read(root.resolve().name, Workdir(root))]
+        return [read(root.resolve().name, Workdir(root), running(root))]
     planned = launched(root)
     begun = sorted(path.name for path in root.iterdir() if _begun(path)) if root.is_dir() else []
     if not planned and not begun:
         raise WorkdirError(f"{root}: no training here (nothing begun in it or one folder below, nothing launched)")
-    lines = [read(name, Workdir(root / name)) for name in dict.fromkeys([*planned, *begun])]
+    lines = [read(name, Workdir(root / name), running(root / name)) for name in dict.fromkeys([*planned, *begun])]
     return [
         dataclasses.replace(line, steps=planned[line.variant]["steps"], rows=planned[line.variant]["rows"])
         if line.state == "not started" and line.variant in planned

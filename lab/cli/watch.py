@@ -1,0 +1,192 @@
+"""`lab watch`: the report's interactive part of a workdir, for browsers of this machine, while training runs.
+
+Nothing is written, and no lock is taken: a training does not notice that it is looked at.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import statistics
+import threading
+import time
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from lab.disk import lock
+from lab.disk.files import WorkdirError, reason
+from lab.disk.metrics import metric_files
+from lab.disk.workdir import Workdir, variants_in
+
+ADDRESS = "127.0.0.1"
+POLL_SECONDS = 3  # between two questions of a page
+SHARE = 0.1  # of the time that may go into reading: a large training is read less often
+PACE = 20  # chunks over which the speed is measured
+REPORT = Path("report") / "index.html"
+FIGURE_LINK = re.compile(r'<a href="figures/[^"]*">(\w+)</a>')  # of a report: those files are not served
+NAMES = re.compile(r"(localhost|127\.0\.0\.1)(:\d+)?")  # other hosts may be a foreign page that points its name here
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+
+
+def server(root: Path, port: int) -> ThreadingHTTPServer:
+    """Listens on the loopback interface alone; port 0: on one that is free. It answers once it is told to serve.
+
+    Raises:
+      ValueError: there is no such folder, or the port cannot be had.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    handler = type("Handler", (_Handler,), {"watched": Watched(root)})
+    try:
+        return ThreadingHTTPServer((ADDRESS, port), handler)
+    except OSError as error:
+        raise ValueError(f"--port={port}: {reason(error)}; --port=0 takes a free one") from error
+
+
+class Watched:
+    """What a page is told of a workdir, read again where its files have changed."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._lock = threading.Lock()
+        self._seen: dict[str, str] = {}  # variant -> the state of its files when it was read
+        self._trainings: dict[str, dict] = {}
+        self._notes: dict[str, str] = {}  # variant -> why it cannot be read now
+        self._next = 0.0  # on the monotonic clock: not to be read before
+
+    def answer(self, since: str = "") -> dict:
+        """Progress, and where the version is not `since` the data of every variant for explore.js."""
+        with self._lock:
+            self._read()
+            version = hashlib.sha256(json.dumps(self._seen).encode()).hexdigest()[:16]
+            lines = progress(self.root)
+            answer = {
+                "version": version,
+                "clock": time.strftime("%H:%M:%S"),
+                "progress": lines,
+                "running": any(line["state"] == "running" for line in lines),
+                "notes": [f"{name}: {why}" for name, why in self._notes.items()],
+                "reported": (self.root / REPORT).is_file(),
+            }
+            return answer | ({} if version == since else {"trainings": self._trainings})
+
+    def _read(self) -> None:
+        began = time.monotonic()
+        if began < self._next:
+            return
+        works = {}
+        with contextlib.suppress(WorkdirError):  # nothing begun yet
+            works = variants_in(self.root)
+        for name, work in works.items():
+            state = _state(work)
+            if state and state != self._seen.get(name):
+                try:
+                    self._trainings[name] = explored(work, len(works))
+                    self._seen[name] = state
+                    self._notes.pop(name, None)
+                except (WorkdirError, ValueError, OSError) as error:  # what was read before stays
+                    self._notes[name] = str(error)
+        ended = time.monotonic()
+        self._next = ended + (ended - began) / SHARE
+
+
+def explored(work: Workdir, n_variants: int) -> dict:
+    """The data of one variant; raises as `lab.load`, and ValueError for a grid of one row."""
+    from lab import stages
+    from lab.disk.load import load
+    from lab.report import explore
+    from lab.runs import Run
+
+    if len(work.grid) == 1:
+        raise ValueError("one row: there is no grid to explore")
+    dataset = load(work.path)
+    usual, target = {}, ""
+    with contextlib.suppress(ValueError):  # the file of a user's own study is not here
+        study = stages.study_of({work.path.name: work})
+        usual, target = study.usual, stages.target_of(study, work, dataset)
+    return explore.data(Run(dataset, usual), target, explore.MOST // n_variants)
+
+
+def progress(root: Path) -> list[dict]:
+    """As `lab status` has it, by heartbeats and not by locks; `rate`, in steps a second, and `seconds_left`."""
+    from lab.cluster import status
+
+    try:
+        lines = status.study(root, running=lock.heard)
+    except WorkdirError:
+        return []
+    single = len(lines) == 1 and not (root / lines[0].variant).is_dir()
+    told = []
+    for line in lines:
+        rate = _rate(Workdir(root if single else root / line.variant)) if line.state == "running" else None
+        left = (line.steps - line.step) / rate if rate and line.steps else None
+        told.append(dataclasses.asdict(line) | {"rate": rate, "seconds_left": left})
+    return told
+
+
+def _rate(work: Workdir) -> float | None:
+    """Steps a second, the median over the last chunks: an interruption between two of them does not count."""
+    with contextlib.suppress(OSError):  # a chunk that is about to be written again
+        ends = [(int(path.stem), path.stat().st_mtime) for path in metric_files(work.metrics)[1:][-PACE:]]
+        rates = [(step - s) / (at - t) for (s, t), (step, at) in itertools.pairwise(ends) if at > t]
+        return statistics.median(rates) if rates else None
+    return None
+
+
+def _state(work: Workdir) -> str:
+    """Of the files that the data is made of; empty before there are metrics."""
+    paths = [*metric_files(work.metrics), *sorted(work.analysis.glob("[!.]*.json"))]
+    stats = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            stats.append(f"{path.name} {path.stat().st_mtime_ns}")
+    return hashlib.sha256("\n".join(stats).encode()).hexdigest() if stats else ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Three paths, to browsers that were told the loopback address: what else asks is refused."""
+
+    watched: Watched
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        if not NAMES.fullmatch(self.headers.get("Host", "")):
+            self._send(403, f"lab watch answers http://{ADDRESS}:{self.server.server_port}/ alone")
+        elif path == "/":
+            from lab.report.page import fill
+
+            title = f"Watching {self.watched.root.resolve().name}"
+            self._send(200, fill("watch.html.j2", title=title, seconds=POLL_SECONDS), "text/html")
+        elif path == "/data.json":
+            since = urllib.parse.parse_qs(query).get("since", [""])[0]
+            self._send(200, json.dumps(self.watched.answer(since), allow_nan=False), "application/json")
+        elif path == "/report" and (self.watched.root / REPORT).is_file():
+            page = (self.watched.root / REPORT).read_text(encoding="utf-8")
+            self._send(200, FIGURE_LINK.sub(r"\1", page), "text/html")
+        else:
+            self._send(404, "lab watch has /, /data.json and, once it is written, /report")
+
+    def _send(self, code: int, text: str, kind: str = "text/plain") -> None:
+        body = text.encode()
+        self.send_response(code)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # the page was closed
+            self.wfile.write(body)
+
+    def version_string(self) -> str:
+        return "lab"
+
+    def log_message(self, *args) -> None:
+        """Nothing: a line every few seconds tells nobody anything."""
