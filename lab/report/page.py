@@ -22,6 +22,7 @@ from lab.runs import MissingData, Run, Runs
 
 VERDICTS = (HOLDS, FAILS, OPEN)
 FOLDER = Path(__file__).parent
+EMBEDDED = ("page.css", "chart.js", "explore.js")  # of the folder
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def fill(template, **values):
     )
     environment.filters |= {"value": _value, "paragraphs": _paragraphs, "slug": _slug, "json": _json}
     environment.filters |= {"seeds": claims_table.seeds, "margin": claims_table.margin}
-    embedded = {name: (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "explore.js")}
-    environment.globals |= {"colours": explore.colours, "style": embedded["page.css"], "script": embedded["explore.js"]}
+    style_text, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in EMBEDDED)
+    environment.globals |= {"colours": explore.colours, "style": style_text, "script": "".join(scripts)}
     return environment.get_template(template).render(values)
 
 
