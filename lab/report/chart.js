@@ -28,19 +28,20 @@ const charts = (() => {
   const nearest = (values, wanted) =>
     values.reduce((best, value, i) => Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? i : best, 0);
   const whole = number => number.toLocaleString("en");
-  const say = value => {
+  const say = (value, digits = 4) => {
     if (!Number.isFinite(value)) return "–";
     const far = value && (Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3);
-    return far ? value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e") : String(Number(value.toPrecision(4)));
+    if (!far) return String(Number(value.toPrecision(digits)));
+    return value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e");
   };
 
-  // 0 to 1 for shares, logarithmic over a factor of 30, else from the lowest to the highest; or logarithmic in any case.
-  const DECADES = 5; // of the last
-  const scaleOf = (values, logarithmic = false) => {
+  // 0 to 1 for shares, logarithmic over a factor of 30, else from the lowest to the highest.
+  const DECADES = 5; // of a scale that is to be logarithmic in any case
+  const scaleOf = (values, { logarithmic = false, shares = !logarithmic } = {}) => {
     let low = Infinity, high = -Infinity;
     for (const value of values) if (Number.isFinite(value) && !(logarithmic && value <= 0))
       [low, high] = [Math.min(low, value), Math.max(high, value)];
-    const share = low > high || !logarithmic && low >= 0 && high <= 1;
+    const share = low > high || shares && low >= 0 && high <= 1;
     const log = !share && low > 0 && (logarithmic || high > 30 * low);
     [low, high] = share ? [0, 1] : [logarithmic ? Math.max(low, high * 10 ** -DECADES) : low, high];
     const bend = log ? Math.log10 : value => value, span = bend(high) - bend(low);

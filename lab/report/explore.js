@@ -123,7 +123,7 @@ const explore = (place, variant, training, colours) => {
     const when = steps ? ` at step ${whole(steps[time])}${time > 0 ? `; dashed: at step ${whole(steps[0])}` : ""}` : "";
     const head = choice("singular values of", named(data.spectra), state.spectrum, name => { state.spectrum = name; });
     const label = `${entry.name}${when}`, xlabel = `index${when}`;
-    return [head, charts.draw({ label, xs: index, lines, across: fromZero(index), up: scaleOf(values, true), xlabel })];
+    return [head, charts.draw({ label, xs: index, lines, across: fromZero(index), up: scaleOf(values, { logarithmic: true }), xlabel })];
   };
 
   // --- the map ---
@@ -132,10 +132,11 @@ const explore = (place, variant, training, colours) => {
     const there = cells(), entry = metricOf(state.metric), time = timeOf(entry), step = entry.steps?.[time];
     const across = valuesOf(state.x), up = valuesOf(state.y), focused = map.contains(document.activeElement);
     const medians = t => [...there.values()].map(rows => median(rows.map(row => valueOf(entry, row, t))));
-    const shown = medians(time), scale = scaleOf(state.same && entry.steps ? entry.steps.flatMap((_, t) => medians(t)) : shown);
+    const shown = medians(time), coloured = state.same && entry.steps ? entry.steps.flatMap((_, t) => medians(t)) : shown;
+    const scale = scaleOf(coloured, { shares: scaleOf(numbers(entry)).share }); // a loss that has fallen below 1 is no share
     const palette = scale.share ? colours.share : colours.other, hatch = `hatch-${variant}`.replace(/\W/g, "-");
     const wide = Math.min(Math.max(520 / across.length, 7), 76), high = Math.min(Math.max(320 / up.length, 7), 50, wide);
-    const [left, bottom] = [64, 6 + high * up.length], W = Math.max(left + wide * across.length + 6, 260);
+    const [left, bottom] = [70, 6 + high * up.length], W = Math.max(left + wide * across.length + 6, 260);
     const svg = make("svg", { viewBox: `0 0 ${W} ${bottom + 78}`, role: "group", "aria-label": `${entry.name} over the grid` });
     svg.style.maxWidth = `${1.15 * W}px`;
     const stops = palette.map((colour, i) => make("stop", { offset: i / (palette.length - 1), "stop-color": `rgb(${colour})` }));
@@ -146,11 +147,11 @@ const explore = (place, variant, training, colours) => {
     [...there].forEach(([key, rows], i) => svg.append(drawCell(draft, key.split(",").map(Number), rows, shown[i])));
 
     const written = (values, room) => [...values.keys()].filter(i => i % Math.ceil(values.length * room) === 0);
-    for (const i of written(across, 40 / 520)) svg.append(write(left + wide * (i + 0.5), bottom + 15, say(across[i])));
+    for (const i of written(across, 40 / 520)) svg.append(write(left + wide * (i + 0.5), bottom + 15, say(across[i], 3)));
     for (const i of state.y ? written(up, 16 / 320) : [])
-      svg.append(write(left - 7, bottom - high * (i + 0.5) + 4, say(up[i]), "end"));
+      svg.append(write(left - 7, bottom - high * (i + 0.5) + 4, say(up[i], 3), "end"));
     const title = write(0, 0, state.y ? words(state.y) : ""), bar = Math.min(W - left - 6, 300);
-    title.setAttribute("transform", `translate(12 ${bottom / 2}) rotate(-90)`);
+    title.setAttribute("transform", `translate(10 ${bottom / 2}) rotate(-90)`);
     svg.append(title, write(left + wide * across.length / 2, bottom + 32, state.x === "gamma" ? "init rate γ" : words(state.x)),
       make("rect", { x: left, y: bottom + 46, width: bar, height: 9, rx: 2, fill: `url(#${hatch}-bar)` }),
       write(left, bottom + 70, say(scale.low), "start"), write(left + bar, bottom + 70, say(scale.high), "end"),
@@ -172,8 +173,8 @@ const explore = (place, variant, training, colours) => {
       onclick: () => { state.cell = cell; chosen(false); }, onkeydown: event => move(event, cell, there),
     }, make("rect", { class: "shade", ...box, fill: finite ? `rgb(${colour})` : "var(--bad)" }));
     if (lost) node.append(make("rect", { ...box, fill: `url(#${hatch})`, "pointer-events": "none" }));
-    if (wide >= 30 && high >= 14 * texts.length)
-      texts.forEach((text, i) => node.append(write(box.x + wide / 2, box.y + high / 2 + 4 + 13 * (i - (texts.length - 1) / 2), text)));
+    const middle = (i, n) => box.y + high / 2 + 4 + 13 * (i - (n - 1) / 2), room = texts.filter(text => wide >= 6.5 * text.length + 3);
+    if (high >= 14 * room.length) room.forEach((text, i) => node.append(write(box.x + wide / 2, middle(i, room.length), text)));
     node.append(make("rect", { class: "ring", x: box.x + 1.5, y: box.y + 1.5, width: wide - 3, height: high - 3 }));
     return node;
   };

@@ -14,7 +14,7 @@ from lab import series
 from lab.report import style
 from lab.runs import TIMES, Run
 
-MOST = 2_000_000  # characters of a page's data
+MOST = 1_500_000  # characters of a page's data; its pictures are about as long
 POINTS = (60, 30, 15, 8, 4, 2)  # steps of a curve, at most: the first of these with which all scalar metrics fit
 SNAPSHOTS = 4  # of a spectrum, at most
 SINGULAR_VALUES = 24  # of a spectrum, at most
