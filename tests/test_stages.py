@@ -171,6 +171,7 @@ def test_training_of_no_study_is_reported_without_claims(tmp_path):
     stages.analyze(tmp_path, ["norm"])
     page, rows = stages.report(tmp_path / "My Run")
     assert rows == [] and stages.NO_STUDY in page.read_text()
+    assert 'data-variant="My Run"' in page.read_text()  # two rows: a grid to explore
     assert all(picture.stem.startswith("my-run-") for picture in (page.parent / "figures").glob("*"))
 
 
@@ -181,5 +182,6 @@ def test_commands_in_texts_can_be_pasted(tmp_path, monkeypatch):
         stages.report(tmp_path / "my run")
     page, _ = stages.report(tmp_path / "my run", partial=True)
     assert f"python -m lab claims --workdir='{tmp_path / 'my run'}'" in html.unescape(page.read_text())
+    assert "<script" not in page.read_text()  # one row: nothing to explore
     monkeypatch.chdir(tmp_path / "my run" / "unseen")
     assert [*variants_in(".")] == ["unseen"] and load(".").attrs["variant"] == "unseen"
