@@ -60,7 +60,7 @@ class Watched:
         self._seen: dict[str, str] = {}  # variant -> the state of its files when it was read
         self._trainings: dict[str, dict] = {}
         self._notes: dict[str, str] = {}  # variant -> why it cannot be read now
-        self._next = 0.0  # on the monotonic clock: not to be read before
+        self._next: float | None = None  # on the monotonic clock: not to be read before
 
     def answer(self, since: str = "") -> dict:
         """Progress, and where the version is not `since` the data of every variant for explore.js."""
@@ -80,7 +80,7 @@ class Watched:
 
     def _read(self) -> None:
         began = time.monotonic()
-        if began < self._next:
+        if self._next is not None and began < self._next:
             return
         works = {}
         with contextlib.suppress(WorkdirError):  # nothing begun yet
@@ -92,10 +92,11 @@ class Watched:
                     self._trainings[name] = explored(work, len(works))
                     self._seen[name] = state
                     self._notes.pop(name, None)
-                except (WorkdirError, ValueError, OSError) as error:  # what was read before stays
-                    self._notes[name] = str(error)
+                except Exception as error:  # of the disk, or of a user's own task; what was read before stays
+                    self._notes[name] = str(error) or type(error).__name__
         ended = time.monotonic()
-        self._next = ended + (ended - began) / SHARE
+        imported = self._next is None  # which takes longer than to read, once
+        self._next = ended if imported else ended + (ended - began) / SHARE
 
 
 def explored(work: Workdir, n_variants: int) -> dict:

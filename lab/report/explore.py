@@ -124,10 +124,10 @@ def _entries(run: Run, masked: xr.Dataset, name: str) -> Iterator[Entry]:
         variable = variable.isel({time: np.flatnonzero(run.dataset[name].notnull().any(rest))})
         steps_T = variable[time].values
     values = variable.transpose(time or "once", *run.axes, *others).values
+    if not len(values):  # no step was taken yet
+        return
     values = values.reshape(len(values), -1, *values.shape[1 + len(run.axes) :])
     labels = [variable[dim].values.tolist() for dim in others]
-    if not len(values):
-        return
     if name.startswith(SPECTRA):
         yield from _spectra(name, values, steps_T, labels[:-1])
     elif not others:
