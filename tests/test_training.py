@@ -225,6 +225,16 @@ def test_the_package_report_is_a_function_and_its_modules_are_there():
     assert callable(lab.report) and lab.report.figures is figures and lab.grid is grid
 
 
+def test_modules_of_the_face_are_there_after_one_import():
+    """In a process that has imported none of them."""
+    program = "import lab; print(*(m.__name__ for m in (lab.models, lab.tasks, lab.init, lab.grid, lab.analysis.rank)))"
+    program += "; print(lab.analysis.rank.stable_rank.__name__, hasattr(lab.analysis, 'rnak'), hasattr(lab, 'model'))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    expected = ["lab.models lab.tasks lab.init lab.grid lab.analysis.rank", "stable_rank False False"]
+    assert ran.stdout.splitlines() == expected, ran.stderr
+    assert {*lab._MODULES, *lab._FACE} <= {*dir(lab)}
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_programs_of_the_page_train_as_they_stand_there(number, tmp_path, monkeypatch):
     program = re.findall(r"```python\n(.*?)```", (DOCS / "from_python.md").read_text(), re.DOTALL)[number]

@@ -61,10 +61,17 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
 
 
 def load_all(workdir: str | Path, variant: str | None = None) -> xr.Dataset | xr.DataTree:
-    """As `load`; of a study's folder with several variants, none of them named, a tree of all: `tree["seen"].dataset`.
+    """All numbers of a training as a Dataset; of a study's several variants, none of them named, a tree of all.
+
+    Args:
+      workdir: a training's folder, or a study's folder with one training a variant.
+      variant: which of them.
+
+    Returns:
+      A Dataset, see `lab.disk.load.load`, or a DataTree, `tree["seen"].dataset`.
 
     Raises:
-      WorkdirError: as `load`.
+      WorkdirError: nothing to load, or a missing or damaged file.
     """
     found = variants_in(workdir)
     if variant is not None or len(found) == 1:
