@@ -91,11 +91,19 @@ FIELDS = ("Args", "Attributes", "Returns", "Raises")
 
 def page() -> str:
     parts = [HEAD]
-    for heading, entries in SECTIONS.items():
+    for heading, entries in {**SECTIONS, **_others()}.items():
         parts.append(f"## {heading}")
         for name, place in entries:
             parts += _entry(name, place)
     return "\n\n".join([*parts, *_variables(), *_analysis()]) + "\n"
+
+
+def _others() -> dict[str, list[tuple[str, str]]]:
+    """What the package's face has beside these sections."""
+    known = {name for entries in SECTIONS.values() for name, _ in entries}
+    face = [(f"lab.{name}", f"{module}:{name}") for name, module in lab._FACE.items()]
+    others = [entry for entry in face if entry[0] not in known]
+    return {"Further": others} if others else {}
 
 
 def _entry(name: str, place: str) -> list[str]:
@@ -248,13 +256,6 @@ def _analysis() -> list[str]:
         first = inspect.getdoc(module).splitlines()[0]
         parts += [f"### `lab.analysis.{found.name}`", first, "\n".join(functions)]
     return [part for part in parts if part]
-
-
-def missing() -> set[str]:
-    """Names of the package's face that the page has no entry of."""
-    entries = {name for section in SECTIONS.values() for name, _ in section}
-    face = {f"lab.{name}" for name in (*lab._FACE, "load", "export", "diff")}
-    return face - entries
 
 
 if __name__ == "__main__":

@@ -63,14 +63,6 @@ def test_the_file_of_ones_own_task_and_model_trains_from_the_command_line(tmp_pa
     assert lab.load("w").sizes["gamma"] == 2
 
 
-def test_training_that_the_readme_shows_is_that_of_the_page():
-    """So that the tests of the page's programs are tests of the README's."""
-    (shown,) = python_blocks(README)
-    page = python_blocks(DOCS / "from_python.md")[0].splitlines()
-    lines = [line for line in shown.splitlines() if line and not line.startswith(("import", "run.report"))]
-    assert 10 <= len(lines) <= 12 and {*lines} <= {*page}
-
-
 def test_every_file_the_readme_links_to_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
@@ -109,9 +101,9 @@ def script(name):
 
 
 def test_reference_is_that_of_the_docstrings_and_has_every_name_of_the_face():
-    made = script("make_api")
-    assert made.missing() == set()
-    assert (DOCS / "api.md").read_text() == made.page(), "docs/api.md is old: python docs/make_api.py"
+    text = (DOCS / "api.md").read_text()
+    assert {*re.findall(r"^### `lab\.(\w+)`$", text, re.MULTILINE)} >= {*lab._FACE, "load", "export", "diff"}
+    assert text == script("make_api").page(), "docs/api.md is old: python docs/make_api.py"
 
 
 def test_links_into_a_page_lead_to_a_heading():
