@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 
-# a wheel's address or file, a git+https address, or a folder
+# set this to where the package is: a wheel's address or file, a git+https address, or a folder
 SOURCE = os.environ.get("LAB_SOURCE", "{address}")
 
 if importlib.util.find_spec("lab") is None:
