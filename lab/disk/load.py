@@ -1,6 +1,5 @@
 """`load`: everything a training and its analysis left, as one xarray Dataset."""
 
-import difflib
 from collections.abc import Container
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from lab import config as configs
+from lab import limits
 from lab.disk import measurements
 from lab.disk.files import DamagedError
 from lab.disk.metrics import TRAIN_METRICS, read_chunks
@@ -207,9 +207,9 @@ class Rows:
         """
         for name in names:
             if name not in self.dataset.data_vars:
-                near = difflib.get_close_matches(name, map(str, self.dataset.data_vars), 1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(f"no variable {name!r}: {hint}There are {', '.join(map(str, self.dataset.data_vars))}")
+                known = [*map(str, self.dataset.data_vars)]
+                hint = limits.nearest(name, known) or "."
+                raise ValueError(f"no variable {name!r}{hint} There are {', '.join(known)}")
         if not names:
             raise ValueError(f"which variables? There are {', '.join(map(str, self.dataset.data_vars))}")
         parts = []
