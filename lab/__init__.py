@@ -6,7 +6,7 @@ claims. `lab.grid` makes rows, `lab.models`, `lab.tasks` and `lab.init` are the 
 `lab.analysis` measures any model. All are imported on demand, so that `import lab` stays instant.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _FACE = {  # name -> where it is
     "Training": "lab.training",
