@@ -1,6 +1,6 @@
 """Prints the release notes of the version that setup.cfg names: its section of the changelog.
 
-python .github/notes.py v0.2.0 > notes.md
+python .github/notes.py v0.3.0 > notes.md
 """
 
 import configparser

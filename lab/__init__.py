@@ -2,10 +2,11 @@
 
 `lab.Training` (or `lab.train`) trains a grid of a model on a task; `lab.load(workdir)` opens what a training left, and
 `lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks, `lab.claim`
-claims. All are imported on demand, so that `import lab` stays instant; the rest are modules (see the README's map).
+claims. `lab.grid` makes rows, `lab.models`, `lab.tasks` and `lab.init` are the pieces of a training, and what is in
+`lab.analysis` measures any model. All are imported on demand, so that `import lab` stays instant.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _FACE = {  # name -> where it is
     "Training": "lab.training",
@@ -18,7 +19,7 @@ _FACE = {  # name -> where it is
     "Batch": "lab.tasks",
     "Task": "lab.tasks",
 }
-_MODULES = ("grid", "report")
+_MODULES = ("analysis", "grid", "init", "models", "report", "tasks")
 
 
 def load(workdir, variant=None):

@@ -132,7 +132,11 @@ def claim(
     scale: str = "",
     threshold_from: str = PRINTED,
 ) -> Callable[[Callable], Claim]:
-    """Turns the function that measures a claim into the `Claim`; see there for the arguments."""
+    """Turns the function that measures a claim into the `Claim`; see there and `Threshold` for the arguments.
+
+    Raises:
+      ValueError: no bound, or two on one side.
+    """
     threshold = Threshold(at_least, above, at_most, below)
 
     def decorate(measure: Callable) -> Claim:

@@ -1,6 +1,7 @@
 """`diff`: what differs between two trainings, and how far their numbers are apart."""
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,6 +93,14 @@ class Differences:
         tables = [found.table.assign(variant=name) for name, found in self.trainings.items()]
         table = pd.concat(tables or [pd.DataFrame(columns=["variant", *COLUMNS])], ignore_index=True)
         return table[["variant", *(name for name in table if name != "variant")]]
+
+    def to_json(self) -> dict:
+        """As JSON has it: `alone`, and `variants`, each with the attributes of a `Difference`; no number is null."""
+        variants = {}
+        for name, found in self.trainings.items():
+            lines = found.table.to_json(orient="records", double_precision=15)
+            variants[name] = vars(found) | {"table": json.loads(lines)}
+        return {"alone": self.alone, "variants": variants}
 
     def __str__(self) -> str:
         if len(self.trainings) == 1 and not self.alone:

@@ -79,7 +79,7 @@ class Experiment:
         _ = self.leaves
         example, outputs = self._traced()
         if self.task.inputs == "tokens":
-            module.check_outputs(self.model, outputs, example, self.task.vocab_size)
+            module.check_outputs(self.model, outputs, example, self.task.vocab_size, self.task.classifies)
 
     @property
     def n_classes(self) -> int:

@@ -56,12 +56,12 @@ def of_layer(layer: nn.Module, shape: tuple[int, ...], subscripts: str, projecti
     """
     n = len(shape)
     if isinstance(layer, nn.DenseGeneral):
-        copies, columns = _n_axes(layer.batch_dims), _n_axes(layer.features)
+        copies, columns = n_axes(layer.batch_dims), n_axes(layer.features)
         rows = tuple(range(copies, n - columns))
         head = None if not projection or n - copies != 3 else rows[0] if projection == "out" else n - columns
         return Layout(rows, tuple(range(copies)), head)
     if isinstance(layer, nn.Einsum):
-        operands, result = subscripts.split("->")
+        operands, result = subscripts.replace(" ", "").split("->")
         left, kernel = operands.split(",")
         rows = tuple(axis for axis, x in enumerate(kernel) if x not in result)
         return Layout(rows, tuple(axis for axis, x in enumerate(kernel) if x in left and x in result))
@@ -99,5 +99,6 @@ def stacked(layout: Layout, inside: tuple[int, ...], shape: tuple[int, ...]) -> 
     return None
 
 
-def _n_axes(said) -> int:
+def n_axes(said) -> int:
+    """Of what a layer says of its axes, or of their sizes: one, or several."""
     return 1 if isinstance(said, int) else len(said)

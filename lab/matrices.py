@@ -29,6 +29,7 @@ from lab.layouts import Layout
 # what Flax's layers call their leaves
 MATRICES = ("kernel", "embedding")
 OTHERS = ("bias", "scale", "negative_slope")
+KERNELS = nn.Dense | nn.DenseGeneral | nn.Einsum | nn.Conv | nn.ConvLocal | nn.ConvTranspose | recurrent.DenseParams
 PROJECTIONS = {"query": "qk", "key": "qk", "value": "vo", "out": "vo"}
 
 
@@ -180,18 +181,14 @@ def _inputs(owner: Owner, name: str) -> int | None:
         return None
     if isinstance(layer, nn.Embed):
         return shape[-1]
-    if isinstance(layer, nn.DenseGeneral):
-        return math.prod(shape[_n_axes(layer.batch_dims) : -_n_axes(layer.features)])
-    if isinstance(layer, nn.Einsum):
-        kernel, summed = owner.subscripts.replace(" ", "").split("->")[0].split(",")[1], owner.subscripts.split("->")[1]
-        return None if "." in kernel else math.prod(n for x, n in zip(kernel, shape, strict=True) if x not in summed)
-    if isinstance(layer, nn.ConvLocal):
-        return shape[-2]
-    if isinstance(layer, nn.ConvTranspose) and layer.transpose_kernel:
-        return math.prod((*shape[:-2], shape[-1]))
-    if isinstance(layer, nn.Dense | nn.Conv | nn.ConvTranspose | recurrent.DenseParams):
-        return math.prod(shape[:-1])
-    return None
+    if not isinstance(layer, KERNELS) or "." in _kernel(owner.subscripts):
+        return None
+    return math.prod(shape[axis] for axis in layouts.of_layer(layer, shape, owner.subscripts, "").rows)
+
+
+def _kernel(subscripts: str) -> str:
+    """The subscripts of an `nn.Einsum`'s kernel; empty for other layers."""
+    return subscripts.split("->")[0].partition(",")[2]
 
 
 def _draws_unit(owner: Owner | None, d_in: int) -> bool:
@@ -203,13 +200,9 @@ def _draws_unit(owner: Owner | None, d_in: int) -> bool:
         initializer, fan = layer.embedding_init, shape[-1]
     else:
         initializer = getattr(layer, "kernel_init", None)
-        fan = math.prod(shape[: -_n_axes(layer.features) if isinstance(layer, nn.DenseGeneral) else -1])
+        fan = math.prod(shape[: -layouts.n_axes(layer.features) if isinstance(layer, nn.DenseGeneral) else -1])
     flaxs = initializer in (linear.default_kernel_init, linear.default_embed_init)
     return getattr(initializer, "d_in", fan if flaxs else None) == d_in
-
-
-def _n_axes(said) -> int:
-    return 1 if isinstance(said, int) else len(said)
 
 
 def _projection(modules: Mapping, name: str) -> str:
@@ -228,7 +221,7 @@ def _layout(
     if len(inside) < 2:
         return None
     if not isinstance(inputs, tuple) and owner is not None and _inputs(owner, name) is not None:
-        found = layouts.of_layer(owner.layer, inside, owner.subscripts.replace(" ", ""), projection)
+        found = layouts.of_layer(owner.layer, inside, owner.subscripts, projection)
     elif name.endswith("embedding") and len(inside) == 2:
         found = layouts.by_name(name, inside)
     else:

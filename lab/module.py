@@ -87,17 +87,23 @@ def forward(
     return _pair(model, found)
 
 
-def check_outputs(model: nn.Module, outputs, inputs, vocab_size: int) -> None:
+def check_outputs(model: nn.Module, outputs, inputs, vocab_size: int, classifies: bool = False) -> None:
     """Of a language model's traced outputs.
+
+    Args:
+      classifies: whether (B, V) will do, see `lab.tasks.Task`.
 
     Raises:
       ValueError: not (B, Q, V) with Q = 1 or L and V of `vocab_size` at least.
     """
     shape, (n, length) = getattr(outputs, "shape", None), inputs.shape
+    if shape is not None and classifies and len(shape) == 2:
+        shape = (shape[0], 1, shape[1])
     if shape is None or len(shape) != 3 or shape[0] != n or shape[1] not in (1, length) or shape[2] < vocab_size:
+        once = f", or ({n}, at least {vocab_size})" if classifies else ""
         raise ValueError(
             f"{_name(model)} returns {_said(outputs)} of tokens ({n}, {length}): expected logits (B, Q, V), here "
-            f"({n}, {length} or 1, at least {vocab_size})"
+            f"({n}, {length} or 1, at least {vocab_size}){once}"
         )
 
 

@@ -48,12 +48,16 @@ class Row:
         return self.params_at()
 
     def params_at(self, step: int | None = None) -> dict:
-        """Raises WorkdirError: no such snapshot."""
+        """At the snapshot of a step; None: at the last.
+
+        Raises:
+          WorkdirError: no such snapshot.
+        """
         return self.dataset.lab.work.params(step, self.index)
 
     @numerics.fixed()
     def batch(self, split: str | None = None, n: int = SHOWN):
-        """`n` new examples of a split (None: the last one)."""
+        """`n` new examples of a split (None: the last one), as a `lab.Batch`."""
         experiment = self.dataset.lab.work.experiment
         split, key = split or experiment.task.splits[-1], rng.key(experiment.data_seed, "look")
         hparams = {name: self.hparams[name] for name in experiment.task.hparams if name in self.hparams}

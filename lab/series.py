@@ -1,13 +1,13 @@
 """What `lab.load` gives as plain series: one number a row of the grid, over training steps."""
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xarray as xr
 
+from lab import limits
 from lab.runs import TIMES
 
 MOST = 64  # numbers of one variable at one step of one row that become series without being asked for by name
@@ -94,8 +94,6 @@ def chosen(dataset: xr.Dataset, names: Iterable[str] | None) -> list[str]:
     chosen = ["diverged_at"]
     for name in names:
         if name not in known and name != "diverged_at":
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"no metric {name!r}: {hint}There are {', '.join(there)}")
+            raise ValueError(f"no metric {name!r}{limits.nearest(name, known) or '.'} There are {', '.join(there)}")
         chosen += known.get(name, [])
     return list(dict.fromkeys(chosen))

@@ -217,11 +217,17 @@ def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
     known, refusal = _known(work)
     for name in names:
         if name not in {*known, "all"}:
-            near = limits.nearest(name, known)
+            near = limits.nearest(name, known) or _about(name, known)
             reason = catalogue.absent(work.experiment).get(name, "" if near else refusal)
             hint = f": {reason}." if reason else near or "."
             raise ValueError(f"no measurement {name!r}{hint} There are {', '.join(sorted(known))}, or all")
     return [measure for name, measure in known.items() if name in names or "all" in names]
+
+
+def _about(word: str, known: dict[str, Measure]) -> str:
+    """`; see directions.`, for the end of a message: measurements whose summary has the word."""
+    found = [name for name, measure in known.items() if word and word.lower() in summary(measure).lower()]
+    return f"; see {', '.join(found)}." if found else ""
 
 
 def _own(work: Workdir, study: studies.Study | None = None) -> list[Measure]:
@@ -232,6 +238,8 @@ def _own(work: Workdir, study: studies.Study | None = None) -> list[Measure]:
 def _known(work: Workdir) -> tuple[dict[str, Measure], str]:
     """The catalogue's measurements and the study's, by name; and why the study measures nothing here, if so."""
     known = {measure.name: measure for measure in catalogue.measures(in_float32(work.experiment))}
+    if not _belongs(work.config):
+        return known, ""
     try:
         return known | {measure.name: measure for measure in _own(work)}, ""
     except ValueError as error:

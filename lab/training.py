@@ -36,7 +36,8 @@ class Training:
 
     `Training(model=..., task=..., grid=..., steps=..., workdir=...)` takes what `lab.configure.config` takes;
     `Training(config, workdir)` a config, or a name of one such as `composition:smoke`; `Training.open(workdir)` what is
-    there. Nothing is written before `train`.
+    there. Nothing is written before `train`. Methods that do something return the training, so that they follow each
+    other: `run.train().measure("rank")`.
 
     Attributes:
       config: every option.
@@ -47,12 +48,14 @@ class Training:
     def __init__(self, config=None, workdir=None, *, grid: Mapping | Grid | None = None, **objects):
         """
         Args:
+          config: a `ConfigDict`, or the name of one and of its preset; None: one is made of `objects`.
           workdir: None: a folder below runs/ whose name has a hash of all that is trained.
           grid: as `lab.configure.config`; beside a config, axes in place of those of its own that have their names, the
             others stay; rows of `lab.grid` are in place of all of its own.
+          objects: what a training is made of, `model`, `task`, `steps`, ...: see `lab.configure.config`.
 
         Raises:
-          ValueError: an impossible config.
+          ValueError: an impossible config; a model or a task is missing; objects beside a config.
         """
         if config is None:
             missing = [name for name in ("model", "task") if objects.get(name) is None]
@@ -76,7 +79,12 @@ class Training:
 
     @classmethod
     def open(cls, workdir: str | Path) -> "Training":
-        """What a folder holds; raises as `lab.load`."""
+        """What a folder holds, trained by this process or another.
+
+        Raises:
+          WorkdirError: nothing is trained there.
+          ValueError: a class or a function of it cannot be found.
+        """
         works = variants_in(workdir)
         self = cls.__new__(cls)
         self._configs = {name: work.config for name, work in works.items()}
@@ -99,7 +107,12 @@ class Training:
     # --- what is done ---
 
     def train(self) -> "Training":
-        """Trains to the last step, or goes on where it stopped; raises as `lab.engine.train.train`."""
+        """Trains to the last step, or goes on where it stopped.
+
+        Raises:
+          WorkdirError: the folder holds another training, is in use by another process, or is damaged.
+          ValueError: a model, a task or a row that cannot be trained.
+        """
         self._forget()
         if "variants" in self.config:
             engine.train_variants(self.config, self.workdir, self._rows)
@@ -109,7 +122,15 @@ class Training:
         return self
 
     def measure(self, *names: str, **scope) -> "Training":
-        """Takes measurements of the catalogue (or `all`), of what has none yet; `scope`: see `lab.stages.analyze`."""
+        """Takes measurements of the catalogue, of the rows and snapshots that have none yet.
+
+        Args:
+          names: such as `rank`, or `all` that apply; none: those that the study of the config stands on.
+          scope: `snapshots` (`all`, `last` or `log`), `rows`, `precision`, `n`: see `lab.measuring.run.Selection`.
+
+        Raises:
+          ValueError, WorkdirError: as `lab.stages.analyze`.
+        """
         self._forget()
         stages.analyze(self.workdir, list(names) or None, None if self.variant is None else [self.variant], **scope)
         return self
@@ -157,11 +178,11 @@ class Training:
         return Lines("\n".join(self.experiment.init_table(self._grids[self._only()].columns, measure=True)))
 
     def phase_diagram(self, *metrics: str, rows: str = "weight_decay", **options):
-        """Heatmaps gamma x `rows`, a panel a metric: see `lab.report.figures.phase_diagram`."""
+        """Heatmaps gamma x `rows`, a panel a metric, as a Matplotlib figure: see `lab.report.figures.phase_diagram`."""
         return figures.phase_diagram(self.run, list(metrics) or self.metrics(), rows, **options)
 
     def curves(self, *metrics: str, **options):
-        """The metrics over training: see `lab.report.figures.training_curves`."""
+        """The metrics over training, as a Matplotlib figure: see `lab.report.figures.training_curves`."""
         return figures.training_curves(self.run, list(metrics) or self.metrics(), **options)
 
     def metrics(self) -> list[str]:
@@ -219,7 +240,12 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A report's page, and its claims table, a dict a claim."""
+    """What was written.
+
+    Attributes:
+      page: the report, one HTML file.
+      claims: a dict a claim, as claims.json has it: `id`, `verdict`, `value`, `interval`, `per_seed`, `margin`, ...
+    """
 
     page: Path
     claims: list[dict]
@@ -236,12 +262,19 @@ def train(config=None, workdir=None, **objects) -> Training:
 
 
 def analyze(workdir: str | Path, names: str | Sequence[str] | None = None, **scope) -> list[str]:
-    """Takes measurements of a workdir: see `lab.stages.analyze`."""
+    """Takes measurements of a workdir, whoever trained it: arguments and errors are those of `lab.stages.analyze`."""
     return stages.analyze(Path(workdir), [names] if isinstance(names, str) else names, **scope)
 
 
 def report(workdir: str | Path, partial: bool = False) -> Report:
-    """Evaluates the claims of a workdir and writes its page: see `lab.stages.report`."""
+    """Evaluates the claims of the study that a workdir is of, and writes its page.
+
+    Args:
+      partial: what is not trained or not measured yet is left out; claims that need it are open.
+
+    Raises:
+      WorkdirError: not trained to the end, or not analyzed.
+    """
     return Report(*stages.report(Path(workdir), partial))
 
 
@@ -254,7 +287,19 @@ def claim(
     id: str, statement: str, *, source: str = "this training", published: str = "-",
     threshold_from: str = claim_values.OURS, **bounds,
 ):  # fmt: skip
-    """As `lab.claims.claim`, of a statement of one's own: runs -> one number a seed."""
+    """Makes a claim of a function `runs -> one number a seed`, a DataArray over `seed` of one training's `Run`.
+
+    Args:
+      id: unique in its report, such as `A1`.
+      statement: a sentence.
+      source, published: whose statement it is, and the published value in words.
+      threshold_from: where the threshold comes from, in words.
+      bounds: `quantity`, what the number is in a few words, and `at_least`, `above`, `at_most` or `below`, and further
+        arguments of `lab.claims.claim`.
+
+    Raises:
+      ValueError: no bound, or two on one side.
+    """
     said = dict(source=source, published=published, threshold_from=threshold_from)
     return claim_values.claim(id, statement, **said, **bounds)
 

@@ -9,11 +9,15 @@ import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from lab.code_hash import LIBRARIES, code_hash
 
 PUBLIC = ("jax.nn", "jax.numpy", "flax.linen", "optax", "optax.losses")  # where their objects have lasting names
-WHAT_TO_DO = "define it at the top of a .py file and import it from there"
+WHAT_TO_DO = (
+    "define it at the top of a .py file and import it from there, or put what the script does below "
+    "`if __name__ == '__main__':`"
+)
 HELD: dict[str, object] = {}  # name -> an object that no import gives: of a function, a lambda, a partial
 
 
@@ -89,6 +93,10 @@ def name_of(thing) -> str:
     """
     module = getattr(thing, "__module__", None)
     inside = getattr(thing, "__qualname__", getattr(thing, "__name__", None))
+    if script := _script_of(thing):
+        name = f"{script.module}:{inside}"
+        HELD[name] = thing  # no import of the file: that would be another class
+        return name
     if isinstance(module, str) and isinstance(inside, str):
         public = PUBLIC if module.partition(".")[0] in LIBRARIES else ()
         for where in (*public, module):
@@ -116,6 +124,9 @@ def describe(thing) -> dict:
         module, name = type(thing).__module__, f"{type(thing).__qualname__} (a value)"
     elif module.partition(".")[0] in LIBRARIES and "<" not in name:
         return {}
+    elif script := _script_of(thing):
+        file = str(script.file)
+        return {"class": name, "module": script.module, "file": file, "sha256": source_hash(file, name)}
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None or module == "__main__" or name != getattr(thing, "__name__", None):
         return {"class": name, "module": module, "file": None, "sha256": code_hash(thing)}
@@ -125,6 +136,8 @@ def describe(thing) -> dict:
 
 def reload(name: str, file: Path) -> ModuleType:
     """A module from the file that it was in: by its name where that leads there, so that its neighbours are found."""
+    if (script := _script()) and script.file == file:
+        return sys.modules["__main__"]
     parts = name.split(".")
     if [*file.parts[-len(parts) : -1], file.stem] == parts and file.is_file():
         root = str(file.parents[len(parts) - 1])
@@ -151,6 +164,44 @@ def source_hash(file: str | Path, name: str) -> str:
             inside = (node for statement in definitions[name] for node in ast.walk(statement))
             waiting += [node.id for node in inside if isinstance(node, ast.Name)]
     return hashlib.sha256(repr(sorted(counted.items())).encode()).hexdigest()
+
+
+class Script(NamedTuple):
+    """The script that runs: its name as a module, its file, and what it defines at its top."""
+
+    module: str
+    file: Path
+    names: frozenset[str]
+
+
+def _script() -> Script | None:
+    """None where there is none that another process could import, which is one that guards what it does."""
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if not isinstance(file, str) or not file.endswith(".py"):
+        return None
+    return _script_in(Path(file).resolve(), spec.name if spec else Path(file).stem)
+
+
+@functools.cache
+def _script_in(file: Path, module: str) -> Script | None:
+    try:
+        body = ast.parse(file.read_text()).body
+    except (OSError, SyntaxError):
+        return None
+    if not any(isinstance(node, ast.If) and "'__main__'" in ast.unparse(node.test) for node in body):
+        return None
+    names = (_defined(node) for node in body if not isinstance(node, ast.If))
+    return Script(module, file, frozenset().union(*names))
+
+
+def _script_of(thing) -> Script | None:
+    """The script, of a class or function at its top."""
+    name = getattr(thing, "__qualname__", None)
+    if getattr(thing, "__module__", None) != "__main__" or not isinstance(name, str):
+        return None
+    script = _script()
+    return script if script and name in script.names and _is_at("__main__", name, thing) else None
 
 
 def _is_at(module: str, inside: str, thing) -> bool:

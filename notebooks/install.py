@@ -1,6 +1,6 @@
 """The first cell of every notebook, which installs the package: `python notebooks/install.py` writes it into all.
 
-The address stands here, once: a wheel's (`https://.../gammalab-0.2.0-py3-none-any.whl`), a repository's
+The address stands here, once: a wheel's (`https://.../gammalab-0.3.0-py3-none-any.whl`), a repository's
 (`git+https://...`) or a folder. Empty: none is said, and the cell asks for one, since anybody may have put something
 else on an index under the package's name. Change it, and run this. For one session the environment variable LAB_SOURCE
 names another.
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 
-# a wheel's address or file, a git+https address, or a folder
+# set this to where the package is: a wheel's address or file, a git+https address, or a folder
 SOURCE = os.environ.get("LAB_SOURCE", "{address}")
 
 if importlib.util.find_spec("lab") is None:

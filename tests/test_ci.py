@@ -44,7 +44,7 @@ def test_pinned_versions_lie_in_the_ranges_of_setup_cfg(setup):
     for line in (config["options"]["install_requires"] + config["options.extras_require"]["test"]).splitlines():
         if line.strip() and not line.startswith("#"):
             name, ranges = line.split(maxsplit=1)
-            assert specifiers.SpecifierSet(ranges).contains(pinned[name]), line
+            assert specifiers.SpecifierSet(ranges).contains(pinned[name.lower()]), line
 
 
 def test_requirement_without_a_lowest_version_is_refused():

@@ -1,5 +1,7 @@
 """`diff` says what differs, all of it and nothing else, and how far apart, by numbers worked out here."""
 
+import json
+
 import numpy as np
 import pytest
 from on_disk import AXES, ROWS, SCHEDULE, write_training
@@ -116,6 +118,12 @@ def test_seeds_are_paired_and_those_without_a_number_are_counted(write):
     assert line.a == np.median(first.astype(float))
     assert statistics.median_interval(np.arange(5)).coverage == line.coverage
     assert "rows that diverged only in B: 1" in found.remarks
+    held = json.loads(json.dumps(lab.diff(a, b).to_json(), allow_nan=False))["variants"]["a"]
+    said = next(each for each in held["table"] if each["metric"] == "odd.accuracy")
+    numbers = ["a", "b", "median", "low", "high"]
+    assert {*said} == {*line.index}
+    assert [said[name] for name in numbers] == pytest.approx(line[numbers].tolist(), rel=1e-14)
+    assert (said["n"], said["missing"], held["remarks"]) == (5, 1, found.remarks)
 
 
 def test_what_only_one_has_is_said_and_nothing_is_refused(write, tmp_path):

@@ -63,14 +63,6 @@ def test_the_file_of_ones_own_task_and_model_trains_from_the_command_line(tmp_pa
     assert lab.load("w").sizes["gamma"] == 2
 
 
-def test_training_that_the_readme_shows_is_that_of_the_page():
-    """So that the tests of the page's programs are tests of the README's."""
-    (shown,) = python_blocks(README)
-    page = python_blocks(DOCS / "from_python.md")[0].splitlines()
-    lines = [line for line in shown.splitlines() if line and not line.startswith(("import", "run.report"))]
-    assert 10 <= len(lines) <= 12 and {*lines} <= {*page}
-
-
 def test_every_file_the_readme_links_to_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
@@ -101,11 +93,29 @@ def test_readme_is_read_in_minutes():
     assert len(README.read_text().split()) < 1000
 
 
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_reference_is_that_of_the_docstrings_and_has_every_name_of_the_face():
+    text = (DOCS / "api.md").read_text()
+    assert {*re.findall(r"^### `lab\.(\w+)`$", text, re.MULTILINE)} >= {*lab._FACE, "load", "export", "diff"}
+    assert text == script("make_api").page(), "docs/api.md is old: python docs/make_api.py"
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    for page in [README, *DOCS.glob("*.md")]:
+        for target, heading in re.findall(r"\]\((?!http)([^)#]*\.md)#([^)]+)\)", page.read_text()):
+            titles = re.findall(r"^#+ (.+)$", (page.parent / target).read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, f"{page.name}: {target}#{heading}"
+
+
 def test_pages_made_of_kept_results_are_those_of_the_results():
-    spec = importlib.util.spec_from_file_location("make_gallery", DOCS / "make_gallery.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    for name, text in script.pages().items():
+    for name, text in script("make_gallery").pages().items():
         assert (DOCS / name).read_text() == text, f"{name} is old: python docs/make_gallery.py"
 
 

@@ -117,6 +117,9 @@ def test_logits_of_another_shape_are_refused(shape):
         module.check_outputs(Plain(), jax.ShapeDtypeStruct(shape, jnp.float32), TOKENS, V)
     for length in (1, 9):
         module.check_outputs(Plain(), jax.ShapeDtypeStruct((2, length, V), jnp.float32), TOKENS, V)
+    module.check_outputs(Plain(), jax.ShapeDtypeStruct((2, V), jnp.float32), TOKENS, V, classifies=True)
+    with pytest.raises(ValueError, match=rf"or \(2, at least {V}\)"):
+        module.check_outputs(Plain(), jax.ShapeDtypeStruct((2, V - 1), jnp.float32), TOKENS, V, classifies=True)
 
 
 # --- dropout ---

@@ -80,6 +80,8 @@ def test_training_of_no_study_is_measured_by_name(root):
     assert stages.analyze(root, ["norm"], ["mine"]) == ["mine/norm"]
     with pytest.raises(ValueError, match=r"name measurements, or all: .*mine belongs to no study"):
         stages.analyze(root, None, ["mine"])
+    with pytest.raises(ValueError, match=r"^no measurement 'condensation'; see directions\. There are .*, or all$"):
+        stages.analyze(root, ["condensation"], ["mine"])
 
 
 def test_rows_are_refused_before_the_first_variant_is_measured(root):

@@ -1,6 +1,10 @@
 """A name finds the object that it was made of; objects without a place are known by their code and what is bound."""
 
 import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -48,6 +52,39 @@ def test_hash_is_of_the_values_that_a_function_names(monkeypatch):
 def test_object_that_another_process_held_is_named_in_one_line():
     with pytest.raises(ValueError, match=r"make.<locals>.<lambda> of mine cannot be imported; define it at the top"):
         user_code.find("mine:make.<locals>.<lambda>#12345678")
+
+
+SCRIPT = """
+import json
+from lab import user_code
+
+class Net:
+    pass
+
+{guard}    place = user_code.describe(Net)
+    assert user_code.find(user_code.name_of(Net)) is Net
+    if place["file"]:
+        assert user_code.reload(place["module"], user_code.Path(place["file"])).Net is Net
+    print(json.dumps([user_code.name_of(Net), place]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "name"), [('if __name__ == "__main__":\n', "afternoon:Net"), ("if True:\n", "__main__:Net")]
+)
+def test_class_of_a_script_is_found_by_others_where_they_may_import_it(tmp_path, monkeypatch, guard, name):
+    """And by the script itself: it is no other class there."""
+    file = tmp_path / "afternoon.py"
+    file.write_text(SCRIPT.format(guard=guard))
+    ran = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    named, place = json.loads(ran.stdout)
+    assert named == name and (place["file"] is None) == (name == "__main__:Net")
+    if place["file"]:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        found = user_code.reload(place["module"], Path(place["file"])).Net
+        assert user_code.describe(found) == place
+        monkeypatch.delitem(sys.modules, "afternoon")
 
 
 @pytest.mark.parametrize(

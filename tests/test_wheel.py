@@ -1,14 +1,19 @@
 """An installed wheel works without the checkout: nothing that is needed stays behind."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+import lab
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("lab", "configs", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
@@ -56,19 +61,63 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
     assert names == tracked
 
 
+@pytest.fixture(scope="module")
+def run(installed, quick_flags):
+    """`(folder, *words) -> ` what the Python of the wheel prints, run there with these words."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["XLA_FLAGS"] = quick_flags
+
+    def run(folder, *words):
+        done = subprocess.run(
+            [installed, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
 @pytest.mark.parametrize(
     "words", [["list"], ["reproduce", "composition", "--preset=smoke", *SMALL]], ids=lambda w: w[0]
 )
-def test_commands_run_elsewhere(installed, tmp_path, quick_flags, words):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["XLA_FLAGS"] = quick_flags
-    done = subprocess.run(
-        [installed, "-m", "lab", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "composition" in done.stdout
-    where = [installed, "-c", "import lab; print(lab.__file__)"]
-    assert str(ROOT) not in subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+def test_commands_run_elsewhere(run, tmp_path, words):
+    assert "composition" in run(tmp_path, "-m", "lab", *words)
+    assert str(ROOT) not in run(tmp_path, "-c", "import lab; print(lab.__file__)")
+
+
+LOOK = """
+import lab
+run = lab.Training.open("runs/sums")
+print(type(run.row(gamma=0.8, weight_decay=3.0, seed=4).model).__name__, run.dataset.sizes["seed"])
+print(run.dataset["sharpness.top"].notnull().all().item(), [c["id"] for c in run.report().claims])
+"""
+
+
+def test_afternoon_of_a_researcher_runs_in_an_empty_folder(run, tmp_path):
+    """As the page shows it, but for the number of steps; what it trained another process opens."""
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "afternoon.md").read_text(), re.DOTALL)
+    assert len(script.splitlines()) <= 60
+    for usual, small in (("steps=3000", "steps=20"), ("gamma=(0.2, 0.5, 0.8)", "gamma=(0.2, 0.8)")):
+        assert usual in script
+        script = script.replace(usual, small)
+    extended = hasattr(lab.Training, "extend")
+    if not extended:
+        script = "".join(line for line in script.splitlines(keepends=True) if "run.extend" not in line)
+    has_arrow = importlib.util.find_spec("pyarrow") is not None
+    (tmp_path / "afternoon.py").write_text(script if has_arrow else script.replace("parquet", "csv"))
+    n_seeds = 8 if extended else 5
+
+    printed = run(tmp_path, "afternoon.py")
+    assert "in_0/kernel" in printed and (tmp_path / "phases.png").stat().st_size
+    verdicts = re.findall(r"^(A\d)  .*\n.*\((\d) seeds", printed, re.MULTILINE)
+    assert verdicts == [(name, n) for n in ("5", "8")[: 1 + extended] for name in ("A1", "A2")]
+    assert "<svg" in (page := (tmp_path / "runs/sums/report/index.html").read_text()) or "data:image" in page
+    assert run(tmp_path, "-c", LOOK).splitlines() == [f"ResidualMLP {n_seeds}", "True ['A1', 'A2']"]
+    if not has_arrow:
+        pytest.skip("the Parquet file: pyarrow is not installed")
+    table = pd.read_parquet(tmp_path / "runs/sums/export/table.parquet")
+    assert table.groupby(["gamma", "weight_decay", "seed"]).ngroups == 2 * 2 * n_seeds == table.row.nunique()
+    assert {"test.accuracy", "sharpness.top[0]", "directions.effective_directions[in_0/kernel]"} <= {*table.columns}
 
 
 def test_first_cell_of_the_notebooks_installs_the_wheel_without_a_network_and_prints_the_devices(wheel, tmp_path):

@@ -161,6 +161,7 @@ EXPORTED = {
     "--out": {"metavar": "PLACE", "help": "file or folder, of trackio the project (default: in the workdir's export)"},
 }
 COMPARED = {side: {"type": Path, "metavar": side.upper(), "help": "a folder of results"} for side in ("a", "b")}
+COMPARED |= {"--json": {"action": "store_true", "help": "as JSON, with every place and metric"}}
 WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
 SERVED = {
     "--port": {"type": port, "default": 8427, "help": "on 127.0.0.1; 0: any that is free (default: 8427)"},

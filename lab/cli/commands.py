@@ -178,7 +178,8 @@ def _export(args, config_args) -> None:
 def _diff(args, config_args) -> None:
     from lab import difference
 
-    print(difference.diff(args.a, args.b))
+    found = difference.diff(args.a, args.b)
+    print(json.dumps(found.to_json(), indent=1) if args.json else found)
 
 
 def _prune(args, config_args) -> None:

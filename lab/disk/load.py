@@ -1,6 +1,5 @@
 """`load`: everything a training and its analysis left, as one xarray Dataset."""
 
-import difflib
 from collections.abc import Container
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from lab import config as configs
+from lab import limits
 from lab.disk import measurements
 from lab.disk.files import DamagedError
 from lab.disk.metrics import TRAIN_METRICS, read_chunks
@@ -61,10 +61,17 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
 
 
 def load_all(workdir: str | Path, variant: str | None = None) -> xr.Dataset | xr.DataTree:
-    """As `load`; of a study's folder with several variants, none of them named, a tree of all: `tree["seen"].dataset`.
+    """All numbers of a training as a Dataset; of a study's several variants, none of them named, a tree of all.
+
+    Args:
+      workdir: a training's folder, or a study's folder with one training a variant.
+      variant: which of them.
+
+    Returns:
+      A Dataset, see `lab.disk.load.load`, or a DataTree, `tree["seen"].dataset`.
 
     Raises:
-      WorkdirError: as `load`.
+      WorkdirError: nothing to load, or a missing or damaged file.
     """
     found = variants_in(workdir)
     if variant is not None or len(found) == 1:
@@ -200,9 +207,9 @@ class Rows:
         """
         for name in names:
             if name not in self.dataset.data_vars:
-                near = difflib.get_close_matches(name, map(str, self.dataset.data_vars), 1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(f"no variable {name!r}: {hint}There are {', '.join(map(str, self.dataset.data_vars))}")
+                known = [*map(str, self.dataset.data_vars)]
+                hint = limits.nearest(name, known) or "."
+                raise ValueError(f"no variable {name!r}{hint} There are {', '.join(known)}")
         if not names:
             raise ValueError(f"which variables? There are {', '.join(map(str, self.dataset.data_vars))}")
         parts = []

@@ -121,8 +121,11 @@ class Transformer(Model):
     Attributes:
       readout: `last`: logits at the last position only (Q = 1), and the last block computes nothing else, which is
         all a loss on the answer reads; `all`: Q = L. Both have the same parameters and agree at the last position.
-      norm: `pre`, `post` or `none`. final_norm: a LayerNorm before the head.
-      use_bias: biases in attention and MLP; head_bias: in the head. tied_head: the head is the token embedding.
+      norm: `pre`, `post` or `none`.
+      final_norm: a LayerNorm before the head.
+      use_bias: biases in attention and MLP.
+      head_bias: one in the head.
+      tied_head: the head is the token embedding.
       compute_dtype: `bfloat16`: matrix products inside blocks are of operands rounded to it. Parameters, the residual
         stream, LayerNorm, softmax and the head stay what they are with `float32`, which is: as precise as the
         parameters; results of those products and gradients of their kernels are rounded, in that dtype. So all

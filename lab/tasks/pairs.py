@@ -2,7 +2,7 @@
 
 | inputs              | targets            | loss and score                                                     |
 |---|---|---|
-| whole numbers (B, L) | whole (B,)        | cross-entropy of the last position, `accuracy`                     |
+| whole numbers (B, L) | whole (B,)        | cross-entropy of the last position or of outputs (B, V), `accuracy` |
 | whole numbers (B, L) | whole (B, L)      | cross-entropy of every position, `accuracy`                        |
 | any other arrays    | whole (B,)         | cross-entropy of outputs (B, classes), `accuracy`                  |
 | any other arrays    | floats (B, ...)    | mean squared error of outputs of the same shape, `r2`              |
@@ -56,6 +56,10 @@ class Pairs(Task):
         return self._shapes[0].shape[1] if self.inputs == "tokens" else 0
 
     @property
+    def classifies(self) -> bool:
+        return self.cross_entropy and len(self._shapes[1].shape) == 1
+
+    @property
     def cross_entropy(self) -> bool:
         return _is_whole(self._shapes[1].dtype)
 
@@ -97,7 +101,10 @@ class Pairs(Task):
 
     def _check(self, outputs, batch: Batch) -> None:
         shape, wanted = jnp.shape(outputs), batch.targets_BxL.shape
-        fits = len(shape) == (2 if self.inputs == "arrays" and wanted[1:] == (1,) else 3)
+        if self.inputs == "tokens":
+            fits = len(shape) == 3 or (self.classifies and len(shape) == 2)
+        else:
+            fits = len(shape) == (2 if wanted[1:] == (1,) else 3)
         if not (fits if self.cross_entropy else shape == wanted):
             classes = f"{wanted[:1] if wanted[1:] == (1,) else wanted} and one axis more, of classes"
             raise ValueError(
@@ -198,6 +205,7 @@ class Scored(Task):
     stream_only = property(lambda self: self.task.stream_only)
     vocab_size = property(lambda self: self.task.vocab_size)
     length = property(lambda self: self.task.length)
+    classifies = property(lambda self: self.task.classifies)
     splits = property(lambda self: self.task.splits)
     coords = property(lambda self: self.task.coords)
     dims = property(lambda self: self.task.dims)
@@ -223,14 +231,15 @@ class Scored(Task):
 
 
 def _as_given(outputs, batch: Batch) -> tuple:
-    """Outputs and targets as a user's function knows them: those of a classifier (B, C) and (B,).
+    """Outputs and targets as a user's function knows them: those of a classifier, also of tokens, (B, C) and (B,).
 
     Raises:
       ValueError: the same numbers in another shape, (B, 1) beside (B,), which would be broadcast to (B, B).
     """
-    targets = batch.targets_BxL
-    if outputs.ndim == 2 and targets.ndim == 2 and targets.shape[1] == 1 and _is_whole(targets.dtype):
-        targets = targets[:, 0]
+    inputs, targets = batch.tokens_BxL, batch.targets_BxL
+    of_tokens = getattr(inputs, "ndim", 0) == 2 and _is_whole(inputs.dtype)  # those that answer once have no positions
+    if outputs.ndim == 2 and targets.ndim == 2 and (of_tokens or targets.shape[1] == 1) and _is_whole(targets.dtype):
+        targets = targets[:, -1]
     shapes = outputs.shape, targets.shape
     if shapes[0] == (*shapes[1], 1) or shapes[1] == (*shapes[0], 1):
         raise ValueError(

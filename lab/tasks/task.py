@@ -33,6 +33,7 @@ class Task:
 
     Attributes:
       inputs: what its model reads, as `models.reads` says of families.
+      classifies: there is one target a sequence, so that a model may answer once, (B, V), without positions.
       has_answer: sequences hold an answer, which has weight 1 where context and padding have 0: an `Objective` may
         train on something else. Such a task has an `answer_alphabet` and a `context_alphabet`.
       stream_only: why no finite training set may be drawn once and kept, for people; empty where one may.
@@ -46,6 +47,7 @@ class Task:
     """
 
     inputs = "tokens"
+    classifies = False
     has_answer = False
     stream_only = ""
     vocab_size: int

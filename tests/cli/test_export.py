@@ -1,5 +1,7 @@
 """`export` and `diff` from the command line: what they write and what they say."""
 
+import json
+
 import pandas as pd
 import pytest
 from on_disk import AXES, ROWS, SCHEDULE, write_training
@@ -38,4 +40,7 @@ def test_diff_says_what_differs(root, run, capsys):
     run("diff", str(root / "a"), str(root / "b"))
     said = capsys.readouterr().out
     assert said.splitlines()[:2] == ["settings:", "  config.data_seed: 5 -> 6"]
+    run("diff", str(root / "a"), str(root / "b"), "--json")
+    (found,) = json.loads(capsys.readouterr().out)["variants"].values()
+    assert found["settings"] == ["config.data_seed: 5 -> 6"] and found["table"] == []
     assert "12 rows in both" in said and "equal at every step: train_loss, grad_norm, odd.accuracy, odd.share\n" in said

@@ -197,7 +197,7 @@ def test_table_of_a_grid_that_is_no_product_or_of_one_number(listed):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [((), "which variables"), (("train_los",), "no variable 'train_los': did you mean 'train_loss'")],
+    [((), "which variables"), (("train_los",), "no variable 'train_los'; did you mean 'train_loss'")],
 )
 def test_table_of_what_is_not_there_is_refused(trained, names, message):
     with pytest.raises(ValueError, match=message):

@@ -307,7 +307,7 @@ def test_missing_package_is_named_with_what_installs_it(trained, monkeypatch, to
         (ValueError, {"to": "cvs"}, "did you mean 'csv'"),
         (ValueError, {"rows": [12]}, "row 12: .*a has rows 0 to 11"),
         (ValueError, {"rows": [5]}, "row 5: .*b has rows 0 to 4"),
-        (ValueError, {"metrics": ["train_los"]}, "no metric 'train_los': did you mean 'train_loss'.*There are"),
+        (ValueError, {"metrics": ["train_los"]}, "no metric 'train_los'; did you mean 'train_loss'.*There are"),
         (WorkdirError, {"variants": ["c"]}, "no variant 'c'; there are a, b"),
         (ValueError, {"to": "netcdf"}, "netcdf holds one training; --variants= one of a, b"),
     ],

@@ -45,6 +45,24 @@ def test_answer_is_said_at_the_last_position():
     assert task.score(logits_Bx1xV, batch)["accuracy"] == 1 and task.mean_loss(logits_Bx1xV, batch) < 1e-6
 
 
+def test_classifier_of_tokens_may_answer_without_positions():
+    """(B, V) is (B, 1, V) to the loss and the score; a function of one's own gets (B, V) and (B,)."""
+    task = configure.task(tokens_and_answer, vocab_size=5)
+    batch = task.sample(KEY, 6, "test", {})
+    logits_BxV = jax.random.normal(KEY, (6, 5), jnp.float32)
+    assert task.classifies and not configure.task(tokens_and_next, vocab_size=4).classifies
+    assert task.mean_loss(logits_BxV, batch) == task.mean_loss(logits_BxV[:, None], batch)
+    assert task.score(logits_BxV, batch) == task.score(logits_BxV[:, None], batch)
+    own = Scored(task, lambda o, t: jnp.take_along_axis(o, t[:, None], axis=1)[:, 0], (("right", _is_largest),))
+    answers_B = np.asarray(batch.tokens_BxL[:, 0])
+    np.testing.assert_allclose(own.mean_loss(logits_BxV, batch), np.asarray(logits_BxV)[range(6), answers_B].mean())
+    assert own.classifies and own.score(logits_BxV, batch)["right"] == task.score(logits_BxV, batch)["accuracy"]
+
+
+def _is_largest(logits_BxV, targets_B):
+    return jnp.argmax(logits_BxV, axis=1).astype(jnp.int32) == targets_B
+
+
 def test_every_position_counts_where_every_one_has_a_target():
     task = configure.task(tokens_and_next, vocab_size=4)
     batch = task.sample(KEY, 2, "train", {})
