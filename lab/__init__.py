@@ -1,7 +1,7 @@
 """gammalab: how do initialization scale and weight decay decide what a network learns?
 
 `lab.Training` (or `lab.train`) trains a grid of a model on a task; `lab.load(workdir)` opens what a training left, and
-`lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks, `lab.claim`
+`lab.extend`, `lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks, `lab.claim`
 claims. All are imported on demand, so that `import lab` stays instant; the rest are modules (see the README's map).
 """
 
@@ -11,6 +11,7 @@ _FACE = {  # name -> where it is
     "Training": "lab.training",
     "analyze": "lab.training",
     "claim": "lab.training",
+    "extend": "lab.training",
     "plan": "lab.training",
     "train": "lab.training",
     "examples": "lab.configure",

@@ -136,7 +136,8 @@ def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
 def reported(root: Path) -> bool:
     """Whether the report is there and newer than everything it is made of."""
     page = root / PAGE
-    sources = [*root.glob("*/analysis/*.json"), *root.glob("*/config.json")]
+    found = [part for work in variants_in(root).values() for part in (work, *work.extensions)]
+    sources = [path for part in found for path in (*part.analysis.glob("*.json"), part.path / "config.json")]
     return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources)
 
 

@@ -1,0 +1,93 @@
+"""Extends trainings: rows that a training lacks are trained in a folder of their own in its folder."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+
+from lab import config as configs
+from lab import grid as grids
+from lab.disk import files
+from lab.disk.files import DamagedError, WorkdirError
+from lab.disk.provenance import provenance
+from lab.disk.workdir import EXTENSIONS, Workdir
+from lab.engine import plan, shard
+from lab.engine.plan import Plan
+from lab.grid import Grid
+
+SAME_BITS = "as wide as those, so their bits are those of rows that were there from the beginning"
+
+Part = tuple[ml_collections.ConfigDict, Workdir, Grid]  # config, folder and rows of one folder
+
+
+def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[Part]:
+    """The folders that rows are in, or are to be trained in: the training's own, then its extensions in order.
+
+    Where the folder holds the same training of fewer rows, those that are in no folder get one more. All others keep
+    the config and the rows that they have. A folder that holds another training is left to be refused.
+
+    Raises:
+      ValueError: several processes have joined.
+      WorkdirError: it is not known which rows a folder holds.
+    """
+    extensions = work.extensions
+    try:
+        held = work.config, work.grid
+    except DamagedError as error:
+        if any(len(grids.lacking(part.grid, [grid]) or ()) < len(part.grid) for part in extensions):
+            raise WorkdirError(f"{error}; first train the rows that it began with, none of the added ones") from error
+        return [(config, work, grid)]
+    if not _is_held(held, config, grid):
+        return [(config, work, grid)]
+    found = [(held[0], work, held[1])]
+    for part in extensions:
+        if not (part.path / "grid.json").is_file() and not files.steps(part.checkpoints):
+            continue  # ended before it began
+        try:
+            found.append((held[0], part, part.grid))
+        except DamagedError as error:
+            raise WorkdirError(f"{error}; move {part.path} away to train its rows again") from error
+    if (missing := grids.lacking(grid, [rows for _, _, rows in found])) is not None:
+        number = max((int(part.path.name) for _, part, _ in found[1:]), default=0) + 1
+        found.append((held[0], Workdir(work.path / EXTENSIONS / str(number)), missing))
+    if len(found) > 1 and jax.process_count() > 1:
+        raise ValueError(f"{work.path}: rows are added to a training by one process alone, not by several that joined")
+    return found
+
+
+def asked(work: Workdir, axes: Mapping[str, Sequence]) -> Grid:
+    """All rows of a training, with more values of some axes; raises ValueError as `Grid.extended`."""
+    known = [part for part in work.extensions if (part.path / "grid.json").is_file()]
+    grid, _ = grids.union([Workdir(work.path).grid, *(part.grid for part in known)])
+    for name, values in axes.items():
+        grid = grid.extended(name, values)
+    return grid
+
+
+def recall_plan(work: Workdir, n_rows: int) -> Plan | None:
+    """The plan of the training that is extended, for some more rows: as wide as its blocks were; None if it is lost."""
+    main = work.extended
+    held = plan.recall(main.path)
+    if held is None:
+        return None
+    data_devices, n_held = main.config.data_devices, len(main.grid)
+    theirs = shard.layout(shard.run_mesh(n_held, data_devices), n_held, held.width, held.row_batches)
+    rows_each = math.ceil(n_rows / shard.run_mesh(n_rows, data_devices).shape["run"])
+    return dataclasses.replace(held, width=theirs.width, row_batches=math.ceil(rows_each / theirs.rows_each))
+
+
+def sentence(work: Workdir, n_rows: int) -> str:
+    """What bits the rows of an extension have that is as wide as those it is added to."""
+    main = work.extended
+    changed = configs.differences(main.read_json("config.json").get("versions", {}), provenance()["versions"])
+    bits = f"they agree up to rounding, for other versions made those: {'; '.join(changed)}" if changed else SAME_BITS
+    return f"{work.path}: {n_rows} more rows of {main.path}; {bits}"
+
+
+def _is_held(held: tuple[ml_collections.ConfigDict, Grid], config: ml_collections.ConfigDict, grid: Grid) -> bool:
+    """Whether all rows of a training are among those asked for, and nothing else of it differs."""
+    ours, theirs = ({**configs.to_json(one), "grid": None} for one in (held[0], config))
+    same = not configs.differences(ours, theirs) and held[1].columns.keys() == grid.columns.keys()
+    return same and grids.lacking(held[1], [grid]) is None
