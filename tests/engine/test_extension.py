@@ -5,14 +5,17 @@ import os
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from lab import grid
 from lab.cluster import status
+from lab.disk import files
+from lab.disk.files import WorkdirError
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, united
-from lab.engine import plan, train
+from lab.engine import extension, plan, train, verify_row
 from lab.engine.rows import Rows
 from lab.tree import named_leaves
 
@@ -246,9 +249,9 @@ def test_several_processes_are_refused(trained, monkeypatch):
 
 
 def test_another_training_is_refused_with_more_rows_too(trained, echo):
-    with pytest.raises(WorkdirError, match="holds another training; .* Changed: batch_size: 4 -> 5; grid.seed"):
+    with pytest.raises(WorkdirError, match=r"holds another training; .* Changed: batch_size: 4 -> 5; grid.seed"):
         train.train(echo.config(block_width=WIDTH, batch_size=5, grid=axes(seed=(4, 7))), trained)
-    with pytest.raises(WorkdirError, match="holds another training; .* Changed: grid.seed"):
+    with pytest.raises(WorkdirError, match=r"holds another training; .* Changed: grid.seed"):
         train.train(echo.config(block_width=WIDTH, grid=axes(seed=(7,))), trained)
 
 
@@ -256,12 +259,12 @@ def test_grid_that_is_lost_is_not_guessed(extended, tmp_path, echo):
     """What a folder holds of rows that nobody knows is neither trained twice nor taken for others."""
     work = shutil.copytree(extended, tmp_path / "w")
     (work / "extensions" / "1" / "grid.json").unlink()
-    with pytest.raises(WorkdirError, match="1/grid.json is missing; move .*extensions/1 away to train its rows again"):
+    with pytest.raises(WorkdirError, match=r"1/grid.json is missing; move .*extensions/1 away to train its rows again"):
         train.extend(work, {"seed": (7, 9)})
     work = shutil.copytree(extended, tmp_path / "other")
     (work / "config.json").unlink()
     config = echo.config(block_width=WIDTH, grid=axes(seed=(4, 7, 9)))
-    with pytest.raises(WorkdirError, match="config.json is missing; first train the rows that it began with"):
+    with pytest.raises(WorkdirError, match=r"config.json is missing; first train the rows that it began with"):
         train.train(config, work)
     train.train(echo.config(block_width=WIDTH), work)
     assert_same_numbers(work, extended)
@@ -271,5 +274,5 @@ def test_row_that_was_added_is_replayed(extended):
     row = next(row for row in range(12) if united(extended).grid.row(row)["learning_rate"] == 0.02)
     found = verify_row.replay(extended, row, steps=4)
     assert found.steps == 4 and found.diverged == (-1, -1) and found.loss < 1e-5  # far from another row's loss
-    with pytest.raises(ValueError, match="row 12: .* has rows 0 to 11"):
+    with pytest.raises(ValueError, match=r"row 12: .* has rows 0 to 11"):
         verify_row.replay(extended, 12)
