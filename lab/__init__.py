@@ -1,8 +1,9 @@
 """gammalab: how do initialization scale and weight decay decide what a network learns?
 
 `lab.Training` (or `lab.train`) trains a grid of a model on a task; `lab.load(workdir)` opens what a training left, and
-`lab.extend`, `lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks, `lab.claim`
-claims. All are imported on demand, so that `import lab` stays instant; the rest are modules (see the README's map).
+`lab.extend`, `lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks,
+`lab.claim` claims. All are imported on demand, so that `import lab` stays instant; the rest are modules (see the
+README's map).
 """
 
 __version__ = "0.2.0"

@@ -127,9 +127,9 @@ class Workdir:
 
     @property
     def extensions(self) -> "list[Workdir]":
-        """The folders of rows that were added, whether they are trained or not, in the order in which they were."""
-        folder = self.path / EXTENSIONS
-        return [Workdir(folder / str(n)) for n in files.steps(folder)]
+        """The folders of rows that were added, as far as they are trained, in the order in which they were."""
+        places = [self.path / EXTENSIONS / str(n) for n in files.steps(self.path / EXTENSIONS)]
+        return [Workdir(place) for place in places if _is_training(place)]
 
     @property
     def extended(self) -> "Workdir | None":

@@ -1,15 +1,15 @@
 """Extends trainings: rows that a training lacks are trained in a folder of their own in its folder."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
 
 from lab import config as configs
 from lab import grid as grids
-from lab.disk import files
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
 from lab.disk.workdir import EXTENSIONS, Workdir
@@ -17,7 +17,8 @@ from lab.engine import plan, shard
 from lab.engine.plan import Plan
 from lab.grid import Grid
 
-SAME_BITS = "as wide as those, so their bits are those of rows that were there from the beginning"
+AS_WIDE = "as wide as those that were there"
+SAME_BITS = "their bits are those that they would have from the beginning"
 
 Part = tuple[ml_collections.ConfigDict, Workdir, Grid]  # config, folder and rows of one folder
 
@@ -43,14 +44,12 @@ def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[
         return [(config, work, grid)]
     found = [(held[0], work, held[1])]
     for part in extensions:
-        if not (part.path / "grid.json").is_file() and not files.steps(part.checkpoints):
-            continue  # ended before it began
         try:
             found.append((held[0], part, part.grid))
         except DamagedError as error:
             raise WorkdirError(f"{error}; move {part.path} away to train its rows again") from error
     if (missing := grids.lacking(grid, [rows for _, _, rows in found])) is not None:
-        number = max((int(part.path.name) for _, part, _ in found[1:]), default=0) + 1
+        number = int(extensions[-1].path.name) + 1 if extensions else 1
         found.append((held[0], Workdir(work.path / EXTENSIONS / str(number)), missing))
     if len(found) > 1 and jax.process_count() > 1:
         raise ValueError(f"{work.path}: rows are added to a training by one process alone, not by several that joined")
@@ -59,31 +58,35 @@ def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[
 
 def asked(work: Workdir, axes: Mapping[str, Sequence]) -> Grid:
     """All rows of a training, with more values of some axes; raises ValueError as `Grid.extended`."""
-    known = [part for part in work.extensions if (part.path / "grid.json").is_file()]
-    grid, _ = grids.union([Workdir(work.path).grid, *(part.grid for part in known)])
+    held = [Workdir(work.path).grid]
+    for part in work.extensions:
+        with contextlib.suppress(DamagedError):  # `parts` tells
+            held.append(part.grid)
+    grid, _ = grids.union(held)
     for name, values in axes.items():
         grid = grid.extended(name, values)
     return grid
 
 
-def recall_plan(work: Workdir, n_rows: int) -> Plan | None:
-    """The plan of the training that is extended, for some more rows: as wide as its blocks were; None if it is lost."""
+def recall_plan(work: Workdir, n_rows: int, report: Callable[[str], None]) -> Plan | None:
+    """The plan of the training that is extended, for some more rows: as wide as its blocks were.
+
+    It is noted as theirs, if it was made for devices like these. None where there is none, or nothing is extended.
+    """
     main = work.extended
-    held = plan.recall(main.path)
-    if held is None:
-        return None
+    held = None if main is None else plan.recall(main.path)
+    if held is None or held.devices != plan.device_names():
+        return held
     data_devices, n_held = main.config.data_devices, len(main.grid)
     theirs = shard.layout(shard.run_mesh(n_held, data_devices), n_held, held.width, held.row_batches)
     rows_each = math.ceil(n_rows / shard.run_mesh(n_rows, data_devices).shape["run"])
-    return dataclasses.replace(held, width=theirs.width, row_batches=math.ceil(rows_each / theirs.rows_each))
-
-
-def sentence(work: Workdir, n_rows: int) -> str:
-    """What bits the rows of an extension have that is as wide as those it is added to."""
-    main = work.extended
+    row_batches = math.ceil(rows_each / theirs.rows_each)
+    ours = dataclasses.replace(held, width=theirs.width, row_batches=row_batches, reason=AS_WIDE)
+    plan.record(work.path, ours)
     changed = configs.differences(main.read_json("config.json").get("versions", {}), provenance()["versions"])
     bits = f"they agree up to rounding, for other versions made those: {'; '.join(changed)}" if changed else SAME_BITS
-    return f"{work.path}: {n_rows} more rows of {main.path}; {bits}"
+    report(f"{work.path}: {n_rows} more rows of {main.path}; {bits}")
+    return ours
 
 
 def _is_held(held: tuple[ml_collections.ConfigDict, Grid], config: ml_collections.ConfigDict, grid: Grid) -> bool:

@@ -14,20 +14,9 @@ from lab import config as configs
 from lab import schedule
 from lab.disk import files, metrics, store, verify
 from lab.disk.workdir import Workdir
-from lab.engine import (
-    compiled,
-    extension,
-    init_from,
-    memory,
-    multihost,
-    numerics,
-    parts,
-    plan,
-    program_cache,
-    shard,
-    sweep,
-)
+from lab.engine import compiled, init_from, memory, multihost, numerics, parts, plan, program_cache, shard, sweep
 from lab.engine.background import Writer
+from lab.engine.extension import recall_plan
 from lab.engine.interrupts import stop_flag
 from lab.engine.prepare import Prepared, begin, portions, prepare, prepare_extension, prepare_variants
 from lab.engine.progress import Progress
@@ -251,12 +240,7 @@ def _layout(work: Workdir, grid: Grid, progress: Progress) -> Layout:
 
     def choose() -> int:
         nonlocal chosen
-        chosen = plan.recall(work.path)
-        if chosen is None and work.extended is not None:
-            chosen = extension.recall_plan(work, len(grid))
-            if chosen is not None and chosen.devices == plan.device_names():
-                plan.record(work.path, chosen)
-                progress.say(extension.sentence(work, len(grid)))
+        chosen = plan.recall(work.path) or recall_plan(work, len(grid), progress.say)
         if chosen is None or chosen.devices != plan.device_names():
             if chosen is not None or files.steps(work.checkpoints):
                 before = "lost plan.json" if chosen is None else chosen.devices

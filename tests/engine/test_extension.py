@@ -1,5 +1,6 @@
 """Rows that are added to a training are those that it would have had, and everything that reads it sees all of them."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -184,9 +185,10 @@ def test_extension_stopped_anywhere_leaves_the_old_dataset_and_continues_to_the_
 @pytest.mark.parametrize("written", ["", "grid.json"])
 def test_extension_killed_before_it_began_is_begun_again(work, beginning, extended, written):
     (work / "extensions" / "1").mkdir(parents=True)
+    (work / "extensions" / "1" / ".lock").touch()
     if written:
         shutil.copy(extended / "extensions" / "1" / written, work / "extensions" / "1")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="left out") if written else contextlib.nullcontext():
         assert load(work).sizes["seed"] == 1
     train.extend(work, {"seed": (7, 9)})
     train.extend(work, {"learning_rate": (0.02,)})
