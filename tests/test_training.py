@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -141,8 +142,14 @@ def test_more_seeds_and_more_gammas_are_one_training_with_those_before(parts, tm
     def there(runs):
         return runs.only().final("test.accuracy", gamma=max)
 
-    (claim,) = run.report([there]).claims
-    assert claim["verdict"] == "open" and claim["n_seeds"] == 4  # of at least five
+    report = run.report([there])
+    assert report.claims[0]["verdict"] == "open" and report.claims[0]["n_seeds"] == 4  # of at least five
+    shutil.copytree(run.workdir / "main" / "extensions" / "1", run.workdir / "main" / "extensions" / "3")
+    shutil.rmtree(run.workdir / "main" / "extensions" / "3" / "checkpoints")
+    with pytest.warns(UserWarning, match="3: not trained to its end"):
+        page = run.report([there]).page.read_text()
+    assert "main+3 (rows that were added and are not trained to their end)" in page
+    shutil.rmtree(run.workdir / "main" / "extensions" / "3")
     capsys.readouterr()
     run.train()
     assert capsys.readouterr().out.count("nothing to do") == 3

@@ -132,7 +132,12 @@ class Workdir:
         return [Workdir(place) for place in places if _is_training(place)]
 
     @property
-    def extended(self) -> "Workdir | None":
+    def unfinished(self) -> "list[Workdir]":
+        """Extensions that are not trained to their end, whose rows are not in `parts`."""
+        return []
+
+    @property
+    def extends(self) -> "Workdir | None":
         """The training that the rows of this folder were added to; None for a training of its own."""
         folder = self.path.parent
         if folder.name == EXTENSIONS and files.is_step(self.path.name) and _is_training(folder.parent):
@@ -142,7 +147,7 @@ class Workdir:
     @property
     def name(self) -> str:
         """Of the variant; with the extension's number, if it is one."""
-        return self.path.name if self.extended is None else f"{self.extended.path.name}+{self.path.name}"
+        return self.path.name if self.extends is None else f"{self.extends.path.name}+{self.path.name}"
 
     def read_json(self, name: str) -> dict:
         """
@@ -168,10 +173,13 @@ class Extended(Workdir):
         ended = [part for part in extensions if part.trained()] if main.trained() else []
         for part in ended:
             refuse_foreign(part)
-        for part in extensions:
-            if part.path not in [known.path for known in ended]:
-                warnings.warn(f"{part.path}: not trained to its end, its rows are left out", stacklevel=4)
+        for path in sorted({part.path for part in extensions} - {part.path for part in ended}):
+            warnings.warn(f"{path}: not trained to its end, its rows are left out", stacklevel=4)
         return [main, *ended]
+
+    @property
+    def unfinished(self) -> list[Workdir]:
+        return [part for part in self.extensions if part.path not in [ended.path for ended in self.parts]]
 
     @functools.cached_property
     def union(self) -> tuple[Grid, np.ndarray]:
@@ -216,7 +224,7 @@ def refuse_foreign(extension: Workdir) -> None:
     Raises:
       DamagedError: it was copied here from another training.
     """
-    if config_json.to_json(extension.config) != config_json.to_json(extension.extended.config):
+    if config_json.to_json(extension.config) != config_json.to_json(extension.extends.config):
         raise DamagedError(f"{extension.path}: extends another training than this one, it was renamed or copied here")
 
 

@@ -73,7 +73,7 @@ def recall_plan(work: Workdir, n_rows: int, report: Callable[[str], None]) -> Pl
 
     It is noted as theirs, if it was made for devices like these. None where there is none, or nothing is extended.
     """
-    main = work.extended
+    main = work.extends
     held = None if main is None else plan.recall(main.path)
     if held is None or held.devices != plan.device_names():
         return held

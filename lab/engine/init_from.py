@@ -156,7 +156,7 @@ def refuse_other(work: Workdir) -> None:
 
 def _source(path: Path, config: ml_collections.ConfigDict) -> Workdir:
     work = Workdir(path)
-    return united((work.extended or work).path.parent / config.start.variant)
+    return united((work.extends or work).path.parent / config.start.variant)
 
 
 def _parameters(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, str]:

@@ -104,7 +104,7 @@ def prepare(
             _trace(experiment, rows)
             batches.check_ids(experiment)
             init_from.check(work.path, its_config, rows, source)
-        if work.extended is not None and not work.trained():
+        if work.extends is not None and not work.trained():
             numerics.refuse_other(main.path, main.read_json("config.json"), "add rows")
     return Prepared(config, main, grid, parts)
 

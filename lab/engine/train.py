@@ -143,7 +143,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int], progress: Pr
         except OutOfMemory as error:
             if layout.width == 1:
                 raise ValueError(f"one row does not fit in memory: {plan.SMALLER} ({error})") from error
-        exactly = work.extended is not None
+        exactly = work.extends is not None
         layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches, exactly)
         progress.say(
             f"{work.path}: out of memory, going on with {layout.width} rows at once; from here on results agree up to "
@@ -254,7 +254,7 @@ def _layout(work: Workdir, grid: Grid, progress: Progress) -> Layout:
 
     width = multihost.on_first_process(choose)
     row_batches = multihost.on_first_process(lambda: chosen.row_batches)
-    return shard.layout(mesh, len(grid), width, row_batches, exactly=work.extended is not None)
+    return shard.layout(mesh, len(grid), width, row_batches, exactly=work.extends is not None)
 
 
 def _resume(work: Workdir, rows: Rows, progress: Progress) -> int:

@@ -182,6 +182,20 @@ def test_extension_stopped_anywhere_leaves_the_old_dataset_and_continues_to_the_
     assert_same_numbers(work, beginning)
 
 
+def test_extension_killed_in_the_middle_continues_from_its_checkpoint(extended, beginning, trained, tmp_path, capsys):
+    """What is left by a kill after the metrics of step 20, which no checkpoint covers."""
+    work = shutil.copytree(extended, tmp_path / "w")
+    shutil.rmtree(work / "extensions" / "2")
+    for name in ("metrics/24.npz", "snapshots/24", "checkpoints/24"):
+        files.remove(work / "extensions" / "1" / name)
+    (work / "extensions" / "1" / "snapshots" / ".24.tmp").mkdir()
+    with pytest.warns(UserWarning, match="left out"):
+        assert_same_numbers(work, trained)
+    train.extend(work, {"learning_rate": (0.02,)})  # and the rest of what was asked for before
+    assert "w/extensions/1: continuing at step 18" in capsys.readouterr().out
+    assert_same_numbers(work, beginning)
+
+
 @pytest.mark.parametrize("written", ["", "grid.json"])
 def test_extension_killed_before_it_began_is_begun_again(work, beginning, extended, written):
     (work / "extensions" / "1").mkdir(parents=True)
