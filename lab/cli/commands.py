@@ -64,6 +64,7 @@ def _extend(args, config_args) -> None:
 
     axes = config.more_values(config_args, args.known)
     train.extend(args.workdir, axes, args.variants and args.variants.split(","))
+    print(f"trained: {args.workdir}; analyze measures what was added")
 
 
 def _launch(args, config_args) -> None:
