@@ -1,9 +1,9 @@
 """gammalab: how do initialization scale and weight decay decide what a network learns?
 
 `lab.Training` (or `lab.train`) trains a grid of a model on a task; `lab.load(workdir)` opens what a training left, and
-`lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks, `lab.claim`
-claims. `lab.grid` makes rows, `lab.models`, `lab.tasks` and `lab.init` are the pieces of a training, and what is in
-`lab.analysis` measures any model. All are imported on demand, so that `import lab` stays instant.
+`lab.extend`, `lab.analyze`, `lab.report`, `lab.plan` are the stages beside. `lab.task` and `lab.examples` make tasks,
+`lab.claim` claims. `lab.grid` makes rows, `lab.models`, `lab.tasks` and `lab.init` are the pieces of a training, and
+what is in `lab.analysis` measures any model. All are imported on demand, so that `import lab` stays instant.
 """
 
 __version__ = "0.3.0"
@@ -12,6 +12,7 @@ _FACE = {  # name -> where it is
     "Training": "lab.training",
     "analyze": "lab.training",
     "claim": "lab.training",
+    "extend": "lab.training",
     "plan": "lab.training",
     "train": "lab.training",
     "examples": "lab.configure",

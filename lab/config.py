@@ -79,7 +79,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"variants.{name}: {_first_line(error)}") from error
         resolved[name] = variant
-    return _sources_first(resolved)
+    return sources_first(resolved)
 
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -122,7 +122,8 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
     return grids.product(config.grid.to_dict(), extra)
 
 
-def _sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
+def sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
+    """The same variants, each behind the one that it starts from, where that is among them."""
     ordered = {}
 
     def add(name: str, later: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,6 +53,44 @@ class Grid:
         """The rows with these indices, in that order."""
         return Grid({name: tuple(column[row] for row in rows) for name, column in self.columns.items()})
 
+    def seen_rows(self) -> list[tuple]:
+        """The rows as the numbers that programs see, in the order of their names."""
+        arrays = self.arrays()
+        return list(zip(*(arrays[name].tolist() for name in sorted(arrays)), strict=True))
+
+    def extended(self, name: str, values: Sequence) -> "Grid":
+        """With more values of one hyperparameter, each beside every combination of the others.
+
+        Those that are all there change nothing, so that what was asked for once may be asked for again.
+
+        Raises:
+          ValueError: no such hyperparameter, an impossible value, some values that are there and some that are not, or
+            a grid whose rows do not have every value of it beside every combination of the others.
+        """
+        if name not in self.columns:
+            hint = limits.nearest(name, self.columns) or "."
+            raise ValueError(f"grid.{name}: not an axis of this grid{hint} There are {', '.join(self.columns)}")
+        held = tuple(dict.fromkeys(self.columns[name]))
+        known, values = _seen(name, held), _distinct(name, values, tuple(self.columns))
+        there = [value for value, number in zip(values, _seen(name, values), strict=True) if number in known]
+        if len(there) == len(values):
+            return self
+        if there:
+            said = ", ".join(f"{value:g}" for value in there)
+            raise ValueError(f"grid.{name}={values}: {said} is there already; give the values that are to be added")
+        if self.axes is not None:
+            return product({**self.axes, name: (*held, *values)}, tuple(self.columns))
+        others = [other for other in self.columns if other != name]
+        beside = dict.fromkeys(zip(*(self.columns[other] for other in others), strict=True))
+        if len(set(self.seen_rows())) != len(beside) * len(held):
+            raise ValueError(
+                f"grid.{name}={values}: the rows of this grid were given one by one, and not every {name} is beside "
+                "every combination of the others; ask for the rows themselves, see lab.grid"
+            )
+        rows = [(*others_row, value) for others_row in beside for value in values]
+        added = {column: tuple(row[i] for row in rows) for i, column in enumerate((*others, name))}
+        return concat(self, Grid(added))
+
     def to_json(self) -> dict:
         return {"columns": dict(self.columns), "axes": None if self.axes is None else dict(self.axes)}
 
@@ -72,10 +111,7 @@ def product(axes: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
     Raises:
       ValueError: unknown or missing name, an empty axis, a repeated, non-numeric or impossible value.
     """
-    axes = {name: _values(name, values, extra) for name, values in axes.items()}
-    for name, values in axes.items():
-        if len(set(values)) < len(values):
-            raise ValueError(f"grid.{name}={values}: a value is repeated")
+    axes = {name: _distinct(name, values, extra) for name, values in axes.items()}
     rows = list(itertools.product(*axes.values()))
     columns = {name: tuple(row[i] for row in rows) for i, name in enumerate(axes)}
     return Grid(_complete(columns), axes)
@@ -101,6 +137,51 @@ def concat(first: Grid, *others: Grid) -> Grid:
     if any(set(other) != set(names[0]) for other in names):
         raise ValueError(f"concat: grids must have the same hyperparameters, got {names}")
     return Grid({name: sum((tuple(grid.columns[name]) for grid in grids), ()) for name in names[0]})
+
+
+def lacking(asked: Grid, held: Sequence[Grid]) -> Grid | None:
+    """The rows of a grid that none of the others holds, their numbers spelled as there; None where none lacks."""
+    there = Counter(key for grid in held for key in grid.seen_rows())
+    absent = []
+    for row, key in enumerate(asked.seen_rows()):
+        there[key] -= 1
+        if there[key] < 0:
+            absent.append(row)
+    columns = {}
+    for name, column in asked.take(absent).columns.items():
+        values = [value for grid in held for value in grid.columns[name]]
+        spelled = dict(zip(_seen(name, values), values, strict=True))
+        seen = zip(_seen(name, column), column, strict=True)
+        columns[name] = tuple(spelled.get(number, value) for number, value in seen)
+    return Grid(columns) if absent else None
+
+
+def union(grids: Sequence[Grid]) -> tuple[Grid, np.ndarray]:
+    """The rows of several grids as one: a product, if the first is one and all together are.
+
+    Returns:
+      The grid, and the number that each of its rows has where the grids' rows are counted one after the other.
+    """
+    together = concat(*grids)
+    if grids[0].axes is not None:
+        axes = {name: tuple(dict.fromkeys(together.columns[name])) for name in grids[0].axes}
+        place = {row: i for i, row in enumerate(zip(*(together.columns[name] for name in axes), strict=True))}
+        order = [place.get(row, -1) for row in itertools.product(*axes.values())]
+        if len(order) == len(place) == len(together):  # then none lacks
+            return Grid(together.take(order).columns, axes), np.array(order)
+    return together, np.arange(len(together))
+
+
+def _seen(name: str, values: Sequence) -> list:
+    """Values of a hyperparameter as the numbers that programs see."""
+    return Grid({"seed": (), name: tuple(values)}).arrays()[name].tolist()
+
+
+def _distinct(name: str, values: Sequence, extra: Sequence[str]) -> tuple:
+    values = _values(name, values, extra)
+    if len(set(values)) < len(values):
+        raise ValueError(f"grid.{name}={values}: a value is repeated")
+    return values
 
 
 def _values(name: str, values: Sequence, extra: Sequence[str]) -> tuple:

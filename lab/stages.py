@@ -32,6 +32,7 @@ SIZES = (("layers", "model", "n_layers"), ("d_model", "model", "d_model"), ("ste
          ("sequences a step", "batch_size"))  # fmt: skip
 NO_STUDY = "Trained by a config that belongs to no study: pictures of what was measured, and no claims."
 LEFT_OUT = "stale: measured by an older version of the code; `python -m lab analyze` takes them again by name"
+NOT_TRAINED = "rows that were added and are not trained to their end"
 KEPT_CLAIMS = "as an earlier report from Python evaluated them; this one was given none"
 
 
@@ -90,8 +91,14 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
         if due:
             without[name] = [*without.get(name, ()), *due]
             left_out[name] = "; ".join(filter(None, [left_out.get(name), f"{', '.join(due)} (not analyzed yet)"]))
+        if work.unfinished:
+            rows = (
+                f"{', '.join(part.name for part in work.unfinished)} (rows that were added, not trained to their end)"
+            )
+            left_out[name] = "; ".join(filter(None, [left_out.get(name), rows]))
     runs = Runs({name: load(work.path, without=without.get(name, ())) for name, work in trained.items()}, study.usual)
-    command = "; ".join(dict.fromkeys(work.read_json("config.json")["command"] for work in trained.values()))
+    parts = [part for work in trained.values() for part in work.parts]
+    command = "; ".join(dict.fromkeys(part.read_json("config.json")["command"] for part in parts))
     table = claims.table(study.claims, runs.without(absent), command, _scale(study, trained))
     kept = [] if study.claims else _claims_there(root)
     table |= {"claims": kept} if kept else {}
@@ -144,7 +151,8 @@ def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
 def reported(root: Path) -> bool:
     """Whether the report is there and newer than everything it is made of."""
     page = root / PAGE
-    sources = [*root.glob("*/analysis/*.json"), *root.glob("*/config.json")]
+    found = [part for work in variants_in(root).values() for part in (work, *work.extensions)]
+    sources = [path for part in found for path in (*part.analysis.glob("*.json"), part.path / "config.json")]
     return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources)
 
 

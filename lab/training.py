@@ -19,7 +19,7 @@ from lab import configure, families, stages, studies, user_code
 from lab.configs import base
 from lab.disk import files
 from lab.disk.load import load
-from lab.disk.workdir import variants_in
+from lab.disk.workdir import united, variants_in
 from lab.engine import plan as plans
 from lab.engine import train as engine
 from lab.grid import Grid
@@ -119,6 +119,17 @@ class Training:
         else:  # opened: each with the config and rows that it has
             for name, path in self._paths.items():
                 engine.train(self._configs[name], path, self._grids[name])
+        return self
+
+    def extend(self, **axes) -> "Training":
+        """Trains more rows: more values of some axes, `seed=range(5, 8)` or `gamma=0.9`, beside all that the grid has.
+
+        Everything that reads the training has all rows then. Asked for again, it goes on where it stopped; raises as
+        `lab.engine.train.extend`.
+        """
+        extend(self.workdir, None if self.variant is None else [self.variant], **axes)
+        self._forget()
+        self._grids |= {name: united(path).grid for name, path in self._paths.items()}
         return self
 
     def measure(self, *names: str, **scope) -> "Training":
@@ -259,6 +270,11 @@ class Report:
 def train(config=None, workdir=None, **objects) -> Training:
     """`Training(...).train()`."""
     return Training(config, workdir, **objects).train()
+
+
+def extend(workdir: str | Path, variants: Sequence[str] | None = None, **axes) -> None:
+    """Trains more rows of the trainings in a folder: see `Training.extend`."""
+    engine.extend(workdir, configure.named_axes(axes), variants)
 
 
 def analyze(workdir: str | Path, names: str | Sequence[str] | None = None, **scope) -> list[str]:

@@ -29,6 +29,7 @@ TRAINING = {"cluster", "disk", "engine"}  # folders whose tests take optimizer s
 # Where programs of different shapes, or of this process and of others, are to give the same bytes: what users run
 AS_SHIPPED = {
     "cluster",
+    "test_extension.py",
     "test_hosts.py",
     "test_kill.py",
     "test_numerics.py",

@@ -137,3 +137,57 @@ def test_grid_built_by_hand_of_numpy_numbers_is_of_plain_ones():
     given = grid.Grid({name: np.array(values) for name, values in COLUMNS.items()}, {"seed": np.arange(2)})
     assert given == grid.Grid(COLUMNS, {"seed": (0, 1)})
     assert json.dumps(given.to_json()) == json.dumps(grid.Grid(COLUMNS, {"seed": (0, 1)}).to_json())
+
+
+# --- more rows ---
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_extended_product_is_the_product_of_the_longer_axis(name):
+    value = max(AXES[name]) + 1
+    assert grid.product(AXES).extended(name, (value,)) == grid.product(AXES | {name: (*AXES[name], value)})
+
+
+def test_values_that_are_there_change_nothing_and_numpys_are_the_same():
+    g = grid.product(AXES)
+    assert g.extended("seed", (2, 1)) == g == g.extended("gamma", np.array([0.8], np.float32))
+
+
+def test_value_is_added_beside_all_that_others_have_together():
+    g = grid.concat(grid.zipped(COLUMNS), grid.zipped(COLUMNS | {"seed": (8, 8)}))
+    more = g.extended("seed", (9,))
+    assert [more.row(i) for i in range(4)] == [g.row(i) for i in range(4)]
+    assert [more.row(i) for i in (4, 5)] == [g.row(i) | {"seed": 9} for i in (0, 1)]
+    with pytest.raises(ValueError, match=r"grid.gamma=\(0.5,\): the rows of this grid were given one by one"):
+        g.extended("gamma", (0.5,))
+
+
+def test_rows_that_lack_are_those_of_no_other_grid_as_often_as_they_are_asked_for():
+    whole = grid.product(AXES)
+    for chosen in ([0, 3, 11], [5], []):
+        rest = [i for i in range(12) if i not in chosen]
+        assert grid.lacking(whole, [whole.take(chosen), whole.take([1, 2])]) == whole.take(
+            [i for i in rest if i not in (1, 2)]
+        )
+    assert grid.lacking(whole, [whole.take(range(6)), whole.take(range(6, 12))]) is None
+    assert grid.lacking(whole.take([4, 4]), [whole]) == whole.take([4])
+
+
+def test_large_seeds_are_told_apart():
+    """2^24 and 2^24 + 1 are one float32."""
+    g = grid.product(AXES | {"seed": (2**24,)})
+    more = g.extended("seed", (2**24 + 1,))
+    assert more.axes["seed"] == (2**24, 2**24 + 1)
+    assert {*grid.lacking(more, [g]).columns["seed"]} == {2**24 + 1}
+
+
+def test_union_finds_the_product_and_says_where_its_rows_were():
+    whole, order = grid.product(AXES), np.random.default_rng(0).permutation(12)
+    small = grid.product(AXES | {"seed": (1,)})
+    rest = grid.lacking(whole, [small]).take(np.random.default_rng(0).permutation(6))
+    found, places = grid.union([small, rest])
+    assert found == whole
+    assert [grid.concat(small, rest).row(i) for i in places] == [whole.row(i) for i in range(12)]
+    listed, places = grid.union([whole.take(order[:5]), whole.take(order[5:])])  # nobody said it was a product
+    assert listed.axes is None and places.tolist() == list(range(12))
+    assert grid.union([small, rest.take([0])])[0].axes is None

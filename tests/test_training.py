@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ import pytest
 
 import lab
 from lab import configure, grid, tables, user_code
+from lab.cli import main
 from lab.configs import base
 from lab.disk.files import WorkdirError
 
@@ -116,6 +118,41 @@ def test_changed_code_of_any_part_is_refused(run, parts, part, monkeypatch):
     monkeypatch.setattr(user_code, "source_hash", lambda file, name: hashed(file, name) + "x" * (name == part))
     with pytest.raises(WorkdirError, match=f"source of .*own_parts:{part}"):
         run.train()
+
+
+def test_more_seeds_and_more_gammas_are_one_training_with_those_before(parts, tmp_path, capsys):
+    run = lab.Training(
+        model=parts.Net(4), task=lab.task(parts.sample), grid=AXES, **SMALL, workdir=tmp_path / "w"
+    ).train()  # fmt: skip
+    run.measure("norm")
+    before, weights = run.dataset["test.loss"].values, run.row(gamma=0.3, seed=1).params
+    assert run.extend(seed=range(2, 4)) is run and "8 rows (gamma 0.3, 0.6" in repr(run)
+    main(["extend", str(run.workdir), "--grid.gamma=(0.9,)", "--variants=main"])
+    run.extend(seed=range(2, 4))  # as a notebook's cell that is run again
+    assert {name: run.dataset.sizes[name] for name in ("gamma", "seed")} == {"gamma": 3, "seed": 4}
+    np.testing.assert_array_equal(run.dataset["test.loss"].sel(gamma=[0.3, 0.6], seed=[0, 1]).values, before)
+    jax.tree.map(np.testing.assert_array_equal, run.row(gamma=0.3, seed=1).params, weights)
+    measured = next(values for name, values in run.dataset.data_vars.items() if name.startswith("norm."))
+    assert measured.sel(gamma=[0.3, 0.6], seed=[0, 1]).notnull().all() and measured.sel(gamma=0.9).isnull().all()
+    run.measure("norm")
+    opened = lab.Training.open(run.workdir)
+    assert "12 rows (gamma 0.3, 0.6, 0.9" in repr(opened) and opened.dataset.equals(run.dataset)
+
+    @lab.claim("X1", "All seeds are there", quantity="accuracy", at_least=-1.0)
+    def there(runs):
+        return runs.only().final("test.accuracy", gamma=max)
+
+    report = run.report([there])
+    assert report.claims[0]["verdict"] == "open" and report.claims[0]["n_seeds"] == 4  # of at least five
+    shutil.copytree(run.workdir / "main" / "extensions" / "1", run.workdir / "main" / "extensions" / "3")
+    shutil.rmtree(run.workdir / "main" / "extensions" / "3" / "checkpoints")
+    with pytest.warns(UserWarning, match="3: not trained to its end"):
+        page = run.report([there]).page.read_text()
+    assert "main+3 (rows that were added and are not trained to their end)" in page
+    shutil.rmtree(run.workdir / "main" / "extensions" / "3")
+    capsys.readouterr()
+    run.train()
+    assert capsys.readouterr().out.count("nothing to do") == 3
 
 
 def test_ten_lines_measure_report_and_write_numbers(run, tmp_path):

@@ -7,7 +7,7 @@ import traceback
 
 from lab.cli import arguments, commands, devices, output
 
-TRAINING = ("train", "launch", "reproduce")  # commands
+TRAINING = ("train", "extend", "launch", "reproduce")  # commands
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,7 +20,7 @@ def _run(argv: list[str] | None) -> None:
     args, config_args = arguments.parser().parse_known_args(argv)
     command = arguments.COMMANDS[args.command]
     try:
-        if not command.takes_config:
+        if not (command.takes_config or command.takes_axes):
             arguments.refuse(config_args, args.known)
         if command.takes_folder:
             args.workdir = arguments.one_folder(args.folder, args.workdir)

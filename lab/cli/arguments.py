@@ -78,6 +78,7 @@ class Command:
       workdir: `required`, `optional` or `none`. Without a config a required one may be given as the first word.
       takes_config: `--config` and overrides of the config's options.
       computes: on JAX's devices, which take a while to start.
+      takes_axes: `--grid.NAME=VALUES`.
     """
 
     text: str
@@ -85,6 +86,7 @@ class Command:
     workdir: str = "required"
     takes_config: bool = False
     computes: bool = True
+    takes_axes: bool = False
 
     @property
     def takes_folder(self) -> bool:
@@ -177,6 +179,11 @@ COMMANDS = {
     "train": Command(f"train the grid of {CONFIG}", ONLY | EXACT | PROCESSES, takes_config=True),
     "plan": Command(
         f"say what the grid of {CONFIG} needs: memory, rows at once, rate", ONLY | PLANNING, "none", takes_config=True
+    ),
+    "extend": Command(
+        "add values to axes of the trainings of a workdir, and train these rows alone: --grid.seed='(5,6,7)'",
+        ONLY,
+        takes_axes=True,
     ),
     "launch": Command(
         f"train the grid of {CONFIG} in jobs of a cluster, one a variant", ONLY | JOBS, takes_config=True

@@ -59,6 +59,14 @@ def _plan(args, config_args) -> None:
             print(f"{name}: {line}", flush=True)
 
 
+def _extend(args, config_args) -> None:
+    from lab.engine import train
+
+    axes = config.more_values(config_args, args.known)
+    train.extend(args.workdir, axes, args.variants and args.variants.split(","))
+    print(f"trained: {args.workdir}; analyze measures what was added")
+
+
 def _launch(args, config_args) -> None:
     from lab.cluster import launch, status
 
@@ -271,6 +279,7 @@ COMMANDS = {
     "list": _list,
     "train": _train,
     "plan": _plan,
+    "extend": _extend,
     "launch": _launch,
     "status": _status,
     "watch": _watch,

@@ -12,6 +12,7 @@ from lab.cli import arguments
 from lab.configs import base
 
 AXIS = re.compile(r"--config\.grid\.(\w+)=(.*)", re.DOTALL)
+MORE = re.compile(r"--grid\.(\w+)=(.*)", re.DOTALL)
 EXAMPLES = "e.g. --config=composition:cpu or --config=my_study.py:smoke"
 
 
@@ -40,11 +41,22 @@ def read(config_args: list[str], options: list[str]) -> ConfigDict:
         raise ValueError(_one_line(error)) from error
     config = ConfigDict(values.config.to_dict())  # a copy, not locked: variants are taken out of it
     for name, text in axes.items():
-        config.grid[name] = _numbers(name, text)
+        config.grid[name] = _numbers(f"--config.grid.{name}", text)
     for name in (*config_flags.get_override_values(values["config"]), *(f"grid.{axis}" for axis in axes)):
         for variant in () if name.startswith("variants.") else config.variants.values():
             _forget(variant, name.split("."))
     return config
+
+
+def more_values(words: list[str], options: list[str]) -> dict[str, tuple]:
+    """Axis -> the values to add, of `--grid.NAME=VALUES`.
+
+    Raises:
+      ValueError: another word, or no tuple.
+    """
+    arguments.refuse([word for word in words if not MORE.fullmatch(word)], [*options, "--grid.seed"])
+    given = [MORE.fullmatch(word) for word in words]
+    return {found[1]: _numbers(f"--grid.{found[1]}", found[2]) for found in given}
 
 
 def file(config_args: list[str]) -> str | None:
@@ -99,13 +111,13 @@ def _load(config_args: list[str]) -> ConfigDict:
     return config
 
 
-def _numbers(axis: str, text: str) -> tuple:
+def _numbers(option: str, text: str) -> tuple:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = None
     if not isinstance(value, tuple | list):
-        raise ValueError(f"--config.grid.{axis}={text}: expected a tuple of numbers, e.g. '(0.5,)'")
+        raise ValueError(f"{option}={text}: expected a tuple of numbers, e.g. '(0.5,)'")
     return tuple(value)
 
 

@@ -79,10 +79,13 @@ def launch(
     executor = _executor(root, cluster, resources)
     jobs = {name: job for name, job in _queued(root).items() if name in prepared} if cluster == "slurm" else {}
     lines = {}
-    for name, (variant, work, grid) in prepared.items():
-        line = status.read(name, Workdir(work.path))
-        line = dataclasses.replace(line, steps=variant.steps, rows=len(grid))
-        waits = init_from.waits_for(work.path, variant)
+    for name, training in prepared.items():
+        variant = training.config
+        line = status.read(name, Workdir(training.work.path))
+        line = dataclasses.replace(line, steps=variant.steps, rows=len(training.grid))
+        if line.state == "trained" and not training.trained():
+            line = dataclasses.replace(line, state="stopped")  # rows are to be added
+        waits = init_from.waits_for(training.work.path, variant)
         lines[name] = _spared(line, jobs.get(name), waits) or dataclasses.replace(line, state="queued")
         if name not in jobs and lines[name].state == "queued":
             job = TrainingJob(configs.to_json(variant), str(root / name), config_file, set_up)

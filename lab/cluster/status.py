@@ -1,7 +1,7 @@
 """Progress of a study's trainings, read from their folders alone."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,17 @@ def read(variant: str, work: Workdir, running: bool | None = None) -> Progress:
     Args:
       running: whether a process trains there, where that is known; None: its lock is looked at.
     """
+    lines = [_read(variant, part, running) for part in (Workdir(work.path), *work.extensions)]
+    behind = next((line for line in lines if line.state != "trained"), lines[0])
+    if len(lines) == 1 or lines[0].state == "damaged":
+        return lines[0]
+    rows, diverged = (_sum(getattr(line, name) for line in lines) for name in ("rows", "diverged"))
+    note = f"{_sum(line.rows for line in lines[1:])} of the rows were added"
+    return dataclasses.replace(behind, rows=rows, diverged=diverged, note=behind.note or note)
+
+
+def _read(variant: str, work: Workdir, running: bool | None) -> Progress:
+    """Of one folder."""
     running = lock.held(work.path) if running is None else running
     if not (work.path / "config.json").is_file() and not files.steps(work.checkpoints):
         return Progress(variant, "running" if running else "not started", 0)
@@ -106,6 +117,11 @@ def _cells(line: Progress) -> tuple[str, ...]:
 
 def _begun(path: Path) -> bool:
     return (path / "config.json").is_file() or (path / ".lock").is_file()
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    numbers = list(numbers)
+    return None if None in numbers else sum(numbers)
 
 
 def _diverged(chunk: Path) -> int | None:

@@ -1,5 +1,6 @@
 """`load`: everything a training and its analysis left, as one xarray Dataset."""
 
+import contextlib
 from collections.abc import Container
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import xarray as xr
 from lab import config as configs
 from lab import limits
 from lab.disk import measurements
-from lab.disk.files import DamagedError
+from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.metrics import TRAIN_METRICS, read_chunks
-from lab.disk.workdir import Workdir, find, variants_in
+from lab.disk.workdir import EXTENSIONS, Workdir, find, united, variants_in
 from lab.grid import Grid
 
 
@@ -35,23 +36,20 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
       WorkdirError: nothing to load, several variants and none named, or a missing or damaged file.
     """
     work = find(workdir, variant)
-
-    task = work.experiment.task
-    columns: dict[str, list] = {}
-    for chunk in read_chunks(work):
-        for name, values in chunk.items():
-            columns.setdefault(name, []).append(values)
-    steps = {name: np.concatenate(columns.pop(name)) for name in ("step", "train_step")}
-    diverged_at = columns.pop("diverged_at")[-1]
-    variables = {"diverged_at": ((), diverged_at)}
-    for name, parts in columns.items():
-        time = "train_step" if name in TRAIN_METRICS else "step"
-        variables[name] = ((time,), np.concatenate(parts), task.dims.get(name.split(".")[-1], ()))
-    coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
-    dataset = _dataset(variables, coords, work.grid)
-    names = sorted(path.stem for path in work.analysis.glob("[!.]*.json") if path.stem not in without)
-    measures = [_measurement(work, name) for name in names]
-    dataset = xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
+    over_time = {name for part in work.parts for name in _measured(part, without) if _is_over_time(part, name)}
+    parts = [_rows_of(part, without, over_time) for part in work.parts]
+    whole = parts[0]
+    if len(parts) > 1:  # each has its rows in its own order
+        try:
+            whole = xr.concat(
+                parts, "row", data_vars="minimal", coords="minimal", compat="override", join="outer",
+                combine_attrs="no_conflicts",
+            )  # fmt: skip
+        except xr.MergeError as error:
+            line = f"{work.path}: measured otherwise in {work.path / EXTENSIONS}; take it again for all rows by analyze"
+            raise WorkdirError(f"{line} ({str(error).splitlines()[0]})") from error
+        whole = whole.isel(row=work.union[1])
+    dataset = _along_axes(whole, work.grid)
     dataset.attrs = {
         "workdir": str(work.path),
         "variant": variant or work.path.resolve().name,
@@ -79,12 +77,47 @@ def load_all(workdir: str | Path, variant: str | None = None) -> xr.Dataset | xr
     return xr.DataTree.from_dict({name: load(workdir, name) for name in found}, name=Path(workdir).resolve().name)
 
 
-def _measurement(work: Workdir, name: str) -> xr.Dataset:
+def _rows_of(work: Workdir, without: Container[str], over_time: Container[str]) -> xr.Dataset:
+    """Metrics and measurements of one folder, along `row`.
+
+    Args:
+      over_time: measurements that have an axis `snapshot`, if not here, then in another folder of the training.
+    """
+    task = work.experiment.task
+    columns: dict[str, list] = {}
+    for chunk in read_chunks(work):
+        for name, values in chunk.items():
+            columns.setdefault(name, []).append(values)
+    steps = {name: np.concatenate(columns.pop(name)) for name in ("step", "train_step")}
+    diverged_at = columns.pop("diverged_at")[-1]
+    variables = {"diverged_at": ((), diverged_at)}
+    for name, parts in columns.items():
+        time = "train_step" if name in TRAIN_METRICS else "step"
+        variables[name] = ((time,), np.concatenate(parts), task.dims.get(name.split(".")[-1], ()))
+    coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
+    dataset = _dataset(variables, coords)
+    measures = [_measurement(work, name, name in over_time) for name in _measured(work, without)]
+    return xr.merge([dataset, *measures], combine_attrs="no_conflicts", compat="no_conflicts", join="outer")
+
+
+def _measured(work: Workdir, without: Container[str]) -> list[str]:
+    return sorted(path.stem for path in work.analysis.glob("[!.]*.json") if path.stem not in without)
+
+
+def _is_over_time(work: Workdir, name: str) -> bool:
+    with contextlib.suppress(DamagedError):  # told where it is read
+        return bool(work.read_json(f"analysis/{name}.json").get("every_snapshot"))
+    return False
+
+
+def _measurement(work: Workdir, name: str, over_time: bool) -> xr.Dataset:
     try:
         header, arrays = measurements.read(work, name)
     except DamagedError as error:
         raise DamagedError(f"{error}; the analyze command takes it again (--measure={name})") from error
-    before = ("snapshot",) if header["every_snapshot"] else ()
+    if over_time and not header["every_snapshot"]:
+        header, arrays = header | {"every_snapshot": True}, {output: values[None] for output, values in arrays.items()}
+    before = ("snapshot",) if over_time else ()
     has_SxR = np.ones((len(header["snapshots"]), len(work.grid)), bool)
     for i, step in enumerate(header["snapshots"]):
         if str(step) in header["rows"]:
@@ -95,7 +128,7 @@ def _measurement(work: Workdir, name: str) -> xr.Dataset:
         for output, values in arrays.items()
     }
     coords = {"snapshot": np.array(header["snapshots"])} | {d: np.array(v) for d, v in header["coords"].items()}
-    dataset = _dataset(variables, coords, work.grid)
+    dataset = _dataset(variables, coords)
     for output, unit in header["units"].items():
         dataset[f"{name}.{output}"].attrs |= {"units": unit} | _sequences(work, header) | _left_out(header)
     return dataset
@@ -120,23 +153,28 @@ def _with_gaps(values, has):
     return values if has.all() else np.where(has.reshape(*has.shape, *(1,) * (values.ndim - has.ndim)), values, np.nan)
 
 
-def _dataset(variables: dict, coords: dict, grid: Grid) -> xr.Dataset:
-    """Unfolds the row axis of variables, given as (dims before it, values, dims after it), into the grid's axes."""
-    if grid.axes is None:
-        axes, shape = ("row",), (len(grid),)
-        coords = coords | {name: ("row", np.array(column)) for name, column in grid.columns.items()}
-    else:
-        axes, shape = tuple(grid.axes), tuple(len(values) for values in grid.axes.values())
-        coords = coords | {name: np.array(values) for name, values in grid.axes.items()}
-
-    data = {}
-    for name, (before, values, *after) in variables.items():
-        n = len(before)
-        values = values.reshape(*values.shape[:n], *shape, *values.shape[n + 1 :])
-        data[name] = ((*before, *axes, *(after[0] if after else ())), values)
+def _dataset(variables: dict, coords: dict) -> xr.Dataset:
+    """Of variables given as (dims before the rows, values, dims after them)."""
+    data = {
+        name: ((*before, "row", *(after[0] if after else ())), values)
+        for name, (before, values, *after) in variables.items()
+    }
     used = {dim for dims, _ in data.values() for dim in dims}
-    kept = {name: value for name, value in coords.items() if name in used or isinstance(value, tuple)}
-    return xr.Dataset(data, kept)
+    return xr.Dataset(data, {name: value for name, value in coords.items() if name in used})
+
+
+def _along_axes(dataset: xr.Dataset, grid: Grid) -> xr.Dataset:
+    """Unfolds the dimension `row` into the grid's axes, where it is a product."""
+    if grid.axes is None:
+        return dataset.assign_coords({name: ("row", np.array(column)) for name, column in grid.columns.items()})
+    axes, shape = tuple(grid.axes), tuple(len(values) for values in grid.axes.values())
+    data = {}
+    for name, variable in dataset.data_vars.items():
+        at = variable.dims.index("row")
+        dims = (*variable.dims[:at], *axes, *variable.dims[at + 1 :])
+        values = variable.values.reshape(*variable.shape[:at], *shape, *variable.shape[at + 1 :])
+        data[name] = (dims, values, variable.attrs)
+    return xr.Dataset(data, {**dataset.coords, **{name: np.array(values) for name, values in grid.axes.items()}})
 
 
 @xr.register_dataset_accessor("lab")
@@ -148,7 +186,7 @@ class Rows:
 
     def __init__(self, dataset: xr.Dataset):
         self.dataset = dataset
-        self.work = Workdir(dataset.attrs["workdir"])
+        self.work = united(dataset.attrs["workdir"])
 
     @property
     def model(self):

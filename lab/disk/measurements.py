@@ -22,6 +22,11 @@ def write(work: Workdir, name: str, arrays: dict[str, np.ndarray], header: dict)
     write_json(path, header | {"npz": write_npz(path.with_suffix(".npz"), arrays)})
 
 
+def drop(work: Workdir, name: str) -> None:
+    for suffix in (".json", ".npz"):
+        files.remove(work.analysis / f"{name}{suffix}")
+
+
 def read(work: Workdir, name: str) -> tuple[dict, dict[str, np.ndarray]]:
     """Header and arrays, as given to `write`.
 

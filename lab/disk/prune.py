@@ -35,6 +35,14 @@ def prune(
         raise ValueError(f"keep {checkpoints} checkpoints: at least 1, training continues from the last one")
     if damages := verify.damages(work):
         raise WorkdirError(f"nothing was dropped, for something is damaged: {damages[0]}")
+    parts = [
+        Workdir(work.path),
+        *work.extensions,
+    ]  # or some rows would keep a snapshot that others lack
+    return [dropped for part in parts for dropped in _prune(part, checkpoints, snapshots, dry_run)]
+
+
+def _prune(work: Workdir, checkpoints: int | None, snapshots: str, dry_run: bool) -> list[tuple[Path, int]]:
     if dry_run:
         return _sized(work, _due(work, checkpoints, snapshots))
     with locked(work.path):

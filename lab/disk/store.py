@@ -83,6 +83,11 @@ def take_rows(tree_R, first: int, last: int):
     return jax.tree.map(lambda leaf: leaf[first:last], tree_R)
 
 
+def join(trees_R: Sequence, order: np.ndarray):
+    """The rows of several trees of host arrays, counted one after the other, in this order."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *trees_R)
+
+
 def newest_whole(folder: Path, like, report: Callable[[str], None], newest: int | None = None) -> int | None:
     """The step of the newest save that verifies; damaged ones are reported and set aside as `damaged-<step>`.
 

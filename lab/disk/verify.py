@@ -7,7 +7,7 @@ from pathlib import Path
 from lab import schedule
 from lab.disk import files, measurements, metrics, store
 from lab.disk.files import DamagedError
-from lab.disk.workdir import Workdir
+from lab.disk.workdir import Workdir, refuse_foreign
 
 
 def damages(work: Workdir) -> list[str]:
@@ -16,7 +16,7 @@ def damages(work: Workdir) -> list[str]:
     Every byte counts: JSON files are compared with what their hash signs, checkpoints and snapshots with their
     manifests, metrics and measurements with their seals, and all of them with the training of this folder. What the
     config promises up to where the training came must be there. A folder of measurements that is gone altogether is
-    no damage: nothing says that anything was measured.
+    no damage: nothing says that anything was measured. The rows that were added to a training are looked at, too.
     """
     work = Workdir(work.path)  # a new one, without what was read and cached before
     identity = _identity_damages(work)
@@ -31,7 +31,10 @@ def damages(work: Workdir) -> list[str]:
         lines += [_damage(files.read_npz, path) for path in metrics.metric_files(work.metrics)]
     lines += [_damage(functools.partial(measurements.read, work), name) for name in _measured(work)]
     lines += [_damage(functools.partial(_check_kept, work), name) for name in held]
-    return [line for line in lines if line is not None]
+    if not identity:
+        lines += [_damage(refuse_foreign, part) for part in work.extensions if (part.path / "config.json").is_file()]
+    lines += [line for part in work.extensions for line in damages(part)]
+    return list(dict.fromkeys(line for line in lines if line is not None))
 
 
 def remarks(work: Workdir) -> list[str]:
@@ -46,7 +49,7 @@ def remarks(work: Workdir) -> list[str]:
         lines.append(f"{work.path}: {len(aside)} set aside as damaged-*; not used any more, delete them when you like")
     if unfinished:
         lines.append(f"{work.path}: {len(unfinished)} left of saves that were cut short; train and analyze remove them")
-    return lines
+    return lines + [line for part in work.extensions for line in remarks(part)]
 
 
 def whole(work: Workdir) -> bool:

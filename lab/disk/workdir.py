@@ -7,28 +7,36 @@ checkpoints/<step>/        everything needed to continue, all rows, hashed
 snapshots/<step>/          parameters only, kept for analysis, hashed
 analysis/<name>.npz .json  measurements of the snapshots, sealed, and what they are, signed
 pruned.json                snapshots that were dropped on purpose, signed
+extensions/<n>/            rows that were added later, in a folder like this one; see `lab.engine.extension`
 damaged-*                  found damaged by a training and renamed; nothing reads it
 """
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ml_collections
+import numpy as np
 
 from lab import config_json
+from lab import grid as grids
 from lab.disk import files
 from lab.disk.files import DamagedError, WorkdirError
 from lab.grid import Grid
+
+EXTENSIONS = "extensions"
 
 if TYPE_CHECKING:
     from lab.experiment import Experiment
 
 
 class Workdir:
-    """Paths in a training's folder, and its config, grid and snapshots, read on first use."""
+    """Paths in a training's folder, and its config, grid and snapshots, read on first use.
+
+    Of a training that was extended these are the rows that it began with; `united` has all.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()  # the process may change its folder later
@@ -108,6 +116,39 @@ class Workdir:
         """Whether the training has ended, by the names in the folder; `verify.whole` looks closer."""
         return (self.path / "config.json").is_file() and self.config.steps in files.steps(self.checkpoints)
 
+    @property
+    def parts(self) -> "list[Workdir]":
+        """The folders that the rows are in."""
+        return [self]
+
+    def by_part(self, rows: Sequence[int]) -> "list[tuple[Workdir, np.ndarray, np.ndarray]]":
+        """Where rows are: each folder with some of them, their places among `rows`, and their numbers there."""
+        return [(self, np.arange(len(rows)), np.asarray(rows))]
+
+    @property
+    def extensions(self) -> "list[Workdir]":
+        """The folders of rows that were added, as far as they are trained, in the order in which they were."""
+        places = [self.path / EXTENSIONS / str(n) for n in files.steps(self.path / EXTENSIONS)]
+        return [Workdir(place) for place in places if _is_training(place)]
+
+    @property
+    def unfinished(self) -> "list[Workdir]":
+        """Extensions that are not trained to their end, whose rows are not in `parts`."""
+        return []
+
+    @property
+    def extends(self) -> "Workdir | None":
+        """The training that the rows of this folder were added to; None for a training of its own."""
+        folder = self.path.parent
+        if folder.name == EXTENSIONS and files.is_step(self.path.name) and _is_training(folder.parent):
+            return Workdir(folder.parent)
+        return None
+
+    @property
+    def name(self) -> str:
+        """Of the variant; with the extension's number, if it is one."""
+        return self.path.name if self.extends is None else f"{self.extends.path.name}+{self.path.name}"
+
     def read_json(self, name: str) -> dict:
         """
         Raises:
@@ -123,6 +164,70 @@ class Workdir:
             raise DamagedError(f"{self.path / name}: whole, but another file's content") from error
 
 
+class Extended(Workdir):
+    """A training and what was added to it and is trained, read as one folder that holds the rows of all."""
+
+    @functools.cached_property
+    def parts(self) -> list[Workdir]:
+        main, extensions = Workdir(self.path), self.extensions
+        ended = [part for part in extensions if part.trained()] if main.trained() else []
+        for part in ended:
+            refuse_foreign(part)
+        for path in sorted({part.path for part in extensions} - {part.path for part in ended}):
+            warnings.warn(f"{path}: not trained to its end, its rows are left out", stacklevel=4)
+        return [main, *ended]
+
+    @property
+    def unfinished(self) -> list[Workdir]:
+        return [part for part in self.extensions if part.path not in [ended.path for ended in self.parts]]
+
+    @functools.cached_property
+    def union(self) -> tuple[Grid, np.ndarray]:
+        """The grid of all rows, and the number of each where those of the parts are counted one after the other."""
+        return grids.union([part.grid for part in self.parts])
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        return self.union[0]
+
+    def by_part(self, rows: Sequence[int]) -> list[tuple[Workdir, np.ndarray, np.ndarray]]:
+        numbers, first, found = self.union[1][np.asarray(rows, int)], 0, []
+        for part in self.parts:
+            here = (numbers >= first) & (numbers < first + len(part.grid))
+            if here.any():
+                found.append((part, np.flatnonzero(here), numbers[here] - first))
+            first += len(part.grid)
+        return found
+
+    def snapshot_steps(self) -> list[int]:
+        """Those that every row has."""
+        return sorted(set.intersection(*({*part.snapshot_steps()} for part in self.parts)))
+
+    def params(self, step: int | None = None, row: int | None = None):
+        from lab.disk import store
+
+        step = self.snapshot_steps()[-1] if step is None and self.snapshot_steps() else step
+        if row is None:
+            return store.join([part.params(step) for part in self.parts], self.union[1])
+        ((part, _, (number,)),) = self.by_part([row])
+        return part.params(step, number)
+
+
+def united(path: str | Path) -> Workdir:
+    """A training with the rows that were added to it."""
+    work = Workdir(path)
+    return Extended(path) if work.extensions else work
+
+
+def refuse_foreign(extension: Workdir) -> None:
+    """
+    Raises:
+      DamagedError: it was copied here from another training.
+    """
+    if config_json.to_json(extension.config) != config_json.to_json(extension.extends.config):
+        raise DamagedError(f"{extension.path}: extends another training than this one, it was renamed or copied here")
+
+
 def variants_in(root: str | Path) -> dict[str, Workdir]:
     """The trainings below a study's folder, by variant name; the folder itself if it is one.
 
@@ -131,8 +236,8 @@ def variants_in(root: str | Path) -> dict[str, Workdir]:
     """
     root = Path(root)
     if _is_training(root):
-        return {root.resolve().name: Workdir(root)}  # `.` has no name
-    found = {path.name: Workdir(path) for path in sorted(root.glob("*")) if _is_training(path)}
+        return {root.resolve().name: united(root)}  # `.` has no name
+    found = {path.name: united(path) for path in sorted(root.glob("*")) if _is_training(path)}
     if not found:
         raise WorkdirError(f"{root}: no training here (no config.json in it or one folder below)")
     return found

@@ -17,7 +17,7 @@ from lab import config as configs
 from lab import limits, schedule
 from lab.disk import metrics, store
 from lab.disk.files import DamagedError, WorkdirError
-from lab.disk.workdir import Workdir
+from lab.disk.workdir import Workdir, united
 from lab.engine import step as steps
 from lab.grid import Grid
 from lab.tree import named_leaves
@@ -101,14 +101,17 @@ def weights(path: Path, config: ml_collections.ConfigDict, grid: Grid, first: in
     if line := waits_for(path, config):
         raise WorkdirError(f"{path} {line}; train that variant first")
     total = source.config.steps
-    rows = np.array(matched(config.start, grid, source.grid)[first:last])
-    try:
-        held = store.restore(source.snapshots, total, rows=(int(rows.min()), int(rows.max()) + 1))
-        chunk = metrics.read_chunk(source.metrics / f"{total}.npz", schedule.chunks(source.config)[total], True)
-    except DamagedError as error:
-        raise DamagedError(f"{error}; the train command makes it again") from error
-    diverged_at = np.where(chunk["diverged_at"][rows] < 0, -1, 0).astype(np.int32)
-    return {"params": jax.tree.map(lambda leaf: leaf[rows - rows.min()], held), "diverged_at": diverged_at}
+    parts, places = [], []
+    for part, where, rows in source.by_part(matched(config.start, grid, source.grid)[first:last]):
+        try:
+            held = store.restore(part.snapshots, total, rows=(int(rows.min()), int(rows.max()) + 1))
+            chunk = metrics.read_chunk(part.metrics / f"{total}.npz", schedule.chunks(part.config)[total], True)
+        except DamagedError as error:
+            raise DamagedError(f"{error}; the train command makes it again") from error
+        diverged_at = np.where(chunk["diverged_at"][rows] < 0, -1, 0).astype(np.int32)
+        parts.append({"params": store.take_row(held, rows - rows.min()), "diverged_at": diverged_at})
+        places.append(where)
+    return parts[0] if len(parts) == 1 else store.join(parts, np.argsort(np.concatenate(places)))
 
 
 def waits_for(path: Path, config: ml_collections.ConfigDict) -> str:
@@ -152,7 +155,8 @@ def refuse_other(work: Workdir) -> None:
 
 
 def _source(path: Path, config: ml_collections.ConfigDict) -> Workdir:
-    return Workdir(Path(path).absolute().parent / config.start.variant)
+    work = Workdir(path)
+    return united((work.extends or work).path.parent / config.start.variant)
 
 
 def _parameters(config: ml_collections.ConfigDict, grid: Grid) -> dict[str, str]:

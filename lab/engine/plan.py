@@ -49,6 +49,7 @@ class Plan:
       memory: width -> bytes on one device, as XLA predicts them.
       determinism: how many times longer a step takes because `deterministic` is set; None where it is not, or is free.
       guessed: the training is too short to measure anything.
+      reason: why this width, where it was not chosen.
     """
 
     devices: str
@@ -59,14 +60,15 @@ class Plan:
     memory: dict[int, int]
     determinism: float | None = None
     guessed: bool = False
+    reason: str = ""
 
     def sentence(self) -> str:
         """The choice, for people."""
         turns = f", in {self.row_batches} batches of rows" if self.row_batches > 1 else ""
-        if self.width not in self.rates:
+        if self.reason or self.width not in self.rates:
             why = "fewer than planned, for want of memory" if self.rates else "as the config says"
             why = "not measured: the training is too short to gain by it" if self.guessed else why
-            return f"{self.width} rows at once on each of {self.devices}{turns}, {why}"
+            return f"{self.width} rows at once on each of {self.devices}{turns}, {self.reason or why}"
         rate = self.rates[self.width]
         tried = ", ".join(f"{width}: {rate:.0f}" for width, rate in sorted(self.rates.items()))
         cost = "" if self.determinism is None else f"; determinism makes a step {self.determinism:.2f} times as long"
@@ -165,7 +167,7 @@ def recall(workdir: Path) -> Plan | None:
 def narrow(workdir: Path, width: int) -> None:
     """Says in `plan.json` that a narrower width was taken in the end."""
     if (held := recall(workdir)) is not None:
-        record(workdir, dataclasses.replace(held, width=width))
+        record(workdir, dataclasses.replace(held, width=width, reason=""))
 
 
 def _by_width(held: dict) -> dict[str, dict[int, float]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,8 +13,8 @@ from lab import families, tree
 from lab.disk import files, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
-from lab.disk.workdir import Workdir
-from lab.engine import batches, init_from, numerics
+from lab.disk.workdir import Workdir, variants_in
+from lab.engine import batches, extension, init_from, numerics
 from lab.engine import step as steps
 from lab.engine.progress import Portion
 from lab.experiment import Experiment
@@ -24,22 +24,65 @@ from lab.tasks import Task
 
 @numerics.settled()
 def prepare_variants(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None = None) -> dict:
-    """Name -> `(config, folder, rows)` of every variant, checked, in the order to train them.
+    """Name -> `Prepared` of every variant, checked, in the order to train them.
 
     Raises:
       ValueError, WorkdirError: as `lab.engine.train.train`.
     """
+    return _all((name, config, Path(workdir) / name, grid) for name, config in configs.variants(config).items())
+
+
+@numerics.settled()
+def prepare_extension(
+    workdir: str | Path, axes: Mapping[str, Sequence], variants: Sequence[str] | None = None
+) -> dict[str, "Prepared"]:
+    """As `prepare_variants`, of the trainings in a folder with more values of some axes of their grids.
+
+    Args:
+      variants: None: all.
+
+    Raises:
+      ValueError, WorkdirError: as `lab.engine.train.extend`.
+    """
+    works = variants_in(workdir)
+    if not axes:
+        raise ValueError("which axes get more values? e.g. seed=(5, 6, 7)")
+    for name in variants or ():
+        if name not in works:
+            raise ValueError(f"variant {name!r}: {workdir} has {', '.join(works)}")
+    held = configs.sources_first({name: works[name].config for name in variants or works})
+    return _all((name, config, works[name].path, extension.asked(works[name], axes)) for name, config in held.items())
+
+
+def _all(asked: Iterable[tuple]) -> dict[str, "Prepared"]:
     prepared = {}
-    for name, variant in configs.variants(config).items():
-        source = prepared.get(variant.start.variant)
-        planned = None if source is None else (source[0], source[2])
-        prepared[name] = (variant, *prepare(variant, Path(workdir) / name, grid, planned))
+    for name, config, path, grid in asked:
+        source = prepared.get(config.start.variant)
+        prepared[name] = prepare(config, path, grid, None if source is None else (source.config, source.grid))
     return prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A training that may begin or go on.
+
+    Attributes:
+      grid: all rows that are asked for.
+      parts: the folders that they are in, see `extension.parts`.
+    """
+
+    config: ml_collections.ConfigDict
+    work: Workdir
+    grid: Grid
+    parts: list[extension.Part]
+
+    def trained(self) -> bool:
+        return all(work.trained() for _, work, _ in self.parts)
 
 
 def prepare(
     config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | None, source: init_from.Planned | None = None
-) -> tuple[Workdir, Grid]:
+) -> Prepared:
     """Checks a training before anything is written.
 
     Args:
@@ -50,25 +93,31 @@ def prepare(
     """
     experiment = configs.experiment(config)
     grid = configs.grid(config) if grid is None else grid
-    work = Workdir(workdir)
-    if _refuse_other(work, config, grid):
-        if not work.trained():
-            _refuse_other_numerics(work)
-    else:
-        _check_rows(experiment, grid)
-        _trace(experiment, grid)
-        batches.check_ids(experiment)
-        init_from.check(work.path, config, grid, source)
-    return work, grid
+    main = Workdir(workdir)
+    parts = extension.parts(main, config, grid)
+    for its_config, work, rows in parts:
+        if _refuse_other(work, its_config, rows):
+            if not work.trained():
+                _refuse_other_numerics(work)
+        else:
+            _check_rows(experiment, rows)
+            _trace(experiment, rows)
+            batches.check_ids(experiment)
+            init_from.check(work.path, its_config, rows, source)
+        if work.extends is not None and not work.trained():
+            numerics.refuse_other(main.path, main.read_json("config.json"), "add rows")
+    return Prepared(config, main, grid, parts)
 
 
-def portions(prepared: Mapping[str, tuple[ml_collections.ConfigDict, Workdir, Grid]]) -> dict[str, Portion]:
-    """What is to be done of every variant, in row-steps; where their programs differ, times parameters and tokens."""
-    programs = {repr([config[part] for part in ("model", "task", "batch_size")]) for config, _, _ in prepared.values()}
+def portions(prepared: Iterable[Prepared]) -> dict[str, Portion]:
+    """What is to be done in every folder, in row-steps; where their programs differ, times parameters and tokens."""
+    parts = [part for one in prepared for part in one.parts]
+    programs = {repr([config[option] for option in ("model", "task", "batch_size")]) for config, _, _ in parts}
     found = {}
-    for name, (config, work, grid) in prepared.items():
+    for config, work, grid in parts:
         done = min(max(files.steps(work.checkpoints), default=0), config.steps)
-        found[name] = Portion(config.steps, done, len(grid) * (_row_cost(config, grid) if len(programs) > 1 else 1.0))
+        cost = _row_cost(config, grid) if len(programs) > 1 else 1.0
+        found[work.name] = Portion(config.steps, done, len(grid) * cost)
     return found
 
 

@@ -133,11 +133,11 @@ class Layout:
         return multihost_utils.global_array_to_host_local_array(leaf, self.mesh, leaf.sharding.spec)
 
 
-def layout(mesh: Mesh, n_rows: int, width: int, row_batches: int = 1) -> Layout:
-    """The layout with the least padding; blocks are made narrower where that saves some."""
+def layout(mesh: Mesh, n_rows: int, width: int, row_batches: int = 1, exactly: bool = False) -> Layout:
+    """The layout with the least padding; blocks are made narrower where that saves some, unless `exactly` so wide."""
     rows_each = math.ceil(n_rows / (mesh.shape["run"] * row_batches))
     blocks = math.ceil(rows_each / width)
-    width = math.ceil(rows_each / blocks)
+    width = width if exactly else math.ceil(rows_each / blocks)
     return Layout(mesh, n_rows, width, blocks * width, row_batches)
 
 

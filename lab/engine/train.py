@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,8 +16,9 @@ from lab.disk import files, metrics, store, verify
 from lab.disk.workdir import Workdir
 from lab.engine import compiled, init_from, memory, multihost, numerics, parts, plan, program_cache, shard, sweep
 from lab.engine.background import Writer
+from lab.engine.extension import recall_plan
 from lab.engine.interrupts import stop_flag
-from lab.engine.prepare import begin, portions, prepare, prepare_variants
+from lab.engine.prepare import Prepared, begin, portions, prepare, prepare_extension, prepare_variants
 from lab.engine.progress import Progress
 from lab.engine.rows import Rows
 from lab.engine.shard import Layout
@@ -51,9 +52,30 @@ def train_variants(
     """
     with Progress(quiet=not multihost.is_first(), then=then) as progress:
         progress.doing("checking the config")
-        prepared = prepare_variants(config, workdir, grid)
-        progress.expect(portions(prepared))
-        return [_run(progress, *one) for one in prepared.values()]
+        return _run_all(progress, prepare_variants(config, workdir, grid))
+
+
+@numerics.settled()
+def extend(workdir: str | Path, axes: Mapping[str, Sequence], variants: Sequence[str] | None = None) -> list[Path]:
+    """Trains more rows of the trainings in a folder: more values of some axes, beside every combination of the others.
+
+    What is there stays as it is; the new rows are in folders of their own in `extensions`, and whoever reads the
+    training reads all. They have the width of those before, so they have the bits that they would have had among them.
+    What a training has of an earlier extension is continued. To ask again for what is there trains nothing.
+
+    Args:
+      axes: hyperparameter -> values to add.
+      variants: None: all in the folder.
+
+    Raises:
+      ValueError: no such axis, as `Grid.extended`; or several processes have joined.
+      WorkdirError: nothing was trained here; or as `train`, of numerics too: rows that were trained with other ones
+        are not beside these.
+      SaveError, Interrupted: as `train`.
+    """
+    with Progress() as progress:
+        progress.doing("checking the config")
+        return _run_all(progress, prepare_extension(workdir, axes, variants))
 
 
 @numerics.settled()
@@ -79,7 +101,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, grid: Grid | N
     config = configs.plain(config)
     with Progress(quiet=not multihost.is_first()) as progress:
         progress.doing("checking the config")
-        return _run(progress, config, *prepare(config, workdir, grid))
+        return _run_all(progress, {"": prepare(config, workdir, grid)})[0]
+
+
+def _run_all(progress: Progress, prepared: Mapping[str, Prepared]) -> list[Path]:
+    progress.expect(portions(prepared.values()))
+    for one in prepared.values():
+        for config, work, grid in one.parts:
+            _run(progress, config, work, grid)
+    return [one.work.path for one in prepared.values()]
 
 
 def _run(progress: Progress, config: ml_collections.ConfigDict, work: Workdir, grid: Grid) -> Path:
@@ -92,7 +122,7 @@ def _run(progress: Progress, config: ml_collections.ConfigDict, work: Workdir, g
         if multihost.on_first_process(lambda: begin(work, config, grid, say)):
             say(f"{work.path}: trained already ({config.steps} steps, {len(grid)} rows), nothing to do")
         else:
-            progress.begin(work.path.name, config.steps)
+            progress.begin(work.name, config.steps)
             done = _loop(Workdir(work.path), grid, stop_asked, progress)
             progress.end()
         if number := multihost.max_over_processes(stop_asked()):
@@ -113,7 +143,8 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int], progress: Pr
         except OutOfMemory as error:
             if layout.width == 1:
                 raise ValueError(f"one row does not fit in memory: {plan.SMALLER} ({error})") from error
-        layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches)
+        exactly = work.extends is not None
+        layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches, exactly)
         progress.say(
             f"{work.path}: out of memory, going on with {layout.width} rows at once; from here on results agree up to "
             "rounding with those of more"
@@ -134,7 +165,7 @@ def _train_rows(work: Workdir, grid: Grid, layout: Layout, stop_asked: Callable[
     with _memory_watched():
         rows = Rows(work.experiment, grid, layout, schedule.longest_part(config), sweep.options(config))
         done = _resume(work, rows, progress)  # the last step on disk; -1: not even the evaluation before training
-    progress.begin(work.path.name, config.steps, max(done, 0))
+    progress.begin(work.name, config.steps, max(done, 0))
     pace = parts.pace(work, layout)
 
     def heard(n_steps: int, seconds: float) -> None:
@@ -209,7 +240,7 @@ def _layout(work: Workdir, grid: Grid, progress: Progress) -> Layout:
 
     def choose() -> int:
         nonlocal chosen
-        chosen = plan.recall(work.path)
+        chosen = plan.recall(work.path) or recall_plan(work, len(grid), progress.say)
         if chosen is None or chosen.devices != plan.device_names():
             if chosen is not None or files.steps(work.checkpoints):
                 before = "lost plan.json" if chosen is None else chosen.devices
@@ -223,7 +254,7 @@ def _layout(work: Workdir, grid: Grid, progress: Progress) -> Layout:
 
     width = multihost.on_first_process(choose)
     row_batches = multihost.on_first_process(lambda: chosen.row_batches)
-    return shard.layout(mesh, len(grid), width, row_batches)
+    return shard.layout(mesh, len(grid), width, row_batches, exactly=work.extends is not None)
 
 
 def _resume(work: Workdir, rows: Rows, progress: Progress) -> int:

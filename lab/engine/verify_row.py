@@ -9,7 +9,7 @@ import numpy as np
 from lab import families, schedule
 from lab.disk import metrics, store
 from lab.disk.files import WorkdirError
-from lab.disk.workdir import Workdir
+from lab.disk.workdir import united
 from lab.engine import init_from, numerics, parts, shard, sweep
 from lab.engine.parts import Pace
 from lab.engine.progress import Progress
@@ -49,10 +49,11 @@ def replay(workdir: str | Path, row: int, steps: int | None = None) -> Differenc
       WorkdirError: nothing was trained, or what was is damaged; it started from another training's weights, and that
         is not there any more or ends with others; or it was trained with other numerics, see `lab.engine.numerics`.
     """
-    work = Workdir(workdir)
+    work = united(workdir)
+    if not 0 <= row < len(work.grid):
+        raise ValueError(f"row {row}: {work.path} has rows 0 to {len(work.grid) - 1}")
+    ((work, _, (row,)),) = work.by_part([row])
     config, grid = work.config, work.grid
-    if not 0 <= row < len(grid):
-        raise ValueError(f"row {row}: {work.path} has rows 0 to {len(grid) - 1}")
     experiment = work.experiment
     if changed := families.changed(work.classes):
         raise WorkdirError(f"{work.path}: trained by other code. Changed: {'; '.join(changed)}")

@@ -1,5 +1,6 @@
 """Caches results of a measurement in a workdir, by snapshot, row and precision."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -68,6 +69,13 @@ def read(work: Workdir, name: str, identity: Mapping) -> Cache:
             cached.add(step, rows, {name: a[rows] for name, a in values.items()}, header["precision"])
             cached.level[step][header["float64"].get(str(step), [])] = 1 + PRECISIONS.index("float64")
     return cached
+
+
+def drop_other(work: Workdir, name: str, identity: Mapping) -> None:
+    """Drops results that mean something else than what is measured now in another folder of the same training."""
+    with contextlib.suppress(DamagedError):
+        if not measurements.read(work, name)[0].items() >= identity.items():
+            measurements.drop(work, name)
 
 
 def write(work: Workdir, name: str, identity: Mapping, cached: Cache, without_axis: bool) -> None:

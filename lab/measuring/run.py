@@ -83,17 +83,22 @@ def measure(
     if not work.snapshot_steps():
         raise WorkdirError(f"{work.path}: no snapshots to analyze; train first")
     measures = [_sized(work, declared, selection) for declared in measures]
-    with only_writer(work.analysis), contextlib.ExitStack() as ending:
-        progress = progress or ending.enter_context(Progress("row"))
-        store.tidy(work.analysis)
-        due = [(declared, rows_at) for declared in measures if (rows_at := _rows_missing(work, declared, selection))]
-        total = sum(len(rows) for _, rows_at in due for rows in rows_at.values())
-        progress.begin(work.path.name, total)
-        for declared, rows_at in due:
+    with contextlib.ExitStack() as stack:
+        for part in work.parts:
+            stack.enter_context(only_writer(part.analysis))
+            store.tidy(part.analysis)
+        progress = progress or stack.enter_context(Progress("row"))
+        missing_of = ((declared, _missing(work, declared, selection)) for declared in measures)
+        due = [(declared, missing) for declared, missing in missing_of if missing]
+        progress.begin(work.path.name, sum(_count(missing) for _, missing in due))
+        for declared, missing in due:
             progress.doing(f"measuring {declared.name}")
             if declared.left_out:
                 progress.say(f"{work.path}: {declared.name} leaves out {', '.join(declared.left_out)}: {NO_MATRIX}")
-            _measure_rows(work, declared, selection.precision_for(declared), rows_at, progress)
+            for part in work.parts if len(work.parts) > 1 else ():  # one measurement has one meaning in all of them
+                cache.drop_other(part, declared.name, _identity(declared))
+            for part, rows_at in missing:
+                _measure_rows(part, declared, selection.precision_for(declared), rows_at, progress)
         progress.end()
     return [declared.name for declared, _ in due]
 
@@ -105,26 +110,25 @@ def missing(work: Workdir, measures: Sequence[Measure], selection: Selection = S
       ValueError: no such row.
     """
     sized = [_sized(work, declared, selection) for declared in measures]
-    return [declared for declared in sized if _rows_missing(work, declared, selection)]
+    return [declared for declared in sized if _missing(work, declared, selection)]
 
 
 def n_missing(work: Workdir, measures: Sequence[Measure], selection: Selection = Selection()) -> int:
     """How many rows of snapshots `measure` would measure, each measurement counted; raises as `missing`."""
     sized = (_sized(work, declared, selection) for declared in measures)
-    return sum(len(rows) for declared in sized for rows in _rows_missing(work, declared, selection).values())
+    return sum(_count(_missing(work, declared, selection)) for declared in sized)
 
 
 def stale(work: Workdir, measures: Sequence[Measure]) -> list[str]:
     """Names of the measurements whose results were computed by an older version of the code."""
     names = []
     for declared in measures:
-        try:
-            header = work.read_json(f"analysis/{declared.name}.json")
-        except DamagedError:  # not there, or `load` refuses it
-            continue
-        if not header.items() >= _identity(_sized(work, declared, Selection())).items():
-            names.append(declared.name)
-    return names
+        identity = _identity(_sized(work, declared, Selection()))
+        for part in work.parts:
+            with contextlib.suppress(DamagedError):  # not there, or `load` refuses it
+                if not part.read_json(f"analysis/{declared.name}.json").items() >= identity.items():
+                    names.append(declared.name)
+    return list(dict.fromkeys(names))
 
 
 def refuse_unknown_rows(work: Workdir, selection: Selection) -> None:
@@ -273,14 +277,22 @@ def _compiler_options() -> dict | None:
     return {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
 
 
-def _rows_missing(work: Workdir, declared: Measure, selection: Selection) -> dict[int, list[int]]:
-    """Snapshot -> rows that are still to be measured there."""
+def _missing(work: Workdir, declared: Measure, selection: Selection) -> list[tuple[Workdir, dict[int, list[int]]]]:
+    """What is still to be measured: the folders that lack anything, and of each snapshot -> rows there."""
     refuse_unknown_rows(work, selection)
     precision = selection.precision_for(declared)
-    rows = range(len(work.grid)) if selection.rows is None else selection.rows
-    cached = cache.read(work, declared.name, _identity(declared))
     steps = schedule.chosen(work.snapshot_steps(), selection.snapshots or declared.snapshots)
-    return {step: absent for step in steps if (absent := cached.missing(step, rows, precision))}
+    found = []
+    for part, _, rows in work.by_part(range(len(work.grid)) if selection.rows is None else selection.rows):
+        cached = cache.read(part, declared.name, _identity(declared))
+        rows_at = {step: absent for step in steps if (absent := cached.missing(step, rows.tolist(), precision))}
+        found += [(part, rows_at)] if rows_at else []
+    return found
+
+
+def _count(missing: Sequence[tuple[Workdir, Mapping[int, list[int]]]]) -> int:
+    """Of rows, once for each snapshot."""
+    return sum(len(rows) for _, rows_at in missing for rows in rows_at.values())
 
 
 def _identity(declared: Measure) -> dict:

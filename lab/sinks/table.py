@@ -12,7 +12,7 @@ import xarray as xr
 from lab import series
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
-from lab.disk.workdir import Workdir, variants_in
+from lab.disk.workdir import Workdir, united, variants_in
 
 LINES = 50_000  # of a block, about
 
@@ -39,7 +39,7 @@ class Training:
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Hyperparameter -> (R,): `seed` as whole numbers, all others float64."""
-        columns = Workdir(self.dataset.attrs["workdir"]).grid.columns
+        columns = united(self.dataset.attrs["workdir"]).grid.columns
         return {name: np.array(values, int if name == "seed" else float) for name, values in columns.items()}
 
     @functools.cached_property

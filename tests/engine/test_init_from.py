@@ -15,7 +15,7 @@ from lab.cluster import launch
 from lab.disk import files, verify
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
-from lab.disk.workdir import Workdir
+from lab.disk.workdir import Workdir, united
 from lab.engine import init_from, train, verify_row
 from lab.engine.rows import Rows
 from lab.tree import named_leaves
@@ -295,3 +295,15 @@ def test_variants_come_behind_what_they_start_from_and_circles_are_refused(echo)
     for circle in ({"a": "a"}, {"a": "b", "b": "c", "c": "a"}):
         with pytest.raises(ValueError, match="would start from itself"):
             order(**circle)
+
+
+def test_rows_that_are_added_to_both_start_from_those_that_were_added_to_the_source(copied):
+    train.extend(copied, {"seed": (6,)})
+    first, again = united(copied / "first"), united(copied / "again")
+    added = [row for row in range(len(again.grid)) if again.grid.row(row)["seed"] == 6]
+    assert len(added) == 4
+    for row in added:
+        place = {name: again.grid.row(row)[name] for name in ("gamma", "seed")} | START["row"]
+        (source,) = [i for i in range(len(first.grid)) if first.grid.row(i) == place]
+        assert equal(again.params(0, row), first.params(24, source))
+    assert verify.damages(first) == verify.damages(again) == []
