@@ -64,24 +64,37 @@ def of(dataset: xr.Dataset, names: Iterable[str] | None = None) -> tuple[dict[st
     Raises:
       ValueError: a name that the dataset does not have.
     """
-    axes = dataset["diverged_at"].dims
     found, left_out = {}, {}
     for name in chosen(dataset, names):
-        variable = dataset[name]
-        (time,) = [dim for dim in variable.dims if dim in TIMES] or [None]
-        before = () if time is None else (time,)
-        others = [dim for dim in variable.dims if dim not in (*axes, *before)]
-        size = int(np.prod([variable.sizes[dim] for dim in others]))
+        size = int(np.prod([dataset.sizes[dim] for dim in _further(dataset, name)]))
         if names is None and size > MOST:
             left_out[name] = size
             continue
-        values = variable.transpose(*before, *axes, *others).values
-        values = values.reshape(*values.shape[: len(before)], -1, size)
-        steps = None if time is None else dataset[time].values
-        labels = itertools.product(*(dataset[dim].values.tolist() for dim in others))  # a dim without labels counts
-        for i, label in enumerate(labels):
-            found[f"{name}[{','.join(map(str, label))}]" if others else name] = Series(values[..., i], steps)
+        values, steps, labels = flat(dataset, name)
+        found |= {named(name, label): Series(values[..., i], steps) for i, label in enumerate(labels)}
     return found, left_out
+
+
+def flat(dataset: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray | None, list[tuple]]:
+    """One variable: its values (T, R, N), or (R, N) of what has no time; the steps (T,), or None; and N places in its
+    further dimensions, each by its labels, the last dimension fastest.
+    """
+    variable, rows, others = dataset[name], dataset["diverged_at"], _further(dataset, name)
+    time = [dim for dim in variable.dims if dim in TIMES]
+    labels = [*itertools.product(*(dataset[dim].values.tolist() for dim in others))]  # a dim without labels counts
+    values = variable.transpose(*time, *rows.dims, *others).values
+    values = values.reshape(*values.shape[: len(time)], rows.size, len(labels))
+    return values, dataset[time[0]].values if time else None, labels
+
+
+def _further(dataset: xr.Dataset, name: str) -> list:
+    """The dimensions of a variable beside time and the grid's."""
+    return [dim for dim in dataset[name].dims if dim not in (*dataset["diverged_at"].dims, *TIMES)]
+
+
+def named(name: str, label: tuple) -> str:
+    """`rank.stable[block_0/attn/query]`: a variable at one place in its further dimensions."""
+    return f"{name}[{','.join(map(str, label))}]" if label else name
 
 
 def chosen(dataset: xr.Dataset, names: Iterable[str] | None) -> list[str]:

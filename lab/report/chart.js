@@ -69,9 +69,9 @@ const charts = (() => {
     return colours[i].map((from, c) => Math.round(from + (colours[i + 1][c] - from) * (place - i)));
   };
 
-  // `lines`: pairs of a class and ordinates; `across` and `up`: scales; `lost`: abscissae of rows that diverged;
+  // `lines`: pairs of a class and ordinates; `across` and `up`: scales; `diverged`: abscissae of rows that diverged;
   // `now`: the one that is marked; `pick`: is told on which of xs was clicked.
-  const draw = ({ label, xs, lines, across, up, xlabel, lost = [], now = null, pick = null }) => {
+  const draw = ({ label, xs, lines, across, up, xlabel, diverged = [], now = null, pick = null }) => {
     const [W, H, left, width, height] = [460, 190, 52, 400, 148];
     const X = x => left + width * across.at(x), Y = y => 8 + height * (0.98 - 0.96 * up.at(y));
     const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label });
@@ -89,7 +89,7 @@ const charts = (() => {
       });
       svg.append(make("path", { class: kind, d: path }));
     }
-    for (const x of lost) svg.append(make("path", { class: "lost", d: `M${X(x) - 4} ${height}l8 8m0 -8l-8 8` }));
+    for (const x of diverged) svg.append(make("path", { class: "diverged", d: `M${X(x) - 4} ${height}l8 8m0 -8l-8 8` }));
     if (pick) {
       svg.style.cursor = "pointer";
       svg.addEventListener("click", event => {

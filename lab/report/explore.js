@@ -5,6 +5,7 @@
 const explore = (place, variant, training, colours) => {
   const { make, write, numbers, median, nearest, whole, say, scaleOf, fromZero, shade } = charts;
   let data = training, known = "";
+  // By values, not places, which newer data move. `fix`: axis -> value, null: the median of all; `cell`: axis -> value.
   const state = { fix: {}, step: null, same: false }; // x, y, metric, curve, spectrum, cell: `settle` chooses
   const controls = make("form"), map = make("div"), details = make("div"), note = make("p", { class: "said" });
   const reading = make("p", { class: "reading", "aria-live": "polite" });
@@ -15,15 +16,18 @@ const explore = (place, variant, training, colours) => {
   const metricOf = name => data.metrics.find(metric => metric.name === name);
   const timeOf = ({ steps }) => steps === null ? 0 : state.step === null ? steps.length - 1 : nearest(steps, state.step);
   const valueOf = (entry, row, time) => numbers(entry)[time * data.n_rows + row];
-  const isLost = (row, step) => data.diverged_at[row] >= 0 && (step === undefined || data.diverged_at[row] <= step);
+  const hasDiverged = (row, step) => data.diverged_at[row] >= 0 && (step === undefined || data.diverged_at[row] <= step);
   const others = () => Object.keys(data.axes).filter(axis => axis !== state.x && axis !== state.y);
   const valuesOf = axis => axis ? data.axes[axis] : [0];
   const placesOf = ([i, j]) => [[state.x, valuesOf(state.x)[i]], ...(state.y ? [[state.y, valuesOf(state.y)[j]]] : [])];
   const nameOf = cell => placesOf(cell).map(([axis, value]) => `${words(axis)} ${say(value)}`).join(", ");
-  const cells = () => { // "x,y" -> its rows
-    const found = new Map(), fixed = others().filter(axis => state.fix[axis] >= 0);
+  const placeOf = axis => axis ? data.axes[axis].indexOf(state.cell?.[axis]) : 0;
+  const pinned = () => [placeOf(state.x), placeOf(state.y)]; // a place of -1 is of no cell
+  const pin = cell => { state.cell = Object.fromEntries(placesOf(cell)); };
+  const cells = () => { // places "x,y" -> its rows
+    const found = new Map(), fixed = others().filter(axis => state.fix[axis] !== null);
     for (let row = 0; row < data.n_rows; row++) {
-      if (fixed.some(axis => data.rows[axis][row] !== state.fix[axis])) continue;
+      if (fixed.some(axis => data.axes[axis][data.rows[axis][row]] !== state.fix[axis])) continue;
       const key = `${data.rows[state.x][row]},${state.y ? data.rows[state.y][row] : 0}`;
       if (found.has(key)) found.get(key).push(row); else found.set(key, [row]);
     }
@@ -32,17 +36,18 @@ const explore = (place, variant, training, colours) => {
 
   // What was not chosen, or is not there, gives way to a default.
   const settle = () => {
-    const axes = Object.keys(data.axes), knobs = axes.filter(axis => axis !== "seed");
+    const axes = Object.keys(data.axes), hyperparameters = axes.filter(axis => axis !== "seed");
     const first = (wanted, among) => among.includes(wanted) ? wanted : among[0];
-    if (!axes.includes(state.x)) state.x = first("gamma", knobs) ?? axes[0];
+    if (!axes.includes(state.x)) state.x = first("gamma", hyperparameters) ?? axes[0];
     if (state.y === state.x || state.y !== null && !axes.includes(state.y))
-      state.y = first("weight_decay", knobs.filter(axis => axis !== state.x)) ?? null;
-    for (const axis of axes) if (!(state.fix[axis] < data.axes[axis].length)) state.fix[axis] = data.usual[axis] ?? -1;
+      state.y = first("weight_decay", hyperparameters.filter(axis => axis !== state.x)) ?? null;
+    for (const axis of axes) if (state.fix[axis] !== null && !data.axes[axis].includes(state.fix[axis]))
+      state.fix[axis] = data.axes[axis][data.usual[axis]] ?? null;
     if (!metricOf(state.metric)) state.metric = (metricOf(data.target) ?? data.metrics[0]).name;
     if (!metricOf(state.curve)) state.curve = "";
     if (!data.spectra.some(({ name }) => name === state.spectrum)) state.spectrum = data.spectra[0]?.name ?? "";
     const keys = [...cells().keys()];
-    if (!keys.includes(state.cell?.join())) state.cell = keys.length ? keys[keys.length >> 1].split(",").map(Number) : null;
+    if (!keys.includes(pinned().join())) pin((keys[keys.length >> 1] ?? "0,0").split(",").map(Number));
   };
 
   // --- controls ---
@@ -66,7 +71,8 @@ const explore = (place, variant, training, colours) => {
       choice("colour", named(data.metrics), state.metric, name => { state.metric = name; }),
       choice("across", axes, state.x, axis => { if (axis === state.y) state.y = state.x; state.x = axis; }),
       choice("up", [["", "–"], ...axes.filter(([axis]) => axis !== state.x)], state.y ?? "", axis => { state.y = axis || null; }),
-      ...others().map(axis => choice(words(axis), free(axis), String(state.fix[axis]), i => { state.fix[axis] = Number(i); })));
+      ...others().map(axis => choice(words(axis), free(axis), String(data.axes[axis].indexOf(state.fix[axis])),
+        i => { state.fix[axis] = data.axes[axis][i] ?? null; })));
     if (!(steps?.length > 1)) return;
     const last = steps.length - 1, said = make("span"), same = make("input", { type: "checkbox", name: "same" });
     const slider = make("input", { type: "range", name: "step", min: 0, max: last });
@@ -87,13 +93,14 @@ const explore = (place, variant, training, colours) => {
   // --- one cell ---
 
   const show = cell => {
-    const rows = cells().get(cell?.join()) ?? [], entry = metricOf(state.metric), time = timeOf(entry), step = entry.steps?.[time];
+    const rows = cells().get(cell.join()) ?? [], entry = metricOf(state.metric), time = timeOf(entry), step = entry.steps?.[time];
     if (!rows.length) { reading.textContent = "The grid has no row here."; return details.replaceChildren(); }
     const values = rows.map(row => valueOf(entry, row, time)), finite = values.filter(Number.isFinite);
     const range = finite.length ? `, median of ${finite.length} [${say(Math.min(...finite))}, ${say(Math.max(...finite))}]` : "";
-    const lost = rows.filter(row => isLost(row, step)).length, each = rows.map((row, i) => isLost(row, step) ? "diverged" : say(values[i]));
+    const diverged = rows.filter(row => hasDiverged(row, step)).length;
+    const each = rows.map((row, i) => hasDiverged(row, step) ? "diverged" : say(values[i]));
     reading.replaceChildren(make("b", {}, nameOf(cell)), make("br"), `${entry.name} ${say(median(values))}`,
-      rows.length > 1 ? range : "", step === undefined ? "" : ` at step ${whole(step)}`, lost ? `; ${lost} of ${rows.length} diverged` : "",
+      rows.length > 1 ? range : "", step === undefined ? "" : ` at step ${whole(step)}`, diverged ? `; ${diverged} of ${rows.length} diverged` : "",
       rows.length > 1 && rows.length <= 12 ? `. One by one: ${each.join(", ")}` : "", ".");
     details.replaceChildren(...curves(rows), ...spectra(rows));
   };
@@ -107,7 +114,7 @@ const explore = (place, variant, training, colours) => {
     return [head, charts.draw({
       label: `${entry.name} over training, ${rows.length} rows`, xs, lines, across: fromZero(xs),
       up: scaleOf(numbers(entry)), // of all rows: the axis stays while one looks from cell to cell
-      lost: rows.filter(row => isLost(row, xs.at(-1))).map(row => data.diverged_at[row]), now: xs[timeOf(entry)],
+      diverged: rows.filter(row => hasDiverged(row, xs.at(-1))).map(row => data.diverged_at[row]), now: xs[timeOf(entry)],
       xlabel: entry.of ? `step (${xs.length} of ${whole(entry.of)} are drawn)` : "step",
       pick: i => { state.step = i === xs.length - 1 ? null : xs[i]; chosen(); },
     })];
@@ -142,7 +149,7 @@ const explore = (place, variant, training, colours) => {
     const stops = palette.map((colour, i) => make("stop", { offset: i / (palette.length - 1), "stop-color": `rgb(${colour})` }));
     svg.append(make("defs", {}, make("linearGradient", { id: `${hatch}-bar` }, ...stops),
       make("pattern", { id: hatch, width: 7, height: 7, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
-        make("line", { class: "lost", x1: 0, x2: 0, y1: 0, y2: 7 }))));
+        make("line", { class: "diverged", x1: 0, x2: 0, y1: 0, y2: 7 }))));
     const draft = { there, step, scale, palette, hatch, wide, high, left, bottom };
     [...there].forEach(([key, rows], i) => svg.append(drawCell(draft, key.split(",").map(Number), rows, shown[i])));
 
@@ -160,19 +167,20 @@ const explore = (place, variant, training, colours) => {
     if (focused) map.querySelector("[tabindex='0']")?.focus({ preventScroll: true });
   };
   const drawCell = ({ there, step, scale, palette, hatch, wide, high, left, bottom }, cell, rows, value) => {
-    const lost = rows.filter(row => isLost(row, step)).length, finite = Number.isFinite(value), pinned = cell.join() === state.cell?.join();
+    const diverged = rows.filter(row => hasDiverged(row, step)).length, finite = Number.isFinite(value);
+    const isPinned = cell.join() === pinned().join();
     const box = { x: left + wide * cell[0], y: bottom - high * (cell[1] + 1), width: wide, height: high };
     const colour = finite ? shade(palette, scale.at(value)) : null, size = Math.abs(value);
     const ink = !finite ? "var(--ink)" : 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 128 ? "#000" : "#fff";
     const number = size && size < 0.01 && !scale.share ? value.toExponential(0) : value.toFixed(size >= 100 ? 0 : scale.high >= 10 ? 1 : 2);
-    const texts = [...(finite ? [number] : lost ? [] : ["n/a"]), ...(lost ? [`${lost}/${rows.length} ×`] : [])];
+    const texts = [...(finite ? [number] : diverged ? [] : ["n/a"]), ...(diverged ? [`${diverged}/${rows.length} ×`] : [])];
     const node = make("g", {
-      class: "cell", role: "button", tabindex: pinned ? 0 : -1, "aria-pressed": pinned, color: ink,
-      "aria-label": `${nameOf(cell)}: ${say(value)}${lost ? `, ${lost} of ${rows.length} diverged` : ""}`,
-      onpointerenter: () => show(cell), onpointerleave: () => show(state.cell),
-      onclick: () => { state.cell = cell; chosen(false); }, onkeydown: event => move(event, cell, there),
+      class: "cell", role: "button", tabindex: isPinned ? 0 : -1, "aria-pressed": isPinned, color: ink,
+      "aria-label": `${nameOf(cell)}: ${say(value)}${diverged ? `, ${diverged} of ${rows.length} diverged` : ""}`,
+      onpointerenter: () => show(cell), onpointerleave: () => show(pinned()),
+      onclick: () => { pin(cell); chosen(false); }, onkeydown: event => move(event, cell, there),
     }, make("rect", { class: "shade", ...box, fill: finite ? `rgb(${colour})` : "var(--bad)" }));
-    if (lost) node.append(make("rect", { ...box, fill: `url(#${hatch})`, "pointer-events": "none" }));
+    if (diverged) node.append(make("rect", { ...box, fill: `url(#${hatch})`, "pointer-events": "none" }));
     const middle = (i, n) => box.y + high / 2 + 4 + 13 * (i - (n - 1) / 2), room = texts.filter(text => wide >= 6.5 * text.length + 3);
     if (high >= 14 * room.length) room.forEach((text, i) => node.append(write(box.x + wide / 2, middle(i, room.length), text)));
     node.append(make("rect", { class: "ring", x: box.x + 1.5, y: box.y + 1.5, width: wide - 3, height: high - 3 }));
@@ -184,7 +192,7 @@ const explore = (place, variant, training, colours) => {
     event.preventDefault();
     for (let n = 1; n <= Math.max(valuesOf(state.x).length, valuesOf(state.y).length); n++) {
       const cell = [i + n * by[0], j + n * by[1]];
-      if (there.has(cell.join())) { state.cell = cell; return chosen(false); }
+      if (there.has(cell.join())) { pin(cell); return chosen(false); }
     }
   };
 
@@ -193,9 +201,9 @@ const explore = (place, variant, training, colours) => {
   const link = () => {
     const parts = { explore: variant, x: state.x, y: state.y ?? "", metric: state.metric };
     if (state.step !== null) parts.step = state.step;
-    if (state.cell) parts.cell = placesOf(state.cell).map(([, value]) => value).join();
+    parts.cell = placesOf(pinned()).map(([, value]) => value).join();
     for (const name of ["curve", "spectrum"]) if (state[name]) parts[name] = state[name];
-    for (const axis of others()) parts[axis] = state.fix[axis] < 0 ? "median" : valuesOf(axis)[state.fix[axis]];
+    for (const axis of others()) parts[axis] = state.fix[axis] ?? "median";
     history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
   };
   const follow = () => {
@@ -204,11 +212,11 @@ const explore = (place, variant, training, colours) => {
     for (const name of ["x", "y", "metric", "curve", "spectrum"]) if (parts.has(name)) state[name] = parts.get(name) || null;
     state.step = parts.has("step") ? Number(parts.get("step")) : null;
     for (const [axis, values] of Object.entries(data.axes)) if (parts.has(axis))
-      state.fix[axis] = parts.get(axis) === "median" ? -1 : nearest(values, Number(parts.get(axis)));
+      state.fix[axis] = parts.get(axis) === "median" ? null : values[nearest(values, Number(parts.get(axis)))];
     settle();
     const [x, y] = (parts.get("cell") ?? "").split(",").map(Number);
     const cell = [nearest(valuesOf(state.x), x), nearest(valuesOf(state.y), y)];
-    if (parts.has("cell") && cells().has(cell.join())) state.cell = cell;
+    if (parts.has("cell") && cells().has(cell.join())) pin(cell);
     return true;
   };
   const refresh = (all = true) => {
@@ -216,7 +224,7 @@ const explore = (place, variant, training, colours) => {
     settle();
     if (all) control();
     draw();
-    show(state.cell);
+    show(pinned());
     if (at && document.activeElement.name !== at) place.querySelector(`[name="${at}"]`)?.focus();
   };
   const chosen = all => { refresh(all); link(); };
@@ -224,13 +232,13 @@ const explore = (place, variant, training, colours) => {
     data = fresh;
     note.textContent = data.note;
     if (!data.metrics.length) return;
+    const arrived = !known && follow(); // the address is of the first numbers, which may come late
     const names = JSON.stringify([data.axes, data.metrics.map(({ name, steps }) => [name, steps?.at(-1)])]);
     refresh(names !== known);
     known = names;
+    if (arrived) (place.closest("section") ?? place).scrollIntoView();
   };
-  const led = data.metrics.length > 0 && follow();
   update(training);
-  if (led) (place.closest("section") ?? place).scrollIntoView();
-  addEventListener("hashchange", () => { if (follow()) refresh(); });
+  addEventListener("hashchange", () => { if (known && follow()) refresh(); });
   return update;
 };

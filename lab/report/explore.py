@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -42,13 +43,13 @@ class Entry:
         """As explore.js takes it, with `points` steps at most, or `SNAPSHOTS` and `SINGULAR_VALUES` of a spectrum."""
         (n_T, _, n_K), spectrum = self.values_TxRxK.shape, self.kind == "spectrum"
         times, places = thin(n_T, SNAPSHOTS if spectrum else points), thin(n_K, SINGULAR_VALUES)
-        there, of = (len(places), n_K) if spectrum else (len(times), n_T)
         return {
             "name": self.name,
             "steps": None if self.steps_T is None else self.steps_T[times].tolist(),
             "data": pack(self.values_TxRxK[times][..., places]),
             **({"index": (places + 1).tolist()} if spectrum else {}),
-            **({"of": of} if there < of else {}),
+            **({"of": n_T} if len(times) < n_T else {}),
+            **({"of_index": n_K} if len(places) < n_K else {}),
         }
 
 
@@ -65,7 +66,8 @@ def data(run: Run, target: str = "", most: int = MOST) -> dict:
       `axes` (that vary: name -> ascending values), `rows` (name -> index of each row's value), `usual` (name -> index
       of the value that is meant where none is chosen), `n_rows`, `diverged_at` (-1: healthy), `target`, `note`, and
       `metrics` and `spectra`: each a `name`, `steps` (None: no time) and `data`, see `pack`, of shape (T, R), or
-      (T, R, K) of a spectrum, whose `index` counts singular values from 1. One that was thinned says `of` how many.
+      (T, R, K) of a spectrum, whose `index` counts singular values from 1. One that was thinned says `of` how many
+      steps and `of_index` of how many singular values.
     """
     kinds = {name: kind for name in map(str, run.dataset.data_vars) if (kind := _kind(run, name))}
     run = dataclasses.replace(run, dataset=run.dataset[[*kinds, "diverged_at"]])
@@ -73,9 +75,8 @@ def data(run: Run, target: str = "", most: int = MOST) -> dict:
     diverged_at_R = masked["diverged_at"].values.reshape(-1)
     (there,) = np.nonzero(~np.isnan(diverged_at_R))  # a grid that is no product has no row at some places
     found = _grid(run, there) | {"diverged_at": diverged_at_R[there].astype(int).tolist(), "target": target}
-    entries = [
-        entry for kind in KINDS for name in kinds if kinds[name] == kind for entry in _entries(run, masked, name)
-    ]
+    ordered = sorted(kinds, key=lambda name: KINDS.index(kinds[name]))
+    entries = [entry for name in ordered for entry in _entries(run, masked, name, kinds[name])]
     entries = [dataclasses.replace(entry, values_TxRxK=entry.values_TxRxK[:, there]) for entry in entries]
     fitted, points, left_out = _fit(entries, most - len(json.dumps(found)))
     return found | {
@@ -112,39 +113,31 @@ def _kind(run: Run, name: str) -> str | None:
     return "scalar" if not others else "places" if few else None
 
 
-def _entries(run: Run, masked: xr.Dataset, name: str) -> Iterator[Entry]:
+def _entries(run: Run, masked: xr.Dataset, name: str, kind: str) -> Iterator[Entry]:
     """Of one variable, all rows in the order of the grid's axes."""
-    variable = masked[name]
-    time = next((dim for dim in variable.dims if dim in TIMES), None)
-    others = [dim for dim in variable.dims if dim not in (*run.axes, time)]
-    if time is None:
-        variable, steps_T = variable.expand_dims("once"), None
+    values, steps_T, labels = series.flat(masked, name)
+    if steps_T is None:
+        values = values[None]
     else:  # where it was measured, also if only of rows that had diverged
-        rest = [dim for dim in variable.dims if dim != time]
-        variable = variable.isel({time: np.flatnonzero(run.dataset[name].notnull().any(rest))})
-        steps_T = variable[time].values
-    values = variable.transpose(time or "once", *run.axes, *others).values
+        (times,) = np.nonzero(~np.isnan(series.flat(run.dataset, name)[0]).all(axis=(1, 2)))
+        values, steps_T = values[times], steps_T[times]
     if not len(values):  # no step was taken yet
         return
-    values = values.reshape(len(values), -1, *values.shape[1 + len(run.axes) :])
-    labels = [variable[dim].values.tolist() for dim in others]
-    if name.startswith(SPECTRA):
-        yield from _spectra(name, values, steps_T, labels[:-1])
-    elif not others:
-        yield Entry(name, values[..., None], steps_T)
+    if kind == "spectrum":
+        yield from _spectra(name, values, steps_T, labels)
     else:
-        for k, label in enumerate(labels[0]):
-            yield Entry(f"{name}[{label}]", values[..., [k]], steps_T, "places")
+        for i, label in enumerate(labels):
+            yield Entry(series.named(name, label), values[..., [i]], steps_T, kind)
 
 
-def _spectra(name: str, values: np.ndarray, steps_T: np.ndarray | None, labels: list[list]) -> Iterator[Entry]:
+def _spectra(name: str, values_TxRxN: np.ndarray, steps_T: np.ndarray | None, labels: list[tuple]) -> Iterator[Entry]:
     """One for each matrix, or layer and head, with as many singular values as it has."""
-    for place in np.ndindex(*map(len, labels)):
-        values_TxRxK = values[(slice(None), slice(None), *place)]
+    for matrix, places in itertools.groupby(range(len(labels)), lambda i: labels[i][:-1]):
+        values_TxRxK = values_TxRxN[..., list(places)]
         held = np.flatnonzero(~np.isnan(values_TxRxK).all(axis=(0, 1)))
         if held.size:
-            label = ", ".join(str(names[i]) for names, i in zip(labels, place, strict=True))
-            yield Entry(f"{name.removeprefix(SPECTRA)} {label}", values_TxRxK[..., : held[-1] + 1], steps_T, "spectrum")
+            of = f"{name.removeprefix(SPECTRA)} {', '.join(map(str, matrix))}"
+            yield Entry(of, values_TxRxK[..., : held[-1] + 1], steps_T, "spectrum")
 
 
 def _fit(entries: list[Entry], most: int) -> tuple[list[dict], int, list[str]]:
@@ -172,6 +165,8 @@ def _note(fitted: Iterable[Mapping], points: int, left_out: list[str]) -> str:
     thinned = [entry["name"] for entry in fitted if "of" in entry and "index" not in entry]
     said = [f"Curves of {_some(thinned)} show {points} steps at most."] if thinned else []
     if any("of" in entry and "index" in entry for entry in fitted):
+        said.append(f"Spectra show {SNAPSHOTS} snapshots at most, the first and the last among them.")
+    if any("of_index" in entry for entry in fitted):
         said.append(f"Spectra show {SINGULAR_VALUES} singular values at most.")
     if left_out:
         said.append(f"For its size left out: {_some(left_out)}.")

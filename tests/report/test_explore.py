@@ -16,7 +16,7 @@ from on_disk import AXES, ROWS, SCHEDULE, write_training
 
 from lab import grid as grids
 from lab.disk.load import load
-from lab.report import explore
+from lab.report import explore, style
 from lab.report.page import Page, write_page
 from lab.runs import Run
 
@@ -114,8 +114,15 @@ def test_spectrum_is_of_one_matrix_has_its_length_and_the_snapshots_that_were_me
     found = explore.data(run)
     assert [entry["name"] for entry in found["spectra"]] == ["matrix a", "matrix b", "matrix c"]
     entry = found["spectra"][2]
-    assert entry["of"] == 30 and entry["index"][0] == 1 and entry["index"][-1] == 30 and len(entry["index"]) <= 24
+    assert (
+        entry["of_index"] == 30
+        and entry["of"] == 5
+        and entry["index"][0] == 1
+        and entry["index"][-1] == 30
+        and len(entry["index"]) <= 24
+    )
     assert entry["steps"] == [0, 20, 100, 300]  # of 0, 20, 100, 200, 300
+    assert "Spectra show 4 snapshots at most" in found["note"] and "24 singular values at most" in found["note"]
     values = unpacked(entry, 4, 80, len(entry["index"]))
     wanted = run["spectrum.matrix"].sel(matrix="c", snapshot=entry["steps"]).values.reshape(4, 80, 40)
     np.testing.assert_allclose(values, wanted[..., np.array(entry["index"]) - 1], rtol=ROUNDED)
@@ -142,12 +149,10 @@ def test_data_of_any_size_fits_keeps_every_row_and_says_what_it_lost(most):
     assert "test.score_0" in there
 
 
-def test_colours_are_those_of_the_phase_diagrams():
-    share = explore.colours()["share"]
-    for place in (0, 16, 32):
-        np.testing.assert_allclose(
-            share[place], 255 * np.array(matplotlib.colormaps["viridis"](place / 32)[:3]), atol=1
-        )
+@pytest.mark.parametrize(("kind", "name"), [("share", style.ORDERED), ("other", style.UNBOUNDED)])
+def test_colours_are_those_of_the_phase_diagrams(kind, name):
+    wanted = matplotlib.colormaps[name](np.arange(33) / 32)[:, :3]
+    np.testing.assert_allclose(explore.colours()[kind], 255 * wanted, atol=1)
 
 
 # --- the page ---
@@ -231,7 +236,7 @@ def test_browser_shows_a_diverged_row_as_such(trained, tmp_path):
     healthy = float(run["odd.accuracy"].sel(gamma=0.3, weight_decay=0, seed=0, step=16).squeeze())
     assert f"{rounded(healthy)}, median of 1" in reading(dom) and "1 of 2 diverged" in reading(dom)
     assert f"One by one: {rounded(healthy)}, diverged." in reading(dom)
-    assert "1/2 ×" in dom and dom.count("1 of 2 diverged") == 2 and 'class="lost" d="' in dom and not errors
+    assert "1/2 ×" in dom and dom.count("1 of 2 diverged") == 2 and 'class="diverged" d="' in dom and not errors
 
 
 # what a user does, and what the page made of it: in its title, as JSON
@@ -287,23 +292,49 @@ def test_pointer_keys_and_controls_choose_and_the_address_says_what(trained, tmp
     assert said[14]["weight_decay"] == "0.1"  # the usual value, by its place in the middle
 
 
-@needs_chromium
-def test_newer_data_are_drawn_and_what_was_chosen_stays(trained, tmp_path):
-    run, _ = trained
-    half = Run(run.dataset.sel(step=slice(0, 8), train_step=slice(0, 7)))
-    path = page(tmp_path, main=explore.data(half))
-    newer = json.dumps(explore.data(run))
+def updated(tmp_path, older, newer, fragment):
+    """(what the page says of a cell before and after newer data, console lines)."""
+    path = page(tmp_path, main=older)
     probe = f"""<script>addEventListener("load", () => {{
       const place = document.createElement("div"), {{ colours, trainings }} = explored;
       document.querySelector("main").replaceChildren(place);
       const update = explore(place, "main", trainings.main, colours);
       const before = place.querySelector(".reading").textContent;
-      update({newer});
+      update({json.dumps(newer)});
       document.title = JSON.stringify(before);
     }})</script></body>"""
     path.write_text(path.read_text().replace("</body>", probe))
-    dom, errors = browse(f"{path.as_uri()}#explore=main&metric=odd.accuracy&cell=0.5,0", tmp_path / "profile", 1200)
-    for said, step in ((title(dom), 8), (reading(dom), 16)):
+    dom, errors = browse(f"{path.as_uri()}#explore=main&{fragment}", tmp_path / "profile", 1200)
+    return title(dom), reading(dom), errors
+
+
+@needs_chromium
+def test_newer_data_are_drawn_and_what_was_chosen_stays(trained, tmp_path):
+    run, _ = trained
+    half = Run(run.dataset.sel(step=slice(0, 8), train_step=slice(0, 7)))
+    fragment = "metric=odd.accuracy&cell=0.5,0"
+    before, after, errors = updated(tmp_path, explore.data(half), explore.data(run), fragment)
+    for said, step in ((before, 8), (after, 16)):
         median = run["odd.accuracy"].sel(gamma=0.5, weight_decay=0, step=step).median()
         assert f"odd.accuracy {rounded(float(median))}, median of 2" in said and f"at step {step}." in said
     assert not errors
+
+
+@needs_chromium
+def test_values_that_were_added_before_the_chosen_ones_do_not_move_the_choice(trained, tmp_path):
+    run, _ = trained
+    fewer = Run(run.dataset.sel(weight_decay=[0.1, 1.0]))
+    fragment = "metric=odd.accuracy&x=gamma&y=seed&cell=0.5,7&weight_decay=0.1"
+    before, after, errors = updated(tmp_path, explore.data(fewer), explore.data(run), fragment)
+    value = float(run["odd.accuracy"].sel(gamma=0.5, weight_decay=0.1, seed=7, step=16).squeeze())
+    for said in (before, after):
+        assert "γ 0.5, seed 7" in said and f"odd.accuracy {rounded(value)} at step 16" in said
+    assert not errors
+
+
+@needs_chromium
+def test_address_counts_from_the_first_numbers_on(trained, tmp_path):
+    data = explore.data(trained[0])
+    fragment = "metric=odd.accuracy&cell=0.3,1"
+    before, after, errors = updated(tmp_path, data | {"metrics": []}, data, fragment)
+    assert before == "" and "γ 0.3, weight decay 1" in after and "odd.accuracy" in after and not errors
