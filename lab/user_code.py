@@ -18,6 +18,8 @@ WHAT_TO_DO = (
     "define it at the top of a .py file and import it from there, or put what the script does below "
     "`if __name__ == '__main__':`"
 )
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Pass)
+STAGES = ("train", "extend", "measure", "analyze", "report")  # what a script does rather than defines
 HELD: dict[str, object] = {}  # name -> an object that no import gives: of a function, a lambda, a partial
 
 
@@ -189,10 +191,27 @@ def _script_in(file: Path, module: str) -> Script | None:
         body = ast.parse(file.read_text()).body
     except (OSError, SyntaxError):
         return None
-    if not any(isinstance(node, ast.If) and "'__main__'" in ast.unparse(node.test) for node in body):
+    if not any(map(_is_guard, body)) or not all(map(_only_defines, body)):
         return None
     names = (_defined(node) for node in body if not isinstance(node, ast.If))
     return Script(module, file, frozenset().union(*names))
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "'__main__'" in ast.unparse(node.test)
+
+
+def _only_defines(node: ast.stmt) -> bool:
+    """Whether an import of a file may run a statement: what trains or measures there would do so in every process."""
+    if _is_guard(node) or isinstance(node, DEFINITIONS):
+        return True
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+        return not any(getattr(f, "attr", getattr(f, "id", "")) in STAGES for f in calls)
+    if isinstance(node, ast.If | ast.Try):  # an import for types alone, or of what may not be installed
+        handlers = [part for handler in getattr(node, "handlers", ()) for part in handler.body]
+        return all(map(_only_defines, [*node.body, *handlers, *node.orelse, *getattr(node, "finalbody", ())]))
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)  # a docstring
 
 
 def _script_of(thing) -> Script | None:

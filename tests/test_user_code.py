@@ -54,6 +54,7 @@ def test_object_that_another_process_held_is_named_in_one_line():
         user_code.find("mine:make.<locals>.<lambda>#12345678")
 
 
+GUARD = 'if __name__ == "__main__":\n'
 SCRIPT = """
 import json
 from lab import user_code
@@ -61,6 +62,7 @@ from lab import user_code
 class Net:
     pass
 
+{before}
 {guard}    place = user_code.describe(Net)
     assert user_code.find(user_code.name_of(Net)) is Net
     if place["file"]:
@@ -70,12 +72,24 @@ class Net:
 
 
 @pytest.mark.parametrize(
-    ("guard", "name"), [('if __name__ == "__main__":\n', "afternoon:Net"), ("if True:\n", "__main__:Net")]
+    ("before", "guard", "name"),
+    [
+        ("", GUARD, "afternoon:Net"),
+        (
+            "SIZES = tuple(range(3))\ntry:\n    import no_such_package\nexcept ImportError:\n    n = None",
+            GUARD,
+            "afternoon:Net",
+        ),
+        ("", "if True:\n", "__main__:Net"),
+        ("print(end='')", GUARD, "__main__:Net"),
+        ("class Run:\n    def train(self): return self\n\nrun = Run().train()", GUARD, "__main__:Net"),
+        ("for i in range(3): pass", GUARD, "__main__:Net"),
+    ],
 )
-def test_class_of_a_script_is_found_by_others_where_they_may_import_it(tmp_path, monkeypatch, guard, name):
+def test_class_of_a_script_is_found_by_others_where_they_may_import_it(tmp_path, monkeypatch, before, guard, name):
     """And by the script itself: it is no other class there."""
     file = tmp_path / "afternoon.py"
-    file.write_text(SCRIPT.format(guard=guard))
+    file.write_text(SCRIPT.format(before=before, guard=guard))
     ran = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     named, place = json.loads(ran.stdout)
