@@ -25,7 +25,7 @@ from lab.measuring.run import Selection
 from lab.report import catalogue as catalogue_pages
 from lab.report import explore
 from lab.report.page import Page, write_page
-from lab.runs import MissingData, Runs, first_scores
+from lab.runs import MissingData, Run, Runs, first_scores
 
 PAGE = Path("report") / "index.html"
 SIZES = (("layers", "model", "n_layers"), ("d_model", "model", "d_model"), ("steps", "steps"),
@@ -113,11 +113,8 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
     commands = [command, f"python -m lab claims --workdir={shlex.quote(str(root))}"]
     facts = _facts(trained) | {f"left out {name}": why for name, why in (absent | left_out).items()}
     facts |= {"claims": KEPT_CLAIMS} if kept else {}
-    explored = {
-        name: explore.data(run, target, explore.MOST // len(runs))
-        for name, run in runs.items()
-        if len(trained[name].grid) > 1
-    }
+    explorable = [name for name, work in trained.items() if len(work.grid) > 1]
+    explored = {name: explored_data(trained[name], study, runs[name], len(runs)) for name in explorable}
     page = Page(study.title, study.lead, facts, table["claims"], sections, commands, explored)
     write_json(root / claims_file.NAME, table)
     return write_page(root / PAGE.parent, page), table["claims"]
@@ -191,17 +188,25 @@ def _ended(root: Path) -> tuple[dict[str, Workdir], dict[str, str]]:
 def study_of(trained: dict[str, Workdir]) -> studies.Study:
     """The study that was trained; one that claims nothing for a config of the user's that belongs to none."""
     config = next(iter(trained.values())).config
-    if _belongs(config):
-        return studies.get(config.study)
+    return studies.get(config.study) if _belongs(config) else without_claims(config)
+
+
+def _belongs(config: ConfigDict) -> bool:
+    """Whether a training is one of a study."""
+    return config.study in studies.names() or config.study.endswith(".py")
+
+
+def without_claims(config: ConfigDict) -> studies.Study:
+    """Of a config of the user's that belongs to no study, or to one whose file is not here."""
     return studies.Study(
         title=config.study, lead=NO_STUDY, papers=(), measures=lambda experiment: [], claims=(), target="",
         sections=lambda runs: [], name=config.study,
     )  # fmt: skip
 
 
-def _belongs(config: ConfigDict) -> bool:
-    """Whether a training is one of a study."""
-    return config.study in studies.names() or config.study.endswith(".py")
+def explored_data(work: Workdir, study: studies.Study, run: Run, n_variants: int) -> dict:
+    """What the interactive part draws one of so many variants from."""
+    return explore.data(run, target_of(study, work, run.dataset), explore.MOST // n_variants)
 
 
 def target_of(study: studies.Study, work: Workdir, dataset: xr.Dataset) -> str:

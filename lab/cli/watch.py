@@ -103,21 +103,21 @@ def explored(work: Workdir, n_variants: int) -> dict:
     """The data of one variant; raises as `lab.load`, and ValueError for a grid of one row."""
     from lab import stages
     from lab.disk.load import load
-    from lab.report import explore
     from lab.runs import Run
 
     if len(work.grid) == 1:
         raise ValueError("one row: there is no grid to explore")
-    dataset = load(work.path)
-    usual, target = {}, ""
-    with contextlib.suppress(ValueError):  # the file of a user's own study is not here
+    try:
         study = stages.study_of({work.path.name: work})
-        usual, target = study.usual, stages.target_of(study, work, dataset)
-    return explore.data(Run(dataset, usual), target, explore.MOST // n_variants)
+    except ValueError:  # the file of a user's own study is not here
+        study = stages.without_claims(work.config)
+    return stages.explored_data(work, study, Run(load(work.path), study.usual), n_variants)
 
 
 def progress(root: Path) -> list[dict]:
-    """As `lab status` has it, by heartbeats and not by locks; `rate`, in steps a second, and `seconds_left`."""
+    """As `lab status` has it, by heartbeats and not by locks; `rate`, in steps a second, `seconds_left`, and `silence`:
+    seconds since the last heartbeat. What is no longer `running` has None for these.
+    """
     from lab.cluster import status
 
     try:
@@ -127,9 +127,12 @@ def progress(root: Path) -> list[dict]:
     single = len(lines) == 1 and not (root / lines[0].variant).is_dir()
     told = []
     for line in lines:
-        rate = _rate(Workdir(root if single else root / line.variant)) if line.state == "running" else None
+        work = Workdir(root if single else root / line.variant)
+        at_work = [part for part in (work, *work.extensions) if line.state == "running" and lock.heard(part.path)]
+        rate = _rate(at_work[-1]) if at_work else None
         left = (line.steps - line.step) / rate if rate and line.steps else None
-        told.append(dataclasses.asdict(line) | {"rate": rate, "seconds_left": left})
+        silence = lock.silence(at_work[-1].path) if at_work else None
+        told.append(dataclasses.asdict(line) | {"rate": rate, "seconds_left": left, "silence": silence})
     return told
 
 
@@ -144,12 +147,21 @@ def _rate(work: Workdir) -> float | None:
 
 def _state(work: Workdir) -> str:
     """Of the files that the data is made of; empty before there are metrics."""
-    paths = [*metric_files(work.metrics), *sorted(work.analysis.glob("[!.]*.json"))]
-    stats = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            stats.append(f"{path.name} {path.stat().st_mtime_ns}")
+    main, stats = Workdir(work.path), []
+    for part in (main, *filter(_ended, work.extensions)):
+        for path in [*metric_files(part.metrics), *sorted(part.analysis.glob("[!.]*.json"))]:
+            with contextlib.suppress(OSError):
+                stats.append(f"{path.relative_to(main.path)} {path.stat().st_mtime_ns}")
+    if stats and _ended(main):  # from then on added rows are read
+        stats.append("ended")
     return hashlib.sha256("\n".join(stats).encode()).hexdigest() if stats else ""
+
+
+def _ended(work: Workdir) -> bool:
+    """Whether it is trained to its end; also where that cannot be told, and reading it tells why."""
+    with contextlib.suppress(WorkdirError):
+        return work.trained()
+    return True
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -158,22 +170,31 @@ class _Handler(BaseHTTPRequestHandler):
     watched: Watched
 
     def do_GET(self):
-        path, _, query = self.path.partition("?")
+        try:
+            answer = self._answer(*self.path.partition("?")[::2])
+        except Exception as error:  # of the disk, or of what it holds: the page says it, and asks again
+            answer = 500, " ".join(f"{type(error).__name__}: {error}".split())
+        self._send(*answer)
+
+    def _answer(self, path: str, query: str) -> tuple[int, str] | tuple[int, str, str]:
         if not NAMES.fullmatch(self.headers.get("Host", "")):
-            self._send(403, f"lab watch answers http://{ADDRESS}:{self.server.server_port}/ alone")
-        elif path == "/":
+            return 403, f"lab watch answers http://{ADDRESS}:{self.server.server_port}/ alone"
+        if path == "/":
             from lab.report.page import fill
 
             title = f"Watching {self.watched.root.resolve().name}"
-            self._send(200, fill("watch.html.j2", title=title, seconds=POLL_SECONDS), "text/html")
-        elif path == "/data.json":
+            return (
+                200,
+                fill("watch.html.j2", title=title, seconds=POLL_SECONDS, beat=1.5 * lock.BEAT_SECONDS),
+                "text/html",
+            )
+        if path == "/data.json":
             since = urllib.parse.parse_qs(query).get("since", [""])[0]
-            self._send(200, json.dumps(self.watched.answer(since), allow_nan=False), "application/json")
-        elif path == "/report" and (self.watched.root / REPORT).is_file():
+            return 200, json.dumps(self.watched.answer(since), allow_nan=False), "application/json"
+        if path == "/report" and (self.watched.root / REPORT).is_file():
             page = (self.watched.root / REPORT).read_text(encoding="utf-8")
-            self._send(200, FIGURE_LINK.sub(r"\1", page), "text/html")
-        else:
-            self._send(404, "lab watch has /, /data.json and, once it is written, /report")
+            return 200, FIGURE_LINK.sub(r"\1", page), "text/html"
+        return 404, "lab watch has /, /data.json and, once it is written, /report"
 
     def _send(self, code: int, text: str, kind: str = "text/plain") -> None:
         body = text.encode()

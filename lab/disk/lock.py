@@ -65,9 +65,15 @@ def held(folder: Path) -> bool:
 
 def heard(folder: Path) -> bool:
     """As `held`, by the heartbeat alone, without touching the lock; also for a minute after a holder was killed."""
+    seconds = silence(folder)
+    return seconds is not None and seconds < STALE_SECONDS
+
+
+def silence(folder: Path) -> float | None:
+    """Seconds since a holder's last heartbeat; None where there is none."""
     with contextlib.suppress(OSError):
-        return time.time() - (folder / WRITER).stat().st_mtime < STALE_SECONDS
-    return False
+        return max(time.time() - (folder / WRITER).stat().st_mtime, 0.0)
+    return None
 
 
 def _flock(lock, kind: int) -> bool:

@@ -18,7 +18,7 @@ from on_disk import AXES, SCHEDULE, write_training
 
 from lab import grid
 from lab.cli import watch
-from lab.disk import files, lock
+from lab.disk import files, lock, store
 from lab.disk.load import load
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
@@ -134,6 +134,7 @@ def test_progress_is_that_of_the_files_and_the_heartbeat(root, grow, serve, monk
     answer = told(ask)
     line = answer["progress"][0]
     assert (line["state"], line["step"], line["steps"], line["rows"]) == ("running", 12, LAST, 12) and answer["running"]
+    assert 0 <= line["silence"] < lock.STALE_SECONDS
     assert line["rate"] == 0.5 and line["seconds_left"] == (LAST - 12) / 0.5 and line["diverged"] == 1
 
 
@@ -145,6 +146,37 @@ def test_what_is_damaged_is_said_and_what_was_read_before_stays(root, grow, serv
     after = told(ask)
     assert after["trainings"] == before["trainings"] and len(after["notes"]) == 1
     assert after["notes"][0].startswith("a: ") and "missing 4.npz" in after["notes"][0]
+
+
+def test_rows_that_were_added_come_when_they_are_trained(echo, root, serve):
+    more = {**AXES, "seed": (8,)}
+    store.save(root / "a" / "checkpoints", LAST, {"x": np.zeros((1, 1), np.float32)})
+    ask = serve(root)
+    before = told(ask)
+    config, added = echo.config(grid=AXES, data_seed=5, **SCHEDULE), root / "a" / "extensions" / "1"
+    write_training(added, config, grid.product(more))
+    files.write_json(added / lock.WRITER, {"host": "another", "process": 1, "id": "x"})
+    for end in (4, 6, 8, 12, 16):  # half a step a second
+        os.utime(added / "metrics" / f"{end}.npz", (0, 1000 + 2 * end))
+    during = told(ask, before["version"])
+    assert "trainings" not in during
+    assert during["progress"][0]["rate"] == 0.5
+    store.save(added / "checkpoints", LAST, {"x": np.zeros((1, 1), np.float32)})
+    after = told(ask, before["version"])["trainings"]["a"]
+    assert after["n_rows"] == 18 and after["axes"]["seed"] == [0, 7, 8]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("Out of range\nfloat values")])
+def test_what_goes_wrong_is_said_to_the_page_in_one_line(root, serve, monkeypatch, capfd, error):
+    ask = serve(root)
+
+    def fail(root):
+        raise error
+
+    monkeypatch.setattr(watch, "progress", fail)
+    status, headers, text = ask("/data.json")
+    assert status == 500 and headers["Content-Type"].startswith("text/plain")
+    assert text == " ".join(f"{type(error).__name__}: {error}".split()) and not capfd.readouterr().err
 
 
 def test_training_of_one_row_has_no_map_and_says_so(echo, serve, tmp_path):
