@@ -46,6 +46,7 @@ SECTIONS = {
     ],
     "Stages": [
         ("lab.train", "lab.training:train"),
+        ("lab.extend", "lab.training:extend"),
         ("lab.analyze", "lab.training:analyze"),
         ("Which measurements", "lab.stages:analyze"),
         ("Of which rows and snapshots", "lab.measuring.run:Selection"),

@@ -95,7 +95,9 @@ class Differences:
         return table[["variant", *(name for name in table if name != "variant")]]
 
     def to_json(self) -> dict:
-        """As JSON has it: `alone`, and `variants`, each with the attributes of a `Difference`; no number is null."""
+        """As JSON has it: `alone`, and `variants`, each with the attributes of a `Difference`; null where there is
+        no number.
+        """
         variants = {}
         for name, found in self.trainings.items():
             lines = found.table.to_json(orient="records", double_precision=15)

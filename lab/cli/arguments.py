@@ -164,7 +164,7 @@ EXPORTED = {
 }
 COMPARED = {side: {"type": Path, "metavar": side.upper(), "help": "a folder of results"} for side in ("a", "b")}
 COMPARED |= {"--json": {"action": "store_true", "help": "as JSON, with every place and metric"}}
-WATCH = {"--watch": {"action": "store_true", "help": "again every few seconds, until Ctrl-C"}}
+WATCH = {"--watch": {"action": "store_true", "help": "print it again every few seconds, until Ctrl-C"}}
 SERVED = {
     "--port": {"type": port, "default": 8427, "help": "on 127.0.0.1; 0: any that is free (default: 8427)"},
 }

@@ -54,7 +54,8 @@ def needs(monkeypatch, tmp_path):
     def check(to):
         package = sinks.SINKS[to].package
         for name in (*((package,) if package else ()), *reader.get(to, ())):
-            pytest.importorskip(name, reason=f"{name} is not installed: pip install 'gammalab[{to}]' {name}")
+            beside = "" if name == package else f" {name}"
+            pytest.importorskip(name, reason=f"{name} is not installed: pip install 'gammalab[{to}]'{beside}")
         if to == "trackio":
             monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
             monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
