@@ -98,7 +98,7 @@ def test_class_of_a_script_is_found_by_others_where_they_may_import_it(tmp_path,
         monkeypatch.setattr(sys, "path", [*sys.path])
         found = user_code.reload(place["module"], Path(place["file"])).Net
         assert user_code.describe(found) == place
-        monkeypatch.delitem(sys.modules, "afternoon")
+        del sys.modules["afternoon"]  # not by monkeypatch, which would bring it back
 
 
 @pytest.mark.parametrize(
