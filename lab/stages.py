@@ -92,9 +92,7 @@ def report(root: Path, partial: bool = False, study: studies.Study | None = None
             without[name] = [*without.get(name, ()), *due]
             left_out[name] = "; ".join(filter(None, [left_out.get(name), f"{', '.join(due)} (not analyzed yet)"]))
         if work.unfinished:
-            rows = (
-                f"{', '.join(part.name for part in work.unfinished)} (rows that were added, not trained to their end)"
-            )
+            rows = f"{', '.join(folder.name for folder in work.unfinished)} ({NOT_TRAINED})"
             left_out[name] = "; ".join(filter(None, [left_out.get(name), rows]))
     runs = Runs({name: load(work.path, without=without.get(name, ())) for name, work in trained.items()}, study.usual)
     parts = [part for work in trained.values() for part in work.parts]

@@ -114,8 +114,12 @@ def follow(launched: Launched) -> Iterator[list[Progress]]:
     while True:
         for name, job in launched.jobs.items():
             if name not in ended and job.done():
-                ended[name] = _outcome(name, Workdir(launched.root / name), job)
-        waiting = {n: _look(n, Workdir(launched.root / n), job) for n, job in launched.jobs.items() if n not in ended}
+                ended[name] = _outcome(launched.lines[name], Workdir(launched.root / name), job)
+        waiting = {
+            name: _look(launched.lines[name], Workdir(launched.root / name), job)
+            for name, job in launched.jobs.items()
+            if name not in ended
+        }
         lines = [
             dataclasses.replace((ended | waiting).get(name, line), steps=line.steps, rows=line.rows)
             for name, line in launched.lines.items()
@@ -128,23 +132,30 @@ def follow(launched: Launched) -> Iterator[list[Progress]]:
         time.sleep(SECONDS_BETWEEN_LOOKS[launched.cluster])
 
 
-def _look(variant: str, work: Workdir, job) -> Progress:
+def _look(asked: Progress, work: Workdir, job) -> Progress:
     """A job that has not ended."""
     running = job.state in ("RUNNING", "COMPLETING")
-    line = status.read(variant, work, running)
+    line = _read(asked, work, running)
     return line if line.state == "trained" else dataclasses.replace(line, state="running" if running else "queued")
 
 
-def _outcome(variant: str, work: Workdir, job) -> Progress:
+def _outcome(asked: Progress, work: Workdir, job) -> Progress:
     """A job that has ended. What it was to leave decides, not what it said."""
     error = job.exception()
-    line = status.read(variant, work, running=False)
+    line = _read(asked, work, running=False)
     if line.state == "trained":
         return line
     trace = str(error).rpartition('\n  File "')[2] if type(error).__name__ == "FailedJobError" else ""
     told = [line for line in trace.splitlines()[1:] if line[:1].strip()]  # below the last frame, and not indented
     reason = told[0] if told else f"it was killed (submitit calls it {job.state})"
     return dataclasses.replace(line, state="failed", note=f"{reason}; log: {job.paths.stderr.resolve()}")
+
+
+def _read(asked: Progress, work: Workdir, running: bool) -> Progress:
+    """The line of a training that has a job: not trained before all rows that were launched are there."""
+    line = status.read(asked.variant, work, lambda path: running)
+    behind = line.state == "trained" and line.rows < asked.rows  # those to be added have no folder yet
+    return dataclasses.replace(line, state="stopped") if behind else line
 
 
 def _submitit():

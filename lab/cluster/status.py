@@ -50,12 +50,12 @@ def study(root: str | Path, running: Callable[[Path], bool] = lock.held) -> list
     """
     root = Path(root)
     if _begun(root):
-        return [read(root.resolve().name, Workdir(root), running(root))]
+        return [read(root.resolve().name, Workdir(root), running)]
     planned = launched(root)
     begun = sorted(path.name for path in root.iterdir() if _begun(path)) if root.is_dir() else []
     if not planned and not begun:
         raise WorkdirError(f"{root}: no training here (nothing begun in it or one folder below, nothing launched)")
-    lines = [read(name, Workdir(root / name), running(root / name)) for name in dict.fromkeys([*planned, *begun])]
+    lines = [read(name, Workdir(root / name), running) for name in dict.fromkeys([*planned, *begun])]
     return [
         dataclasses.replace(line, steps=planned[line.variant]["steps"], rows=planned[line.variant]["rows"])
         if line.state == "not started" and line.variant in planned
@@ -69,24 +69,28 @@ def launched(root: Path) -> dict[str, dict]:
     return Workdir(root / JOBS).read_json(LAUNCHED) if (root / JOBS / LAUNCHED).is_file() else {}
 
 
-def read(variant: str, work: Workdir, running: bool | None = None) -> Progress:
-    """One training's line.
+def read(variant: str, work: Workdir, running: Callable[[Path], bool] = lock.held) -> Progress:
+    """One training's line, with the rows that were added to it: the state is that of the first folder behind.
 
     Args:
-      running: whether a process trains there, where that is known; None: its lock is looked at.
+      running: whether a process trains in a folder; each folder of added rows is one, with a lock of its own.
     """
-    lines = [_read(variant, part, running) for part in (Workdir(work.path), *work.extensions)]
+    lines = [_read(variant, folder, running(folder.path)) for folder in (Workdir(work.path), *work.extensions)]
     behind = next((line for line in lines if line.state != "trained"), lines[0])
     if len(lines) == 1 or lines[0].state == "damaged":
         return lines[0]
-    rows, diverged = (_sum(getattr(line, name) for line in lines) for name in ("rows", "diverged"))
-    note = f"{_sum(line.rows for line in lines[1:])} of the rows were added"
+    if behind is not lines[0] and behind.state == "not started":  # stopped before its config was written
+        behind = dataclasses.replace(behind, state="stopped", steps=lines[0].steps)
+    rows, diverged, added = (
+        _sum(getattr(line, name) for line in some)
+        for name, some in (("rows", lines), ("diverged", lines), ("rows", lines[1:]))
+    )
+    note = "" if added is None else f"{added} of the rows were added"
     return dataclasses.replace(behind, rows=rows, diverged=diverged, note=behind.note or note)
 
 
-def _read(variant: str, work: Workdir, running: bool | None) -> Progress:
+def _read(variant: str, work: Workdir, running: bool) -> Progress:
     """Of one folder."""
-    running = lock.held(work.path) if running is None else running
     if not (work.path / "config.json").is_file() and not files.steps(work.checkpoints):
         return Progress(variant, "running" if running else "not started", 0)
     try:
