@@ -220,7 +220,7 @@ def test_best_rate_is_taken_for_each_answer_apart():
     np.testing.assert_array_equal(values, by_gamma((NAN, *[0.1] * 4), 0.2, 0.3, 0.4))
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "record", "gpu", "paper"])
 def test_every_variant_can_be_built_and_measured(preset):
     for name, variant in configs.variants(config.get_config(preset)).items():
         experiment = configs.experiment(variant)

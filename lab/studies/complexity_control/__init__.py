@@ -216,10 +216,12 @@ def _is_boundary(reasoning: xr.DataArray) -> xr.DataArray:
 def sections(runs: Runs) -> list[Section]:
     made = []
     if "phase" in runs:
-        phase_pictures = (phase_grid, accuracy_slice, accuracies)
+        phase_pictures = (accuracy_slice, accuracies)
         complexity_pictures = (stable_rank, complexity_measures, complexity_predictors)
+        title = "Phases over initial scale and weight decay"
         made += [
-            draw_section("Phases over initial scale and weight decay", PHASES, runs["phase"], phase_pictures, "phase"),
+            draw_section(title, PHASES, runs, (phase_grid,), "phase"),
+            draw_section("Accuracies behind the phases", PHASES, runs["phase"], phase_pictures, "phase"),
             draw_section("Complexity over the grid", COMPLEXITY, runs["phase"], complexity_pictures, "complexity"),
         ]
     made += circuits.sections(runs)
@@ -235,9 +237,11 @@ def sections(runs: Runs) -> list[Section]:
     return made
 
 
-def phase_grid(run: Run) -> Picture:
-    votes = phase.vote(phases(run, (*KEPT, "weight_decay")))
-    grids = {"ours": votes, f"published, {PAPER}": phase.PUBLISHED}
+def phase_grid(runs: Runs) -> Picture:
+    """Of `phase`, and of `other_decays`, which may have fewer seeds, where it was trained."""
+    of_decays = [runs[name] for name in ("phase", "other_decays") if name in runs]
+    votes = [phase.vote(phases(run, (*KEPT, "weight_decay"))) for run in of_decays]
+    grids = {"ours": xr.concat(votes, "weight_decay").sortby("weight_decay"), f"published, {PAPER}": phase.PUBLISHED}
     title = "Phases over initial scale and weight decay"
     return Picture("grid", PHASES, comparison.phase_grids(grids, title))
 
