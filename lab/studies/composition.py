@@ -4,7 +4,8 @@ Thresholds are from the papers where they print one, else ours and marked so; wr
 each seed's best over all evaluations, of each answer apart, as the papers report them; notes say what the last
 evaluation gives, and the mean over seeds, which is what they print. A row is *named* after the solution that answers
 the unseen pair (4,3) more often, if that is at least half the time (arXiv 2405.05409: "whichever it tends to output").
-Claims that contrast large and small initial weights take the smallest and the largest gamma of the grid.
+Claims that contrast large and small initial weights take the smallest and the largest gamma of the grid; claims that
+contrast solutions take the rows that are named after them.
 """
 
 import numpy as np
@@ -61,6 +62,7 @@ WRONG = (
 REASONING = {"ood_43.reasoning": "reasoning on (4,3)"}
 SEEN = {"test_seen.accuracy": "seen pairs"}
 SOLUTIONS = REASONING | {"ood_43.symmetric": "symmetric on (4,3)"}
+ROWS = (*KEPT, "learning_rate")
 PUBLISHED_SIZE = (10, 640, 3)  # layers, width and seeds of `phase.PUBLISHED`
 W_Q = {"rank.stable": "stable rank of W_Q", "condensation.fraction_above": "condensed neuron pairs of W_Q"}
 
@@ -198,16 +200,16 @@ def embeddings_are_ordered(runs: Runs):
     published="the two circuits drawn there", above=0, threshold_from=DIRECTION,
 )  # fmt: skip
 def circuits_differ(runs: Runs):
-    scores = (
-        runs["wrong"].final(f"flow.{name}_score", weight_decay=SMALL_DECAY) for name in ("reasoning", "symmetric")
+    run = runs["wrong"]
+    reasoning, symmetric = (
+        run.final(f"flow.{name}_score", ROWS, weight_decay=SMALL_DECAY) for name in ("reasoning", "symmetric")
     )
-    reasoning, symmetric = scores
-    lead = reasoning - symmetric
-    note = f"Reasoning minus symmetric circuit score: {_at_ends(lead)}."
+    of_reasoning, of_symmetric = _by_solution(run, reasoning - symmetric)
+    note = f"Reasoning minus symmetric circuit score: {_in_both(of_reasoning, of_symmetric)}."
     if "unseen" in runs and "flow.reasoning_score" in runs["unseen"]:
         unseen = runs["unseen"].final("flow.reasoning_score", weight_decay=SMALL_DECAY)
         note += f" In 34_unseen, reasoning circuit score alone: {_at_ends(unseen)}."
-    return _smaller_lead(lead), note
+    return np.minimum(of_reasoning, -of_symmetric), note
 
 
 @claim(
@@ -217,14 +219,17 @@ def circuits_differ(runs: Runs):
     threshold_from=FIGURE,
 )  # fmt: skip
 def fused_vectors_agree(runs: Runs):
+    run = runs["wrong"]
     equal, other, contrast = (
-        runs["wrong"].final(f"fused.{name}", weight_decay=SMALL_DECAY) for name in ("equal", "other", "contrast")
+        _by_solution(run, run.final(f"fused.{name}", ROWS, weight_decay=SMALL_DECAY))
+        for name in ("equal", "other", "contrast")
     )
     note = (
-        f"Cosine of fused vectors with equal outputs: {_at_ends(equal)}; with others: {_at_ends(other)}; the first "
-        f"minus the second: {_at_ends(contrast)}."
+        f"Cosine of fused vectors with equal outputs: {_in_both(*equal)}; with others: {_in_both(*other)}; the first "
+        f"minus the second: {_in_both(*contrast)}."
     )
-    return contrast.isel(gamma=-1, drop=True) - contrast.isel(gamma=0, drop=True), note
+    of_reasoning, of_symmetric = contrast
+    return of_reasoning - of_symmetric, note
 
 
 def ordered_variance(run: Run) -> xr.DataArray:
@@ -243,9 +248,19 @@ def _lead(of) -> xr.DataArray:
 
 def _best_lead(run: Run) -> xr.DataArray:
     """Reasoning minus symmetric accuracy, each the best over all evaluations and learning rates, as published."""
-    keep = (*KEPT, "learning_rate")
-    reasoning, symmetric = (run.best(name, keep, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
+    reasoning, symmetric = (run.best(name, ROWS, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
     return reasoning.max("learning_rate") - symmetric.max("learning_rate")
+
+
+def _by_solution(run: Run, values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Per seed: mean over rows named after reasoning and over rows named symmetric; NaN where a seed has none.
+
+    Named by the last evaluation, when measurements are taken.
+    """
+    reasoning, symmetric = (run.final(name, ROWS, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
+    named, reasons = np.maximum(reasoning, symmetric) >= NAMED, reasoning >= symmetric
+    over = [dim for dim in values.dims if dim != "seed"]
+    return values.where(named & reasons).mean(over), values.where(named & ~reasons).mean(over)
 
 
 def _across_the_crossing(values: xr.DataArray, runs: Runs) -> tuple[xr.DataArray, xr.DataArray]:
@@ -257,6 +272,10 @@ def _across_the_crossing(values: xr.DataArray, runs: Runs) -> tuple[xr.DataArray
 def _smaller_lead(reasoning_lead: xr.DataArray) -> xr.DataArray:
     """By how much the right solution leads at both ends: the symmetric one at large weights, reasoning at small."""
     return np.minimum(-reasoning_lead.isel(gamma=0, drop=True), reasoning_lead.isel(gamma=-1, drop=True))
+
+
+def _in_both(of_reasoning: xr.DataArray, of_symmetric: xr.DataArray) -> str:
+    return f"{_median(of_reasoning):.2f} in reasoning rows, {_median(of_symmetric):.2f} in symmetric ones"
 
 
 def _at_ends(values: xr.DataArray) -> str:

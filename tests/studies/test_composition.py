@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
-from synthetic import GARBAGE, Grid, by_gamma
+from synthetic import GARBAGE, RATES, Grid, by_gamma
 
 from lab import claims
 from lab import config as configs
@@ -57,6 +57,18 @@ def wrong(**variables):
         if name.startswith("ood_43"):
             for rate, less in ((1e-4, 0.0), (1e-3, 0.1), (1e-2, 0.2)):
                 made.put(name.replace("__", "."), peaked(values - less), learning_rate=rate)
+    return made
+
+
+def named(**variables):
+    """Every seed but the last has, of all rates, a symmetric row (gamma 0.5), one of no name, and a reasoning row."""
+    made = grid(WRONG_GAMMAS, (0.01,))
+    answers = {"reasoning": by_gamma(0.2, 0.4, (0.9, 0.9, 0.9, 0.5, 0.4)), "symmetric": by_gamma(0.8, 0.4, 0.1)}
+    for rate in RATES:
+        for name, values in answers.items():
+            made.put(f"ood_43.{name}", np.stack([1 - values, values]), learning_rate=rate)
+        for name, values in variables.items():
+            made.put(name.replace("__", "."), values, None, learning_rate=rate)
     return made
 
 
@@ -136,17 +148,17 @@ UNSORTED_TxC = np.array([[1.0, 1, 1], [3, 3, 2], [1, 1, 3]])
         (
             study.circuits_differ,
             {
-                "wrong": wrong(
-                    flow__symmetric_score=by_gamma((0.9, 0.5, 0.6, 0.9, 0), GARBAGE, (0.1, 0.1, 0.1, 0.5, 0)),
-                    flow__reasoning_score=by_gamma((0.1, 0.1, 0.1, 0.1, 0), GARBAGE, (0.4, 0.9, 0.9, 0.4, 0)),
+                "wrong": named(
+                    flow__symmetric_score=by_gamma((0.9, 0.5, 0.6, 0.9, 0.3), 0.9, (0.1, 0.1, 0.1, 0.5, 0)),
+                    flow__reasoning_score=by_gamma((0.1, 0.1, 0.1, 0.1, 0.3), 0.1, (0.4, 0.9, 0.9, 0.4, 0)),
                 )
             },
-            (0.3, 0.4, 0.5, -0.1, 0),
+            (0.3, 0.4, 0.5, -0.1, NAN),
         ),
         (
             study.fused_vectors_agree,
-            {"wrong": wrong(fused__contrast=FUSED, fused__equal=FUSED + 0.2, fused__other=FUSED * 0 + 0.2)},
-            (0.5, 0.3, 0.25, -1, 0),
+            {"wrong": named(fused__contrast=FUSED, fused__equal=FUSED + 0.2, fused__other=FUSED * 0 + 0.2)},
+            (0.5, 0.3, 0.25, -1, NAN),
         ),
     ],
     ids=lambda value: value.id if isinstance(value, claims.Claim) else "",
@@ -215,7 +227,7 @@ def everything():
         embedding__components=np.where(late[..., None, None] > 0, SORTED_TxC, UNSORTED_TxC),
     )  # fmt: skip
     both.put("condensation.fraction_above", by_gamma(0.1, 0.2, 0.3, 0.4), "snapshot")
-    ends = by_gamma(0, 0.5, 1)
+    ends = by_gamma(0, 0.4, 1)
     other = wrong(
         ood_43__reasoning=ends, ood_43__symmetric=1 - ends, test_seen__accuracy=ends * 0 + 1,
         flow__reasoning_score=ends, flow__symmetric_score=1 - ends, fused__contrast=ends, fused__equal=ends,
