@@ -14,6 +14,7 @@ from lab.configs import complexity_control as config
 from lab.measuring.catalogue import loss
 from lab.measuring.catalogue.anchors import QUERY
 from lab.measuring.declare import Measure
+from lab.runs import Runs
 from lab.studies import complexity_control as study
 from lab.studies.complexity_control.circuits import EQUIVALENCE
 
@@ -202,6 +203,22 @@ def test_published_grids_are_monotone_in_complexity():
     assert set(phase.PUBLISHED.values.ravel()) == {0, 1, 2, 3}
     assert (phase.PUBLISHED.diff("weight_decay") >= 0).all()  # more decay never means a higher complexity there
     assert (study.PUBLISHED_RANK.diff("gamma") <= 0).all()
+
+
+def test_phase_picture_is_of_the_decays_of_both_variants_by_their_best_evaluations():
+    def of(decays, n_seeds):
+        grid = Grid(study.STUDY.usual, gamma=GAMMAS, weight_decay=decays)
+        seen, right = by_gamma(0.2, 0.9, 0.9, 0.9), by_gamma(0.0, 0.1, 0.2, 0.5)
+        for decay in decays:
+            for name, values in zip(phase.SCORES, (seen, right, by_gamma(1, 0.2, 0.9, 1)), strict=True):
+                grid.put(name, values if name.startswith("swap") else peaked(values), weight_decay=decay)
+        grid.dataset = grid.dataset.isel(seed=slice(n_seeds))
+        return grid.dataset
+
+    runs = {"phase": of((0.01, 1.0), 5), "other_decays": of((0.0, 0.1), 3)}
+    for chosen, n_decays in ((runs, 4), ({"phase": runs["phase"]}, 2)):
+        ours, _ = study.phase_grid(Runs(chosen, study.STUDY.usual)).figure.axes
+        assert [text.get_text() for text in ours.texts] == ["1", "2 w/o", "2 w", "3"] * n_decays
 
 
 def test_best_rate_is_taken_for_each_answer_apart():
