@@ -200,7 +200,7 @@ def embeddings_are_ordered(runs: Runs):
     published="the two circuits drawn there", above=0, threshold_from=DIRECTION,
 )  # fmt: skip
 def circuits_differ(runs: Runs):
-    run = runs["wrong"]
+    run = _of_circuits(runs)
     reasoning, symmetric = (
         run.final(f"flow.{name}_score", ROWS, weight_decay=SMALL_DECAY) for name in ("reasoning", "symmetric")
     )
@@ -219,7 +219,7 @@ def circuits_differ(runs: Runs):
     threshold_from=FIGURE,
 )  # fmt: skip
 def fused_vectors_agree(runs: Runs):
-    run = runs["wrong"]
+    run = _of_circuits(runs)
     equal, other, contrast = (
         _by_solution(run, run.final(f"fused.{name}", ROWS, weight_decay=SMALL_DECAY))
         for name in ("equal", "other", "contrast")
@@ -250,6 +250,11 @@ def _best_lead(run: Run) -> xr.DataArray:
     """Reasoning minus symmetric accuracy, each the best over all evaluations and learning rates, as published."""
     reasoning, symmetric = (run.best(name, ROWS, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
     return reasoning.max("learning_rate") - symmetric.max("learning_rate")
+
+
+def _of_circuits(runs: Runs) -> Run:
+    """The run with rows of both solutions to look into: that of variant `circuits`, where a study has it."""
+    return runs["circuits"] if "circuits" in runs else runs["wrong"]
 
 
 def _by_solution(run: Run, values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
