@@ -200,16 +200,15 @@ def embeddings_are_ordered(runs: Runs):
     published="the two circuits drawn there", above=0, threshold_from=DIRECTION,
 )  # fmt: skip
 def circuits_differ(runs: Runs):
-    run = _of_circuits(runs)
-    reasoning, symmetric = (
-        run.final(f"flow.{name}_score", ROWS, weight_decay=SMALL_DECAY) for name in ("reasoning", "symmetric")
-    )
-    of_reasoning, of_symmetric = _by_solution(run, reasoning - symmetric)
-    note = f"Reasoning minus symmetric circuit score: {_in_both(of_reasoning, of_symmetric)}."
+    name = "circuits" if "circuits" in runs else "wrong"  # the model that is built as published, where there is one
+    of_reasoning, of_symmetric = _circuit_lead(runs[name])
+    note = f"Reasoning minus symmetric circuit score: {_in_both(of_reasoning, of_symmetric)}"
+    if name != "wrong" and "wrong" in runs:
+        note += f", in variant wrong {_in_both(*_circuit_lead(runs['wrong']))}"
     if "unseen" in runs and "flow.reasoning_score" in runs["unseen"]:
         unseen = runs["unseen"].final("flow.reasoning_score", weight_decay=SMALL_DECAY)
-        note += f" In 34_unseen, reasoning circuit score alone: {_at_ends(unseen)}."
-    return np.minimum(of_reasoning, -of_symmetric), note
+        note += f". In 34_unseen, reasoning circuit score alone: {_at_ends(unseen)}"
+    return np.minimum(of_reasoning, -of_symmetric), f"{note}."
 
 
 @claim(
@@ -219,17 +218,15 @@ def circuits_differ(runs: Runs):
     threshold_from=FIGURE,
 )  # fmt: skip
 def fused_vectors_agree(runs: Runs):
-    run = _of_circuits(runs)
-    equal, other, contrast = (
-        _by_solution(run, run.final(f"fused.{name}", ROWS, weight_decay=SMALL_DECAY))
-        for name in ("equal", "other", "contrast")
-    )
+    equal, other, contrast = (_by_solution(runs["wrong"], f"fused.{name}") for name in ("equal", "other", "contrast"))
     note = (
         f"Cosine of fused vectors with equal outputs: {_in_both(*equal)}; with others: {_in_both(*other)}; the first "
-        f"minus the second: {_in_both(*contrast)}."
+        f"minus the second: {_in_both(*contrast)}"
     )
+    if "circuits" in runs:
+        note += f", in variant circuits {_in_both(*_by_solution(runs['circuits'], 'fused.contrast'))}"
     of_reasoning, of_symmetric = contrast
-    return of_reasoning - of_symmetric, note
+    return of_reasoning - of_symmetric, f"{note}."
 
 
 def ordered_variance(run: Run) -> xr.DataArray:
@@ -252,17 +249,17 @@ def _best_lead(run: Run) -> xr.DataArray:
     return reasoning.max("learning_rate") - symmetric.max("learning_rate")
 
 
-def _of_circuits(runs: Runs) -> Run:
-    """The run with rows of both solutions to look into: that of variant `circuits`, where a study has it."""
-    return runs["circuits"] if "circuits" in runs else runs["wrong"]
+def _circuit_lead(run: Run) -> tuple[xr.DataArray, xr.DataArray]:
+    """`_by_solution` of the reasoning circuit's score less the symmetric one's."""
+    reasoning, symmetric = (_by_solution(run, f"flow.{name}_score") for name in ("reasoning", "symmetric"))
+    return reasoning[0] - symmetric[0], reasoning[1] - symmetric[1]
 
 
-def _by_solution(run: Run, values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Per seed: mean over rows named after reasoning and over rows named symmetric; NaN where a seed has none.
-
-    Named by the last evaluation, when measurements are taken.
-    """
-    reasoning, symmetric = (run.final(name, ROWS, weight_decay=SMALL_DECAY) for name in SOLUTIONS)
+def _by_solution(run: Run, name: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """A measurement by seed: its mean over rows named after reasoning, and over rows named symmetric; NaN where a seed
+    has none. Named by the last evaluation, when measurements are taken."""
+    values, *answers = (run.final(each, ROWS, weight_decay=SMALL_DECAY) for each in (name, *SOLUTIONS))
+    reasoning, symmetric = answers
     named, reasons = np.maximum(reasoning, symmetric) >= NAMED, reasoning >= symmetric
     over = [dim for dim in values.dims if dim != "seed"]
     return values.where(named & reasons).mean(over), values.where(named & ~reasons).mean(over)
