@@ -68,6 +68,30 @@ def cpu() -> ConfigDict:
     )
 
 
+def record() -> ConfigDict:
+    """45 minutes on two busy CPU cores (estimated).
+
+    The phase diagram is that of the composition study's `record`, at four layers in place of two; the circuits are of
+    two layers at the usual size. The decays that no claim reads have a variant of their own, of five seeds.
+
+    Decides all claims.
+    """
+    config = cpu()
+    demo = composition.cpu()
+    small = dict(task=dict(demo.task), model=dict(vocab_size=80, d_model=32, d_head=32, d_ff=64))
+    deep = small | dict(model=small["model"] | dict(n_layers=4), steps=1400, eval_every=140, eval_size=512)
+    grid = dict(gamma=demo.grid.gamma, learning_rate=demo.grid.learning_rate)
+    config.grid.seed = (0, 1, 2, 3, 4)
+    config.variants = dict(
+        two_layers=dict(grid=dict(gamma=(0.5, 0.65, 0.8), weight_decay=(0.01,), seed=tuple(range(8))), eval_size=512),
+        phase=deep | dict(grid=grid | dict(weight_decay=(0.01, 1.0), seed=tuple(range(8)))),
+        **{name: _with(noisy, small) for name, noisy in _noise(depths=(2, 4), steps=2000, every=25).items()},
+        addition=_addition(3200),
+        other_decays=deep | dict(grid=grid | dict(weight_decay=(0.0, 0.1))),
+    )
+    return config
+
+
 def gpu() -> ConfigDict:
     """One GPU (not yet timed).
 
@@ -130,6 +154,11 @@ def _first_paper(n_layers: int, setting: str, train_size: int, grid: dict) -> di
         eval_every=10 * steps_per_epoch,
         checkpoint_every=2 * steps_per_epoch,
     )
+
+
+def _with(variant: dict, size: dict) -> dict:
+    """A variant at another size."""
+    return variant | {part: size[part] | variant[part] for part in size}
 
 
 def _noise(depths: tuple[int, ...], steps: int, every: int) -> dict:

@@ -96,6 +96,38 @@ def cpu_full() -> ConfigDict:
     )
 
 
+def record() -> ConfigDict:
+    """35 minutes on two busy CPU cores (estimated).
+
+    The phase diagram of `cpu` with eight seeds; `wrong` of its keys and a wider model; and `circuits`, in which rows of
+    both solutions are found by a model that is small, but built as published: post-norm, ReLU, no final norm, key
+    vectors of half the width.
+
+    Decides all claims.
+    """
+    config = cpu()
+    config.grid.seed = (0, 1, 2, 3, 4, 5, 6, 7)
+    wrong = dict(task=dict(setting="34_wrong"), eval_every=250, optim=dict(warmup_steps=100))
+    published = {name: FIRST_PAPER[name] for name in ("activation", "norm", "use_bias", "final_norm")}
+    config.variants.update(
+        wrong=wrong
+        | dict(
+            model=dict(d_model=128, d_head=64, d_ff=128),
+            grid=dict(gamma=(0.45, 0.75), weight_decay=(0.01,), learning_rate=(7e-4,)),
+            steps=2000,
+            checkpoint_every=2000,
+        ),
+        circuits=wrong
+        | dict(
+            model=published | dict(d_model=64, d_head=32, d_ff=192),
+            grid=dict(gamma=(0.5, 0.6), weight_decay=(0.01,), learning_rate=(1e-3, 1.6e-3)),
+            steps=2500,
+            checkpoint_every=2500,
+        ),
+    )
+    return config
+
+
 def gpu() -> ConfigDict:
     """Minutes on one GPU (not yet timed).
 

@@ -3,6 +3,8 @@
 Everything here runs on the host, on DataArrays of `lab.load`. A row that diverged is NaN.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 
@@ -30,6 +32,24 @@ PUBLISHED = xr.DataArray(
     ],
     {"gamma": [0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80], "weight_decay": [0.0, 0.01, 0.1, 1.0]},
 )
+
+
+def published_scores(best: Callable, last: Callable, *args, **at) -> tuple[xr.DataArray, ...]:
+    """The arguments of `classify` as arXiv 2501.08537 has them: the best accuracies over all evaluations.
+
+    Commutativity is that of the last evaluation: how theirs was chosen is not known, and an untrained model answers
+    everything alike.
+
+    Args:
+      best, last: give a variable by its name, as `Run.best` and `Run.final`; they are called with `args` and `at`, too.
+    """
+    *accuracies, commutativity = SCORES
+    return (*(best(name, *args, **at) for name in accuracies), last(commutativity, *args, **at))
+
+
+def both(best: xr.DataArray, last: xr.DataArray) -> str:
+    """Means over seeds, which the papers print, of a number at the best and at the last evaluation; NaN is left out."""
+    return f"mean over seeds {float(best.mean()):.2f} (best evaluation), {float(last.mean()):.2f} (last)"
 
 
 def classify(

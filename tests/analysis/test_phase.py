@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lab.analysis.phase import NO_PHASE, PHASES, classify, typical, vote
+from lab.analysis.phase import NO_PHASE, PHASES, SCORES, both, classify, published_scores, typical, vote
 
 NAN, INF = np.nan, np.inf
 
@@ -60,3 +60,18 @@ def test_typical_phase_is_that_of_the_medians_and_says_how_many_seeds_have_it():
     np.testing.assert_array_equal(shuffled["phase"], result["phase"])
     with pytest.raises(ValueError, match="no dimension 'seed'; there are gamma"):
         typical(*(values.isel(seed=0) for values in (seen, unseen, alike)))
+
+
+def test_published_scores_are_the_best_accuracies_and_the_last_commutativity():
+    def ask(when):
+        return lambda name, keep, **at: (when, name, keep, at)
+
+    seen, unseen, alike = published_scores(ask("best"), ask("last"), "keep", weight_decay=1.0)
+    at = {"weight_decay": 1.0}
+    assert seen == ("best", SCORES[0], "keep", at) and unseen == ("best", SCORES[1], "keep", at)
+    assert alike == ("last", SCORES[2], "keep", at)
+
+
+def test_both_evaluations_are_given_as_means_over_the_seeds_that_are_there():
+    best, last = xr.DataArray([0.5, 1.0, np.nan], dims="seed"), xr.DataArray([0.25, 0.5, 0.0], dims="seed")
+    assert both(best, last) == "mean over seeds 0.75 (best evaluation), 0.25 (last)"

@@ -14,6 +14,7 @@ from lab.configs import complexity_control as config
 from lab.measuring.catalogue import loss
 from lab.measuring.catalogue.anchors import QUERY
 from lab.measuring.declare import Measure
+from lab.runs import Runs
 from lab.studies import complexity_control as study
 from lab.studies.complexity_control.circuits import EQUIVALENCE
 
@@ -34,9 +35,15 @@ def phase_grid(**config):
     return Grid(study.STUDY.usual, config, gamma=GAMMAS, weight_decay=DECAYS)
 
 
+def peaked(values):
+    """Over time: the best evaluation is not the last one."""
+    return np.stack([values, values - 0.05])
+
+
 def reasoning(by_gamma_at_small, by_gamma_at_large=None):
-    grid = phase_grid().put("ood_43.reasoning", by_gamma_at_small)
-    return grid if by_gamma_at_large is None else grid.put("ood_43.reasoning", by_gamma_at_large, weight_decay=1.0)
+    grid = phase_grid().put("ood_43.reasoning", peaked(by_gamma_at_small))
+    large = by_gamma_at_large
+    return grid if large is None else grid.put("ood_43.reasoning", peaked(large), weight_decay=1.0)
 
 
 LATE = by_gamma(0.0, 0.1, (0.9, 0.9, 0.9, 0.9, 0.2), 1.0)  # boundary at 0.6, of the last seed at 0.7
@@ -73,7 +80,7 @@ def test_p3_is_the_share_of_rank_left_at_the_last_gamma_below():
 
 def middle(commutes, right):
     """Gammas by phase: 1, 2, 2, 3."""
-    grid = reasoning(by_gamma(0.0, 0.0, 0.1, 1.0)).put("test_seen.accuracy", by_gamma(0.2, 1.0, 1.0, 1.0))
+    grid = reasoning(by_gamma(0.0, 0.0, 0.1, 1.0)).put("test_seen.accuracy", peaked(by_gamma(0.2, 0.9, 1, 1)))
     return grid.put("swap.commutativity", commutes).put("swap.reasoning", right)
 
 
@@ -198,6 +205,22 @@ def test_published_grids_are_monotone_in_complexity():
     assert (study.PUBLISHED_RANK.diff("gamma") <= 0).all()
 
 
+def test_phase_picture_is_of_the_decays_of_both_variants_by_their_best_evaluations():
+    def of(decays, n_seeds):
+        grid = Grid(study.STUDY.usual, gamma=GAMMAS, weight_decay=decays)
+        seen, right = by_gamma(0.2, 0.9, 0.9, 0.9), by_gamma(0.0, 0.1, 0.2, 0.5)
+        for decay in decays:
+            for name, values in zip(phase.SCORES, (seen, right, by_gamma(1, 0.2, 0.9, 1)), strict=True):
+                grid.put(name, values if name.startswith("swap") else peaked(values), weight_decay=decay)
+        grid.dataset = grid.dataset.isel(seed=slice(n_seeds))
+        return grid.dataset
+
+    runs = {"phase": of((0.01, 1.0), 5), "other_decays": of((0.0, 0.1), 3)}
+    for chosen, n_decays in ((runs, 4), ({"phase": runs["phase"]}, 2)):
+        ours, _ = study.phase_grid(Runs(chosen, study.STUDY.usual)).figure.axes
+        assert [text.get_text() for text in ours.texts] == ["1", "2 w/o", "2 w", "3"] * n_decays
+
+
 def test_best_rate_is_taken_for_each_answer_apart():
     grid = phase_grid(model={"n_layers": 2})
     for name, usual, best in (("reasoning", (0.1, 0.2, 0.3, 0.4), 1e-4), ("symmetric", (0.4, 0.3, 0.2, 0.1), 1e-2)):
@@ -214,7 +237,7 @@ def test_best_rate_is_taken_for_each_answer_apart():
     np.testing.assert_array_equal(values, by_gamma((NAN, *[0.1] * 4), 0.2, 0.3, 0.4))
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "record", "gpu", "paper"])
 def test_every_variant_can_be_built_and_measured(preset):
     for name, variant in configs.variants(config.get_config(preset)).items():
         experiment = configs.experiment(variant)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
-from synthetic import GARBAGE, Grid, by_gamma
+from synthetic import GARBAGE, RATES, Grid, by_gamma
 
 from lab import claims
 from lab import config as configs
@@ -22,9 +22,15 @@ measured = functools.partial(synthetic.measured, study.STUDY)
 
 WRONG_GAMMAS, UNSEEN_GAMMAS = (0.5, 0.65, 0.8), (0.3, 0.5, 0.65, 0.8)
 EPS = 2.0**-52
+EMBEDDED = {"token": (40, 41, 42), "component": (1, 2, 3)}
 MATRICES = {"matrix": ["block_1/attn/query/kernel", QUERY]}
 MEASURED_AT = {"rank": "snapshot", "condensation": "snapshot", "embedding": "snapshot", "flow": None, "fused": None}
 NAN = np.nan
+
+
+def peaked(values):
+    """Over time: the best evaluation is not the last one."""
+    return np.stack([values, values - 0.05])
 
 
 def grid(gammas, decays, **variables):
@@ -34,16 +40,36 @@ def grid(gammas, decays, **variables):
         time = MEASURED_AT.get(name.split(".")[0], "step")
         if name == "rank.stable":
             made.put(name, np.stack([np.full_like(values, GARBAGE), values], axis=-1), time, MATRICES)
+        elif name in ("embedding.components", "embedding.explained"):
+            made.put(name, values, time, {"component": (1, 2, 3)} if values.ndim == 3 else EMBEDDED)
         elif isinstance(values, tuple):  # of decay 0.01 and 1
             for decay, one in zip(decays, values, strict=True):
-                made.put(name, one, time, weight_decay=decay)
+                made.put(name, peaked(one), time, weight_decay=decay)
         else:
-            made.put(name, values, time)
+            made.put(name, peaked(values) if time == "step" else values, time)
     return made
 
 
 def wrong(**variables):
-    return grid(WRONG_GAMMAS, (0.01,), **variables)
+    """Accuracies are best at the smallest learning rate, which is not the usual one."""
+    made = grid(WRONG_GAMMAS, (0.01,), **variables)
+    for name, values in variables.items():
+        if name.startswith("ood_43"):
+            for rate, less in ((1e-4, 0.0), (1e-3, 0.1), (1e-2, 0.2)):
+                made.put(name.replace("__", "."), peaked(values - less), learning_rate=rate)
+    return made
+
+
+def named(**variables):
+    """Every seed but the last has, of all rates, a symmetric row (gamma 0.5), one of no name, and a reasoning row."""
+    made = grid(WRONG_GAMMAS, (0.01,))
+    answers = {"reasoning": by_gamma(0.2, 0.4, (0.9, 0.9, 0.9, 0.5, 0.4)), "symmetric": by_gamma(0.8, 0.4, 0.1)}
+    for rate in RATES:
+        for name, values in answers.items():
+            made.put(f"ood_43.{name}", np.stack([1 - values, values]), learning_rate=rate)
+        for name, values in variables.items():
+            made.put(name.replace("__", "."), values, None, learning_rate=rate)
+    return made
 
 
 def unseen(**variables):
@@ -52,8 +78,12 @@ def unseen(**variables):
 
 SPLIT = by_gamma(0.0, (0.0, 0.0, 0.6, 0.0, 0.0), 0.9, 1.0)  # memory below gamma 0.65, but seed 2 reasons at 0.5 already
 RISING = by_gamma((0, 0.1, 0.05, 0.3, 0), 0.3, (1, 0.9, 0.8, 1, 0), (0.5, 1, 0.9, 1, 0))
+FUSED = by_gamma((0.1, 0.3, 0.0, 1, 0), GARBAGE, (0.6, 0.6, 0.25, 0, 0))
 SHARES = by_gamma((0.1, 0.1, 0.3, 0, 1), (0.2, 0.3, 0.2, 0, 2), (0.3, 0.2, 0.1, 0, 4), (0.9, 0.9, 0, 0, 3))
-ORDERS = by_gamma((0.1, 0.1, 0.1, 1, 0), (0.3, 0.3, 0.7, 1, 0), (0.9, 0.8, 0.8, 0, 0), (0.7, 1.0, 0.6, 0, 0))
+ORDERED = by_gamma((0, 0, 0, 0, 1), (0, 0, 1, 0, 1), (1, 1, 1, 0, 0), (1, 0, 1, 0, 0)).astype(bool)
+# (token, component): of three values the order 1, 3, 1 has no rank correlation with 1, 2, 3; the third is not looked at
+SORTED_TxC = np.array([[-1.0, 1, 1], [0, 3, 2], [1, 1, 3]])
+UNSORTED_TxC = np.array([[1.0, 1, 1], [3, 3, 2], [1, 1, 3]])
 
 
 @pytest.mark.parametrize(
@@ -103,30 +133,32 @@ ORDERS = by_gamma((0.1, 0.1, 0.1, 1, 0), (0.3, 0.3, 0.7, 1, 0), (0.9, 0.8, 0.8, 
             },
             [1.0, 0.8, -1.0, 0.0, 0.8],
         ),
-        (  # 0.8 - 0.2, 0.9 - 0.2, 0.7 - 0.1, and so on
+        (  # two components, of 0.5 and 0.2 of the variance: one sorts the tokens where `ORDERED`, the other never does
             study.embeddings_are_ordered,
             {
                 "unseen": unseen(
                     ood_43__reasoning=SPLIT,
-                    embedding__order=ORDERS,
+                    embedding__order=by_gamma(0, 0, 0, 0),
+                    embedding__explained=np.broadcast_to([0.5, 0.2, GARBAGE], (5, 4, 3)),
+                    embedding__components=np.where(ORDERED[..., None, None], SORTED_TxC, UNSORTED_TxC),
                 )
             },
-            (0.6, 0.7, 0.6, -1, 0),
+            (0.5, 0.25, 0.5, 0, -0.5),
         ),
         (
             study.circuits_differ,
             {
-                "wrong": wrong(
-                    flow__symmetric_score=by_gamma((0.9, 0.5, 0.6, 0.9, 0), GARBAGE, (0.1, 0.1, 0.1, 0.5, 0)),
-                    flow__reasoning_score=by_gamma((0.1, 0.1, 0.1, 0.1, 0), GARBAGE, (0.4, 0.9, 0.9, 0.4, 0)),
+                "wrong": named(
+                    flow__symmetric_score=by_gamma((0.9, 0.5, 0.6, 0.9, 0.3), 0.9, (0.1, 0.1, 0.1, 0.5, 0)),
+                    flow__reasoning_score=by_gamma((0.1, 0.1, 0.1, 0.1, 0.3), 0.1, (0.4, 0.9, 0.9, 0.4, 0)),
                 )
             },
-            (0.3, 0.4, 0.5, -0.1, 0),
+            (0.3, 0.4, 0.5, -0.1, NAN),
         ),
         (
             study.fused_vectors_agree,
-            {"wrong": wrong(fused__contrast=by_gamma((0.1, 0.3, 0.0, 1, 0), GARBAGE, (0.6, 0.6, 0.25, 0, 0)))},
-            (0.5, 0.3, 0.25, -1, 0),
+            {"wrong": named(fused__contrast=FUSED, fused__equal=FUSED + 0.2, fused__other=FUSED * 0 + 0.2)},
+            (0.5, 0.3, 0.25, -1, NAN),
         ),
     ],
     ids=lambda value: value.id if isinstance(value, claims.Claim) else "",
@@ -140,7 +172,10 @@ def test_claims_by_hand(claim, grids, expected):
 @pytest.mark.parametrize("reasoning", [0.0, 1.0])
 def test_comparison_across_the_crossing_needs_rows_on_both_sides(claim, reasoning):
     values = by_gamma(1, 2, 3, 4)
-    made = unseen(ood_43__reasoning=by_gamma(*[reasoning] * 4), rank__stable=values, embedding__order=values)
+    made = unseen(
+        ood_43__reasoning=by_gamma(*[reasoning] * 4), rank__stable=values, embedding__order=values,
+        embedding__explained=np.full((5, 4, 3), 0.1), embedding__components=np.zeros((5, 4, 3, 3)),
+    )  # fmt: skip
     assert np.isnan(measured(claim.id, unseen=made).values_S).all()
 
 
@@ -152,14 +187,14 @@ def test_frozen_weights_of_a_diverged_row_count_on_neither_side():
 
 
 def accuracies(seen, reasoning, symmetric):
-    """Alike at all rates: C1 looks at every row."""
-    made = Grid(gamma=WRONG_GAMMAS, weight_decay=(0.01,), learning_rate=(1e-3,))
+    """Of one rate: C1 looks at all of them. Of the larger decay, which it leaves out, nothing."""
+    made = Grid({"weight_decay": 0.01}, gamma=WRONG_GAMMAS, weight_decay=(0.01, 1.0), learning_rate=(1e-3,))
     for name, values in {
         "test_seen.accuracy": seen,
         "ood_43.reasoning": reasoning,
         "ood_43.symmetric": symmetric,
     }.items():
-        made.put(name, values)
+        made.put(name, peaked(values))
     return made
 
 
@@ -188,12 +223,15 @@ def everything():
     both = unseen(
         ood_43__reasoning=(late, early), ood_43__symmetric=(late * 0, late * 0), condensation__fraction_above=late,
         test_seen__accuracy=(late * 0 + 1, late * 0 + 1), rank__stable=30 - 29 * late, embedding__order=late,
+        embedding__explained=np.broadcast_to([0.5, 0.2, GARBAGE], (5, 4, 3)),
+        embedding__components=np.where(late[..., None, None] > 0, SORTED_TxC, UNSORTED_TxC),
     )  # fmt: skip
     both.put("condensation.fraction_above", by_gamma(0.1, 0.2, 0.3, 0.4), "snapshot")
-    ends = by_gamma(0, 0.5, 1)
+    ends = by_gamma(0, 0.4, 1)
     other = wrong(
         ood_43__reasoning=ends, ood_43__symmetric=1 - ends, test_seen__accuracy=ends * 0 + 1,
-        flow__reasoning_score=ends, flow__symmetric_score=1 - ends, fused__contrast=ends,
+        flow__reasoning_score=ends, flow__symmetric_score=1 - ends, fused__contrast=ends, fused__equal=ends,
+        fused__other=ends * 0,
     )  # fmt: skip
     both.dataset, other.dataset = (made.dataset.isel(learning_rate=[1]) for made in (both, other))
     return Runs({"unseen": both.dataset, "wrong": other.dataset}, {"weight_decay": 0.01})
@@ -253,7 +291,8 @@ def phase_run(seen, reasoning, alike):
         {"weight_decay": 0.01}, {"model": {"n_layers": 2, "d_model": 32}, "task": {"setting": "34_unseen"}},
         gamma=UNSEEN_GAMMAS, weight_decay=(0.01, 1.0), learning_rate=(1e-3,),
     )  # fmt: skip
-    for name, values in zip(phase.SCORES, (seen, reasoning, alike), strict=True):
+    untrained = np.stack([np.ones_like(alike), alike])  # which answers everything alike
+    for name, values in zip(phase.SCORES, (peaked(seen), peaked(reasoning), untrained), strict=True):
         for decay in (0.01, 1.0):
             made.put(name, values, weight_decay=decay)
     return made
