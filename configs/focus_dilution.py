@@ -68,10 +68,35 @@ def cpu() -> ConfigDict:
                 task=dict(stationary=(0.7, 0.1, 0.1, 0.1), asymmetry=(0.0, 1.0, 0.0, -1.0)),
                 grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
             ),
+            six=dict(
+                task=dict(stationary=(0.6, 0.15, 0.1, 0.07, 0.05, 0.03), stay=0.6),
+                model=dict(vocab_size=6),
+                grid=dict(gamma=(1.661,)),
+            ),
             collapse=_collapse(),
             descent=_descent(),
         ),
     )
+
+
+def record() -> ConfigDict:
+    """Up to 15 minutes on two CPU cores (estimated).
+
+    Chains on which the exact gradient flow has more than one cycle, by steps that follow it (sharpness stays below
+    2 / learning rate in the first cycles); the companion at the published exponent, with tokens of two frequencies.
+
+    Decides all claims.
+    """
+    config = cpu()
+    config.task.update(stay=0.6, length=256)
+    config.grid.update(gamma=(1.661, 3.3219), learning_rate=(0.25,), seed=tuple(range(8)))
+    config.update(steps=10_000, batch_size=128)
+    config.variants.six.update(steps=12_000)
+    # its claims are of the exact limit alone
+    config.variants.escape.update(batch_size=2, steps=20_000)
+    config.variants.escape.task.length = 2
+    config.variants.escape.grid.update(learning_rate=(0.5,), seed=tuple(range(5)))
+    return config
 
 
 def gpu() -> ConfigDict:
