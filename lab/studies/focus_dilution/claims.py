@@ -215,12 +215,13 @@ def with_limit(run: Run) -> Run:
 
 
 def of_smallest_weights(runs: Runs) -> Curves:
-    """Curves over time of the variant `cycle`, one a seed, at its largest gamma.
+    """Curves over time of the variant `stages`, or else `cycle`, one a seed, at its largest gamma.
 
     Raises:
       MissingData: as `with_limit`.
     """
-    return functools.partial(with_limit(runs["cycle"]).over_time, keep=("seed",), gamma=max)
+    run = runs["stages" if "stages" in runs else "cycle"]
+    return functools.partial(with_limit(run).over_time, keep=("seed",), gamma=max)
 
 
 def condensed_at(curves: Curves) -> xr.DataArray:
