@@ -12,6 +12,8 @@ from lab.configs import base
 
 get_config = base.get_config(__name__)
 
+EXACT_ALONE = dict(batch_size=2, eval_size=64)  # claims of the exact limit need nothing that is trained on samples
+
 
 def smoke() -> ConfigDict:
     """Seconds; every part runs, nothing is learnt.
@@ -22,6 +24,7 @@ def smoke() -> ConfigDict:
     config.task.length = 16
     config.snapshot_every = 10
     config.variants.escape.grid.delta = (0.0, 0.01, 0.02)
+    config.variants.six.steps = 60
     config.variants.collapse.optim.warmup_steps = 5
     for name in ("collapse", "descent"):
         config.variants[name].model.update(d_model=16, d_ff=32)
@@ -69,9 +72,11 @@ def cpu() -> ConfigDict:
                 grid=dict(gamma=(2.4914,), delta=(0.0, 0.01, 0.02, 0.04)),
             ),
             six=dict(
-                task=dict(stationary=(0.6, 0.15, 0.1, 0.07, 0.05, 0.03), stay=0.6),
+                EXACT_ALONE,
+                steps=12_000,
+                task=dict(stationary=(0.6, 0.15, 0.1, 0.07, 0.05, 0.03), stay=0.6, length=2),
                 model=dict(vocab_size=6),
-                grid=dict(gamma=(1.661,)),
+                grid=dict(gamma=(1.661,), learning_rate=(0.25,)),
             ),
             collapse=_collapse(),
             descent=_descent(),
@@ -92,11 +97,8 @@ def record() -> ConfigDict:
     config.task.update(stay=0.6, length=1024)
     config.grid.update(gamma=(1.661,), learning_rate=(0.25,), seed=tuple(range(8)))
     config.update(steps=10_000, eval_every=1000, eval_size=512)
-    config.variants.six.update(steps=12_000)
-    config.variants.six.grid.seed = tuple(range(5))
-    exact_alone = dict(batch_size=2, eval_size=64)  # their claims need nothing that is trained on samples
-    config.variants.stages = dict(exact_alone, steps=6000, task=dict(length=2), grid=dict(gamma=(3.3219,)))
-    config.variants.escape.update(exact_alone, steps=20_000)
+    config.variants.stages = dict(EXACT_ALONE, steps=6000, task=dict(length=2), grid=dict(gamma=(3.3219,)))
+    config.variants.escape.update(EXACT_ALONE, steps=20_000)
     config.variants.escape.task.length = 2
     config.variants.escape.grid.update(learning_rate=(0.5,))
     return config

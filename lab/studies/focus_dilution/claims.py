@@ -178,14 +178,6 @@ def cycle_survives_sampling(runs: Runs):
 
 
 @claim(
-    "F8b", "Focus of six tokens comes and goes more than once there, too", quantity=MAXIMA,
-    source="control of ours", published="-", at_least=2, threshold_from=OURS,
-)  # fmt: skip
-def focus_of_six_tokens_survives_sampling(runs: Runs):
-    return _maxima(runs["six"], "state", "snapshot")
-
-
-@claim(
     "F9", "Attention entropy goes down, up, down", quantity=f"turns of {CYCLE['entropy']:g} nats",
     source=f"{PAPER}, figures", published="down, up, down", at_least=2, threshold_from=DIRECTION,
 )  # fmt: skip
@@ -327,6 +319,5 @@ CLAIMS = (
     condensation_comes_first, plateau_is_unigram, every_query_focuses, rare_queries_dilute,
     attention_grows_as_predicted, redistribution_grows_as_predicted, attention_collapses_later, symmetric_tokens_stall,
     asymmetric_tokens_escape, norms_recur, norms_recur_in_the_flow, focus_recurs_in_the_flow,
-    focus_of_six_tokens_recurs_in_the_flow, cycle_survives_sampling, focus_of_six_tokens_survives_sampling,
-    entropy_falls_rises_falls,
+    focus_of_six_tokens_recurs_in_the_flow, cycle_survives_sampling, entropy_falls_rises_falls,
 )  # fmt: skip
