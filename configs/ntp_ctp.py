@@ -82,7 +82,11 @@ def record() -> ConfigDict:
     held-out sequences; training sets that answer-only training learns by heart. Questions of one step to train on
     where two have to be found in a text: with more, neither objective leaves chance within this many steps.
 
-    Decides nothing else.
+    Decides N2-addition, N2-composition, N2-kinship, N2-ontology, N2-graph, N2-rules, N3-addition, N3-composition,
+    N3-kinship, N3-ontology, N3-graph, N3-rules, N4a-addition, N4a-composition, N4a-kinship, N4a-ontology,
+    N4a-graph, N4a-rules, N4b-addition, N4b-composition, N4b-kinship, N4b-ontology, N4b-graph, N4b-rules,
+    N7-other_keys, N2, N2b, N2c, N2d, N3a, N3b, N3c, N3d, N3e, N4a, N4b, N9, N10, N3f, N3g, N4d, N4e, N5c, N5f, N7,
+    N8, N8b.
     """
     config = cpu()
     config.model.update(d_model=64, d_head=32, d_ff=128)
