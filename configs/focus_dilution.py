@@ -88,8 +88,8 @@ def record() -> ConfigDict:
     """40 minutes on two CPU cores, half of them for the variant `sampled` (estimated).
 
     A chain on which the exact gradient flow has more than one cycle, by steps that follow it. `sampled` is trained on
-    contexts so long that a rare token's own count tells little: its excess is 2 stay / (1 - stay) of `length`. The
-    companion at the published exponent and twice the width of `cpu`.
+    contexts so long that a token's own count, 1 / (1 - stay) more than its frequency says, tells little. The companion
+    at the published exponent and twice the width of `cpu`.
 
     Decides all claims.
     """
