@@ -68,6 +68,19 @@ def cpu() -> ConfigDict:
     )
 
 
+def record() -> ConfigDict:
+    """An hour on two CPU cores, four fifths of it for two_layer (estimated); needs --config.task.path=FILE.
+
+    As `cpu`, with seeds that can bear a verdict.
+
+    Decides all claims.
+    """
+    config = cpu()
+    config.grid.seed = tuple(range(8))
+    config.variants.two_layer.grid = dict(seed=tuple(range(5)))
+    return config
+
+
 def gpu() -> ConfigDict:
     """Minutes on one GPU (not yet timed).
 

@@ -18,7 +18,7 @@ from lab import init, limits, own_optim, tree
 FAMILIES = ("adamw", "sgd")
 DECAYS = ("scaled", "independent")
 SCHEDULES = ("warmup_cosine", "constant")
-MASKS = ("all", "matrices")
+MASKS = ("all", "matrices", "kernels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Optim:
       clip_norm: global gradient norm, of what is trained, is clipped to this; `inf` for none.
       decay: `scaled`: theta -= lr_t * wd * theta (PyTorch's and optax's AdamW).
         `independent`: theta -= (lr_t / peak) * wd * theta, so that wd means the same at every learning rate.
-      decay_mask: `all` parameters (the papers' choice), or `matrices` only (no biases, no norm parameters).
+      decay_mask: `all` parameters (the papers' choice), or `matrices` only (no biases, no norm parameters), or of these
+        only the `kernels` (no embeddings either).
       frozen: groups of `lab.init` whose matrices stay as they are drawn.
     """
 
@@ -92,6 +93,19 @@ def is_matrix(params, leaves: Mapping[str, init.Leaf] = {}):
     return tree.map_named(lambda name, _: name.endswith(("kernel", "embedding")) or name in leaves, params)
 
 
+def is_decayed(optim: Optim, params, leaves: Mapping[str, init.Leaf] = {}):
+    """True for what a mask of `Optim.decay_mask` decays."""
+    matrices = is_matrix(params, leaves)
+    if optim.decay_mask == "matrices":
+        return matrices
+    known = init.by_name(params) | dict(leaves)
+    return tree.map_named(lambda name, matrix: matrix and not _is_embedding(name, known), matrices)
+
+
+def _is_embedding(name: str, leaves: Mapping[str, init.Leaf]) -> bool:
+    return name in leaves and leaves[name].group == "embed"
+
+
 def is_frozen(optim: Optim, params, leaves: Mapping[str, init.Leaf] | None = None):
     """True for the matrices of frozen groups."""
     leaves = init.by_name(params) if leaves is None else leaves
@@ -108,9 +122,9 @@ class Group(NamedTuple):
 
 def packing(optim: Optim, params, leaves: Mapping[str, init.Leaf] | None = None) -> tree.Packing:
     """A vector for each group of parameters that `optim` treats alike: one, but for masks and several dtypes."""
-    masked = optim.decay_mask == "matrices"
+    masked = optim.decay_mask != "all"
     matrix, frozen = (
-        tree.named_leaves(mask) for mask in (is_matrix(params, leaves or {}), is_frozen(optim, params, leaves))
+        tree.named_leaves(mask) for mask in (is_decayed(optim, params, leaves or {}), is_frozen(optim, params, leaves))
     )
     groups = {
         name: Group(str(leaf.dtype), masked and matrix[name], frozen[name])
@@ -142,9 +156,9 @@ def build(
     if packed:
         matrices, frozen = (functools.partial(_groups_that_are, name) for name in ("matrix", "frozen"))
     else:
-        matrices = functools.partial(is_matrix, leaves=leaves or {})
+        matrices = functools.partial(is_decayed, optim, leaves=leaves or {})
         frozen = functools.partial(is_frozen, optim, leaves=leaves)
-    decayed = matrices if optim.decay_mask == "matrices" else None
+    decayed = matrices if optim.decay_mask != "all" else None
     clip = [] if math.isinf(optim.clip_norm) else [optax.clip_by_global_norm(optim.clip_norm)]
     if own_optim.is_own(optim.family):
         whole = own_optim.build(optim, factor, learning_rate, weight_decay, decayed, hparams)

@@ -14,6 +14,7 @@ EPS = 2.0**-23  # float32
 T = 20
 PEAK, DECAY = 0.05, 0.3
 MATRICES = {"block_0/attn/query/kernel", "embed/token/embedding"}
+DECAYED = {"matrices": MATRICES, "kernels": {"block_0/attn/query/kernel"}}  # by mask
 
 # Dyadic betas are exact in float32; the papers' are not, and 1 - 0.999^t then costs digits.
 EXACT = optim.Optim(
@@ -24,6 +25,7 @@ CHANGES = {
     "adamw": {},
     "adamw independent": {"decay": "independent"},
     "adamw matrices": {"decay_mask": "matrices", "start_factor": 0.0, "end_factor": 0.0},
+    "adamw kernels": {"decay_mask": "kernels"},
     "adamw as published": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_norm": 1.0},
     "adamw constant": {"schedule": "constant", "clip_norm": math.inf, "decay_mask": "matrices", "decay": "independent"},
     "adamw no warm-up": {"warmup_steps": 0},
@@ -102,7 +104,7 @@ def by_hand(o, params, grads, learning_rate, weight_decay):
             else:
                 m[name] = u = o.momentum * m[name] + g[name]
                 reach = max(reach, largest / (1 - o.momentum))
-            decayed = weight_decay if o.decay_mask == "all" or name in MATRICES else 0.0
+            decayed = weight_decay if o.decay_mask == "all" or name in DECAYED[o.decay_mask] else 0.0
             pull = factor * decayed * (learning_rate if o.decay == "scaled" else 1.0)
             theta[name] = theta[name] - factor * learning_rate * u - pull * theta[name]
         size = max(np.abs(leaf).max() for leaf in theta.values())
@@ -156,7 +158,7 @@ def test_rates_traced_under_vmap_equal_a_loop_and_plain_floats(kind):
 
 
 @pytest.mark.parametrize("decay", ["scaled", "independent"])
-@pytest.mark.parametrize("mask", ["all", "matrices"])
+@pytest.mark.parametrize("mask", optim.MASKS)
 def test_without_gradient_weights_shrink_by_the_product_of_the_decays(decay, mask):
     o = dataclasses.replace(EXACT, decay=decay, decay_mask=mask)
     params, grads = problem()
@@ -165,7 +167,7 @@ def test_without_gradient_weights_shrink_by_the_product_of_the_decays(decay, mas
         unit = DECAY if decay == "independent" else rate * DECAY
         shrink = math.prod(1 - unit * factor_by_hand(o, step, T) for step in range(T))
         for name, leaf in named_leaves(params).items():
-            expected = leaf * (shrink if mask == "all" or name in MATRICES else 1.0)
+            expected = leaf * (shrink if mask == "all" or name in DECAYED[mask] else 1.0)
             # Per step, ten roundings of the decay (at most 0.3 of the weight), and the subtraction's.
             tolerance = T * (10 * 0.3 + 1) / (1 - 0.3) * EPS
             np.testing.assert_allclose(path[name][-1], expected, rtol=tolerance, err_msg=name)
@@ -227,7 +229,7 @@ def test_a_warmup_that_does_not_fit_is_refused(warmup_steps):
         ("family", "adam", r"optim\.family='adam': one of adamw, sgd"),
         ("schedule", "cosine", r"optim\.schedule='cosine': one of warmup_cosine, constant"),
         ("decay", "decoupled", r"optim\.decay='decoupled': one of scaled, independent"),
-        ("decay_mask", "kernels", r"optim\.decay_mask='kernels': one of all, matrices"),
+        ("decay_mask", "biases", r"optim\.decay_mask='biases': one of all, matrices, kernels"),
         ("clip_norm", 0.0, r"optim\.clip_norm=0\.0: must be positive"),
         ("clip_norm", math.nan, r"optim\.clip_norm=nan: must be positive"),
         ("eps", -1e-8, r"optim\.eps=-1e-08: must be positive"),

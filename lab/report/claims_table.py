@@ -9,9 +9,9 @@ Row = Mapping[str, object]
 
 def text(rows: Sequence[Row]) -> str:
     """The table for a terminal, headline claims first, and its foot."""
-    lines = []
+    lines, width = [], max([4, *(len(row["id"]) for row in rows)])
     for row in rows:
-        lines.append(f"{row['id']:<4} {row['verdict']:<14} {interval(row):<24} {row['statement']}")
+        lines.append(f"{row['id']:<{width}} {row['verdict']:<14} {interval(row):<24} {row['statement']}")
         needs = f"{row['quantity']} {row['threshold']}"
         about = f"{seeds(row)}, margin {margin(row)}, {row['scale']}" if row["measured"] is not None else row["scale"]
         lines.append(f"     {'headline; ' * row['headline']}needs: {needs} ({about}). {row['note']}".rstrip())

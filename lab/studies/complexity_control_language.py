@@ -4,11 +4,13 @@ Two corners of the grid are compared: the largest initial weights with the small
 largest. The user has the data.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
 from lab import models
-from lab.claims import DIRECTION, claim
+from lab.claims import DIRECTION, Claim, claim
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
 from lab.models import decode
@@ -67,19 +69,33 @@ def decoded(experiment: Experiment) -> Measure:
     return Measure("decoded", function, units, dims, dict(task.coords), "last", split=split, n=SEQUENCES)
 
 
-@claim(
-    "L1", "On SCAN and COGS small weights with large decay beat large weights with small decay", headline=True,
-    quantity="least lead in accuracy out of distribution", source=COMPLEXITY,
+NAMES = {"scan": "SCAN", "cogs": "COGS"}
+lead_claim = functools.partial(
+    claim, quantity="least lead in accuracy out of distribution", source=COMPLEXITY,
     published="out of distribution, at every data size", above=0, threshold_from=DIRECTION,
 )  # fmt: skip
+fit_claim = functools.partial(
+    claim, quantity="lowest accuracy of both in distribution", source=COMPLEXITY, published="above 99 %", at_least=0.99
+)  # fmt: skip
+
+
+def of_task(task: str) -> tuple[Claim, Claim]:
+    """Both claims of one task."""
+    splits = {task: SPLITS[task]}
+    statement = f"On {NAMES[task]} small weights with large decay beat large weights with small decay"
+    lead = lead_claim(f"L1-{task}", statement, headline=True)(lambda runs: corners.least_lead(runs, splits))
+    fit = fit_claim(f"L2-{task}", f"while both fit {NAMES[task]} in distribution")(
+        lambda runs: corners.least_fit(runs, splits)
+    )
+    return lead, fit
+
+
+@lead_claim("L1", "On both small weights with large decay beat large weights with small decay")
 def small_and_decayed_wins(runs: Runs):
     return corners.least_lead(runs, SPLITS)
 
 
-@claim(
-    "L2", "while both fit SCAN and COGS in distribution", quantity="lowest accuracy of both in distribution",
-    source=COMPLEXITY, published="above 99 %", at_least=0.99,
-)  # fmt: skip
+@fit_claim("L2", "while both are fitted in distribution")
 def both_fit(runs: Runs):
     return corners.least_fit(runs, SPLITS)
 
@@ -141,7 +157,7 @@ STUDY = Study(
     lead=LEAD,
     papers=("arXiv 2405.05409", COMPLEXITY),
     measures=measures,
-    claims=(small_and_decayed_wins, both_fit),
+    claims=(*of_task("scan"), *of_task("cogs"), small_and_decayed_wins, both_fit),
     target="gen.accuracy",
     usual={"train_items": max},
     sections=sections,

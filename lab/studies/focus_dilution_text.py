@@ -110,7 +110,7 @@ def attention_of_probes(experiment: Experiment) -> Measure:
 
 
 @claim(
-    "T1", "A probe token of middle frequency goes diluted, focused, diluted",
+    "T1", "A probe token of middle frequency goes diluted, focused, diluted", headline=True,
     quantity=RETURNS, source=f"{PAPER}, WikiText", published='"continue" does',
     at_least=1, threshold_from=OURS,
 )  # fmt: skip
@@ -128,8 +128,8 @@ def probes_go_and_return(runs: Runs):
 
 
 @claim(
-    "T2", "Attention entropy goes down, up, down", quantity=f"turns of {TURNED:g} nats", source=f"{PAPER}, figures",
-    published="down, up, down", at_least=2, threshold_from=DIRECTION,
+    "T2", "Attention entropy goes down, up, down", headline=True, quantity=f"turns of {TURNED:g} nats",
+    source=f"{PAPER}, figures", published="down, up, down", at_least=2, threshold_from=DIRECTION,
 )  # fmt: skip
 def entropy_turns(runs: Runs):
     entropy = runs["one_layer"].over_time("probes.entropy", ("seed",)).isel(layer=0).mean("probe")

@@ -166,7 +166,14 @@ def test_rows_with_data_of_their_own_share_nothing(echo):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"decay_mask": "matrices"}, {"frozen": ("embed",)}, {"family": "sgd", "momentum": 0.9}]
+    "changes",
+    [
+        {},
+        {"decay_mask": "matrices"},
+        {"decay_mask": "kernels"},
+        {"frozen": ("embed",)},
+        {"family": "sgd", "momentum": 0.9},
+    ],
 )
 @pytest.mark.parametrize("clip_norm", [float("inf"), 1e-3])
 def test_a_packed_step_is_the_step(echo, changes, clip_norm, standard_promotion):

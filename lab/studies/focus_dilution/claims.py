@@ -3,10 +3,11 @@
 Thresholds are from the papers where they print one, else ours and marked so; written before the runs. What counts as a
 move, as a cycle, as growth is ours, too, and the same for all rows.
 
-F1 to F7b are of the exact limit of each row's start; F8 and F9 of the same rows trained on samples; those of the other
+F1 to F7d are of the exact limit of each row's start; F8 and F9 of the same rows trained on samples; those of the other
 paper stand in `companion`. Where a grid has several initial scales, theory's statements (F1 to F5) take the smallest,
 for which they are asymptotic, and those on repeated cycles (F7 to F9) the largest, from which most cycles fit into the
-same time. A seed without the stage that a claim speaks of counts as missing.
+same time. The paper shows repeated cycles by norms and by the entropy of attention; focus itself is counted beside
+them. A seed without the stage that a claim speaks of counts as missing.
 """
 
 import functools
@@ -24,8 +25,10 @@ from lab.tasks import markov
 
 PAPER = "arXiv 2605.01199"
 HYSTERESIS = 0.01  # attention mass: what counts as a move of the exact limit
-CYCLE = {"focus": 0.05, "entropy": 0.1}  # attention mass, nats: rises and falls that make a cycle, above any noise
+# rises and falls that make a cycle, above any noise: attention mass, nats, share of a norm's highest value
+CYCLE = {"focus": 0.05, "entropy": 0.1, "norm": 0.05}
 MAXIMA = f"maxima of focus with falls of {CYCLE['focus']:g}"
+RISES = f"maxima of a low-frequency token's norm with falls of {CYCLE['norm']:.0%} of its highest"
 GROWN = 2.0  # times its first value: W_Q has left where it started
 CONDENSED_RANK, CONDENSED_GAP = 1.1, 1e-3  # of W_0, nats: the paper's criterion as `attention_stages.Thresholds` has it
 ESCAPED = 0.05  # s_2 / s_1 of W_0 at which a new direction is there
@@ -119,8 +122,9 @@ def symmetric_tokens_stall(runs: Runs):
 
 
 @claim(
-    "F6b", "Asymmetric ones escape, later the smaller delta is", quantity="rank correlation of the step with delta",
-    source=f"{PAPER}, stage IV", published="a transverse mode of strength delta", at_most=-0.9, threshold_from=OURS,
+    "F6b", "Asymmetric ones escape, later the smaller delta is", headline=True,
+    quantity="rank correlation of the step with delta", source=f"{PAPER}, stage IV",
+    published="a transverse mode of strength delta", at_most=-0.9, threshold_from=OURS,
 )  # fmt: skip
 def asymmetric_tokens_escape(runs: Runs):
     steps = steps_to_escape(runs["escape"])
@@ -131,30 +135,46 @@ def asymmetric_tokens_escape(runs: Runs):
 
 
 @claim(
-    "F7a", "More than one cycle is seen, by gradient descent at the rate of training", headline=True,
-    quantity=MAXIMA, source=f"{PAPER}, figures",
-    published="norms repeatedly grow and shrink", at_least=2, threshold_from=FIGURE,
+    "F7a", "The cycle recurs: norms of low-frequency tokens grow and shrink more than once, at the rate of training",
+    headline=True, quantity=RISES, source=f"{PAPER}, figures", published="norms repeatedly grow and shrink",
+    at_least=2, threshold_from=FIGURE,
 )  # fmt: skip
-def cycle_repeats(runs: Runs):
-    return _maxima(runs["cycle"], "limit", "time")
+def norms_recur(runs: Runs):
+    return _recurring(runs["cycle"], "limit", "time")
 
 
 @claim(
-    "F7b", "and by gradient flow, which theory is written for",
-    quantity=MAXIMA, source=f"{PAPER}, figures",
-    published="norms repeatedly grow and shrink", at_least=2, threshold_from=FIGURE,
+    "F7b", "and by gradient flow, which theory is written for", headline=True,
+    quantity=RISES, source=f"{PAPER}, figures", published="norms repeatedly grow and shrink",
+    at_least=2, threshold_from=FIGURE,
 )  # fmt: skip
-def cycle_repeats_in_the_flow(runs: Runs):
+def norms_recur_in_the_flow(runs: Runs):
+    return _recurring(runs["cycle"], "fine", "time")
+
+
+@claim(
+    "F7c", "Focus itself comes and goes more than once in gradient flow", quantity=MAXIMA,
+    source="control of ours", published="-", at_least=2, threshold_from=OURS,
+)  # fmt: skip
+def focus_recurs_in_the_flow(runs: Runs):
     return _maxima(runs["cycle"], "fine", "time")
 
 
 @claim(
-    "F8", "The cycle survives training on finite sequences in minibatches",
-    quantity=MAXIMA, source=f"{PAPER}, experiments", published="seen in training",
+    "F7d", "and with six tokens", quantity=MAXIMA, source="control of ours", published="-", at_least=2,
+    threshold_from=OURS,
+)  # fmt: skip
+def focus_of_six_tokens_recurs_in_the_flow(runs: Runs):
+    return _maxima(runs["six"], "fine", "time")
+
+
+@claim(
+    "F8", "The cycle survives training on finite sequences in minibatches", headline=True,
+    quantity=RISES, source=f"{PAPER}, experiments", published="seen in training",
     at_least=2, threshold_from=OURS,
 )  # fmt: skip
 def cycle_survives_sampling(runs: Runs):
-    return _maxima(runs["cycle"], "state", "snapshot")
+    return _recurring(trained_on_samples(runs), "state", "snapshot")
 
 
 @claim(
@@ -162,12 +182,17 @@ def cycle_survives_sampling(runs: Runs):
     source=f"{PAPER}, figures", published="down, up, down", at_least=2, threshold_from=DIRECTION,
 )  # fmt: skip
 def entropy_falls_rises_falls(runs: Runs):
-    run = runs["cycle"]
+    run = trained_on_samples(runs)
     task = run.config["task"]
     law = xr.DataArray(np.asarray(task["stationary"] or markov.stationary_of(task["transition"])), dims="query_token")
     entropy = (run.over_time("state.entropy", ("seed",), gamma=min) * law).sum("query_token", skipna=False)
     note = "Turns of the pi-weighted attention entropy: its first minimum and the maximum after it are two."
     return attention_stages.count_turns(-entropy, CYCLE["entropy"]), note
+
+
+def trained_on_samples(runs: Runs) -> Run:
+    """The variant `sampled`, or else `cycle`."""
+    return runs["sampled" if "sampled" in runs else "cycle"]
 
 
 def has_limit(run: Run) -> bool:
@@ -187,12 +212,13 @@ def with_limit(run: Run) -> Run:
 
 
 def of_smallest_weights(runs: Runs) -> Curves:
-    """Curves over time of the variant `cycle`, one a seed, at its largest gamma.
+    """Curves over time of the variant `stages`, or else `cycle`, one a seed, at its largest gamma.
 
     Raises:
       MissingData: as `with_limit`.
     """
-    return functools.partial(with_limit(runs["cycle"]).over_time, keep=("seed",), gamma=max)
+    run = runs["stages" if "stages" in runs else "cycle"]
+    return functools.partial(with_limit(run).over_time, keep=("seed",), gamma=max)
 
 
 def condensed_at(curves: Curves) -> xr.DataArray:
@@ -233,6 +259,10 @@ def ratio(later: xr.DataArray, earlier: xr.DataArray) -> xr.DataArray:
     return later / earlier.where(earlier > 0)
 
 
+def counted(numbers: xr.DataArray) -> str:
+    return ", ".join("-" if np.isnan(number) else f"{number:.0f}" for number in numbers.values)
+
+
 def listed(steps: xr.DataArray) -> str:
     return ", ".join("never" if np.isnan(step) else f"{step:.0f}" for step in steps.values)
 
@@ -271,14 +301,28 @@ def _growth(curves: Curves, name: str, times: int):
 
 def _maxima(run: Run, measure: str, time: str):
     focus = run.over_time(f"{measure}.focus", ("seed",), gamma=min)
-    turns = attention_stages.count_turns(focus, CYCLE["focus"], time)
     note = f"Maxima of F, each followed by a fall of {CYCLE['focus']:g}, at gamma {float(focus.gamma):g}."
-    return (turns + 1) // 2, note  # the first turn is a maximum
+    return _count_maxima(focus, CYCLE["focus"], time), note
+
+
+def _recurring(run: Run, measure: str, time: str):
+    """The most maxima that the norm of a token other than the most frequent has; beside it those of focus."""
+    norm = run.over_time(f"{measure}.token_norm", ("seed",), gamma=min).isel(query_token=slice(1, None))
+    maxima = _count_maxima(norm / norm.max(time), CYCLE["norm"], time)
+    focus, _ = _maxima(run, measure, time)
+    by_token = "; ".join(f"token {i}: {counted(one)}" for i, one in enumerate(maxima.transpose("query_token", ...), 1))
+    note = f"By seed, at gamma {float(norm.gamma):g}: {by_token}; {MAXIMA}: {counted(focus)}."
+    return maxima.max("query_token", skipna=False), note
+
+
+def _count_maxima(curves: xr.DataArray, fall: float, time: str) -> xr.DataArray:
+    """Maxima, each followed by a fall; NaN for a curve that is not finite."""
+    return (attention_stages.count_turns(curves, fall, time) + 1) // 2  # the first turn is a maximum
 
 
 CLAIMS = (
     condensation_comes_first, plateau_is_unigram, every_query_focuses, rare_queries_dilute,
     attention_grows_as_predicted, redistribution_grows_as_predicted, attention_collapses_later, symmetric_tokens_stall,
-    asymmetric_tokens_escape, cycle_repeats, cycle_repeats_in_the_flow, cycle_survives_sampling,
-    entropy_falls_rises_falls,
+    asymmetric_tokens_escape, norms_recur, norms_recur_in_the_flow, focus_recurs_in_the_flow,
+    focus_of_six_tokens_recurs_in_the_flow, cycle_survives_sampling, entropy_falls_rises_falls,
 )  # fmt: skip

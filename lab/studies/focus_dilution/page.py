@@ -56,7 +56,8 @@ def sections(runs: Runs) -> list[Section]:
             drawings += (step_size, hessians) if "fine.focus" in run else ()
             made.append(draw_section("The cycle in the exact limit", LIMIT, run, drawings))
         drawings = (sampled_small, sampled_large, focus_of_all_seeds)
-        made.append(draw_section("The cycle trained on samples", SAMPLED, run, drawings))
+        sampled = claims.trained_on_samples(runs)
+        made.append(draw_section("The cycle trained on samples", SAMPLED, sampled, drawings))
         if limited:
             made.append(draw_section("How long stages last", LAWS, runs, (stage_lengths,)))
     if "collapse" in runs:

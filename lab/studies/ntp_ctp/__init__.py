@@ -1,7 +1,7 @@
 """Why next-token prediction reasons better than answer-only training: arXiv 2502.02007."""
 
 from lab.studies import Study
-from lab.studies.ntp_ctp import claims, flatness, pictures, transfer
+from lab.studies.ntp_ctp import by_task, claims, equal_loss, flatness, pictures, transfer
 from lab.studies.ntp_ctp.measures import measures
 
 TITLE = "Why does next-token prediction reason better than training on answers?"
@@ -16,7 +16,7 @@ STUDY = Study(
     lead=LEAD,
     papers=(claims.PAPER,),
     measures=measures,
-    claims=(*claims.CLAIMS, *flatness.CLAIMS, *transfer.CLAIMS),
+    claims=(*by_task.CLAIMS, *claims.CLAIMS, *equal_loss.CLAIMS, *flatness.CLAIMS, *transfer.CLAIMS),
     target="ood.accuracy",
     usual=claims.USUAL,
     published_sizes=False,

@@ -19,6 +19,9 @@ from lab.tasks import Composition, Finetune
 MATVECS, PROBES = 24, 16
 RADIUS = 0.05  # of the step up, in units of the weights (Foret et al. 2021)
 DIRECTIONS = 10
+PATH_MATVECS, PATH_DIRECTIONS, PATH_DRAWS = 10, 4, 2  # of every snapshot: fewer of each
+PATH_ALPHAS = (-0.5, 0.5)
+PATH_SHARES = ("accuracy", "weight_accuracy", "input_accuracy")
 OF_MATRIX = dict.fromkeys(("top", "top_residual", *errors({"trace": ""})), "nats per weight^2")
 OF_MATRIX |= {"top_converged": "yes or no"}
 
@@ -35,7 +38,8 @@ def measures(experiment: Experiment) -> list[Measure]:
         raise ValueError(f"the ntp_ctp study measures transformers with model.readout='all', not {model}")
     if not task.has_answer:
         raise ValueError(f"the ntp_ctp study measures tasks with an answer, not {type(task).__name__}")
-    parts = [minimum(experiment), information(experiment), terms(experiment), weights.norms(experiment)]
+    parts = [minimum(experiment), along_training(experiment)]
+    parts += [information(experiment), terms(experiment), weights.norms(experiment)]
     # next-token prediction is said to reason, answer-only training to merge the anchors early (arXiv 2405.05409 has the
     # two circuits): they are of the first two blocks, and attention says where a model reads, not what its answer uses
     return [*parts, anchors.circuits(experiment)] if _has_circuits(experiment) else parts
@@ -73,6 +77,30 @@ def minimum(experiment: Experiment) -> Measure:
     return loss.of_loss("minimum", function, nats | OF_MATRIX | shares, dims, coords)
 
 
+def along_training(experiment: Experiment) -> Measure:
+    """Sharpness, lines and robustness of `minimum` at every snapshot, beside the loss: for rows to be compared where
+    answers are as well learnt, since a loss near zero is flat whatever led there."""
+
+    def function(row):
+        batches = loss_fn.weighted_minibatches(row.batch, loss.MINIBATCH)
+        keys = jax.random.split(row.key, 4)
+        answer_loss = loss_fn.answer_loss(experiment.model)
+        matvec, like_P = curvature.hessian(answer_loss, row.params, batches)
+        line = flatness.random_lines(
+            answer_loss, row.params, keys[1], flatness.tensor_normalized, PATH_DIRECTIONS, jnp.array(PATH_ALPHAS),
+            batches,
+        )  # fmt: skip
+        found = {"top": loss.largest("top", matvec, like_P, keys[0], PATH_MATVECS)["top"], "line": line.value}
+        found["loss"] = loss_fn.mean_loss(answer_loss, row.params, batches)
+        accuracies = _accuracies(experiment.model, row.params, keys[2:], batches, PATH_DRAWS)
+        return found | {name: accuracies[name] for name in PATH_SHARES}
+
+    units = {"top": "nats per weight^2", "line": "nats", "loss": "nats"} | dict.fromkeys(PATH_SHARES, "share")
+    dims = {"line": ("path_alpha",), "weight_accuracy": ("sigma",), "input_accuracy": ("sigma",)}
+    coords = {"path_alpha": PATH_ALPHAS, "sigma": loss.SIGMAS}
+    return Measure("path", function, units, dims, coords, "all", n=loss.SEQUENCES, stream=loss.STREAM)
+
+
 def information(experiment: Experiment) -> Measure:
     """Fisher information of the row's start: its largest eigenvalue and its trace."""
 
@@ -98,10 +126,10 @@ def terms(experiment: Experiment) -> Measure:
     return Measure("expansion", function, units, snapshots="all", n=loss.SEQUENCES, stream=loss.STREAM)
 
 
-def _accuracies(model, params, keys, batches) -> dict:
+def _accuracies(model, params, keys, batches, n_draws: int = loss.DRAWS) -> dict:
     score_of, sigmas_S = loss_fn.answer_accuracy_of, jnp.array(loss.SIGMAS)
     score, edited = loss_fn.score(model, score_of), flatness.with_embedding_edit(model, score_of)
-    in_weights = flatness.weight_noise(score, params, keys[0], sigmas_S, loss.DRAWS, batches)
-    in_inputs = flatness.embedding_noise(edited, params, keys[1], sigmas_S, loss.DRAWS, batches)
+    in_weights = flatness.weight_noise(score, params, keys[0], sigmas_S, n_draws, batches)
+    in_inputs = flatness.embedding_noise(edited, params, keys[1], sigmas_S, n_draws, batches)
     clean = {"accuracy": loss_fn.mean_loss(score, params, batches)}
     return clean | named("weight_accuracy", in_weights) | named("input_accuracy", in_inputs)

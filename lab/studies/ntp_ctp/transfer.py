@@ -34,7 +34,7 @@ def _over_tasks(number: Callable[[Run], xr.DataArray], runs: Runs, ratio: bool =
 
 
 @paper_claim(
-    "N7", "CTP finetunes faster from a model pretrained by NTP", headline=True, above=1,
+    "N7", "CTP finetunes faster from a model pretrained by NTP, mean over tasks", above=1,
     quantity=f"steps to {LEARNT:.0%} training accuracy, NTP over CTP",
 )  # fmt: skip
 def finetunes_faster(runs: Runs):

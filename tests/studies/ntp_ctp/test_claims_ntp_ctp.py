@@ -16,13 +16,14 @@ from lab.configs import base
 from lab.engine import init_from
 from lab.objective import CTP, NTP
 from lab.runs import MissingData
-from lab.studies.ntp_ctp import STUDY, claims, transfer
+from lab.studies.ntp_ctp import STUDY, by_task, claims, equal_loss, transfer
 from lab.studies.ntp_ctp.claims import KNOWN, SCORES
 from lab.studies.ntp_ctp.measures import measures
+from lab.studies.ntp_ctp.tuning import tuned
 from lab.tasks import Finetune
 
 STEPS = (0, 100, 200, 400)
-NEVER = math.inf
+NEVER, NAN = math.inf, math.nan
 AXES = {
     "ntp_weight": (CTP, NTP), "gamma": (0.5, 0.8), "weight_decay": (0.01, 1.0), "label_noise": (0.0, 0.2),
     "context_noise": (0.0, 0.1),
@@ -160,6 +161,87 @@ def test_n4c_compares_what_wrong_answers_cost():
     assert values("N4c", a=answered(0.4, 0.9, answered(0.9, 0.95), label_noise=0.2)) == pytest.approx([0.45] * 5)
 
 
+def test_n3e_is_in_units_of_the_weights_length():
+    made = put(grid(), "minimum.top", 8.0, 2.0, time=None)
+    put(made, "norm.log_frobenius_whole", 0.0, math.log(1.5), time="snapshot")
+    assert values("N3e", a=made) == pytest.approx([4 / 1.5**2] * 5)
+
+
+# --- at equal loss ---
+
+
+def test_value_at_a_loss_is_between_the_snapshots_around_it_and_of_the_one_that_sets_it_the_last():
+    loss_T, value_T = np.array([4.0, 1.0, 0.25, 0.01]), np.array([0.0, 3.0, 5.0, 9.0])
+    assert equal_loss.value_at(loss_T, value_T, 0.5) == pytest.approx(4.0)  # half way in the logarithm
+    assert equal_loss.value_at(loss_T, value_T, 0.25) == 5.0
+    assert equal_loss.value_at(loss_T, value_T, 0.01) == equal_loss.value_at(loss_T, value_T, 0.005) == 9.0
+    assert equal_loss.value_at(loss_T, value_T, 7.0) == 0.0
+    assert math.isnan(equal_loss.value_at(np.array([1.0, NAN]), np.array([1.0, 1.0]), 0.5))
+
+
+def along(ctp, ntp, name, **how):
+    """CTP ends with a hundredth of NTP's loss, 1, which it has had between its second and third snapshot."""
+    made = put(grid(), "path.loss", by_step(4, 2, 0.5, 0.01), by_step(5, 3, 2, 1), time="snapshot")
+    return put(made, name, ctp, ntp, time="snapshot", **how)
+
+
+def test_n3f_and_n3g_compare_where_answers_are_as_well_learnt():
+    top = along(by_step(77, 2, 8, 77), by_step(77, 77, 77, 1), "path.top")
+    assert values("N3f", a=top) == pytest.approx([4] * 5)  # geometric, half way
+    ends = np.array([0.5, 1.5])  # lines are the mean of both ends
+    lines = along(*(by_step(*numbers)[..., None] * ends for numbers in ((77, 2, 8, 77), (77, 77, 77, 1))),
+                  "path.line", dims={"path_alpha": [-0.5, 0.5]})  # fmt: skip
+    assert values("N3g", a=lines) == pytest.approx([4] * 5)
+
+
+@pytest.mark.parametrize(("id", "of"), [("N4d", "weight"), ("N4e", "input")])
+def test_n4_at_equal_loss_compares_what_noise_costs_there(id, of):
+    kept = [by_step(*numbers)[..., None] * np.array([0.5, 1.5]) for numbers in ((77, 0.4, 0.6, 77), (77, 77, 77, 0.7))]
+    made = along(*kept, f"path.{of}_accuracy", dims={"sigma": [0.1, 0.2]})
+    put(made, "path.accuracy", by_step(77, 0.8, 0.8, 77), by_step(77, 77, 77, 0.75), time="snapshot")
+    assert values(id, a=made) == pytest.approx([0.3 - 0.05] * 5)
+
+
+# --- by task, and tuned ---
+
+
+def test_claims_of_one_task_are_of_that_variant():
+    made, other = answered(0.1, 0.9), answered(0.9, 0.1)
+    assert values("N2-addition", addition=made, kinship=other) == pytest.approx([0.8] * 5)
+    assert "variant ontology" in measure("N2-ontology", addition=made).note
+    second = put(learnt(learning(*[100] * 5), learning(*[400] * 5)), KNOWN, 1, 1)
+    assert values("N7-other_keys", composition_then_other_keys=second) == [4] * 5
+
+
+def test_each_objective_is_taken_at_its_own_best_decay_and_rate():
+    """The best by accuracy on sequences like those of training, though others answer more out of distribution."""
+    made = grid()
+    settings = [(decay, rate) for decay in (0.01, 1.0) for rate in synthetic.RATES]
+    best = {CTP: (1.0, synthetic.RATES[0]), NTP: (0.01, synthetic.RATES[2])}
+    for objective in (CTP, NTP):
+        for decay, rate in settings:
+            at = {"ntp_weight": objective, "gamma": 0.5, "weight_decay": decay, "learning_rate": rate}
+            is_best = (decay, rate) == best[objective]
+            made.put("test.accuracy", [0.9, 0.1, 0.9, 0.9, 0.9] if is_best else 0.8, **at)
+            made.put("ood.accuracy", {CTP: 0.3, NTP: 0.4}[objective] if is_best else 0.99, **at)
+    found = measure("N2-addition", addition=made)
+    assert found.values_S == pytest.approx([0.1] * 5)
+    assert found.note == ("chosen by test.accuracy: CTP weight decay 1, learning rate 0.0001; "
+                          "NTP weight decay 0.01, learning rate 0.01")  # fmt: skip
+    assert measure("N2", addition=made).note.endswith(f" addition: {found.note}.")
+
+
+def test_row_that_diverged_is_no_choice_and_a_run_of_one_setting_stays():
+    made = grid(learning_rate=(1e-3,), gamma=(0.5,))
+    for decay, accuracy in ((0.01, 0.5), (1.0, 0.9)):
+        put(made, "test.accuracy", accuracy, accuracy, weight_decay=decay)
+        put(made, "ood.accuracy", decay, decay, weight_decay=decay)
+    made.diverge(7, weight_decay=1.0)
+    assert "CTP weight decay 0.01; NTP weight decay 0.01" in measure("N2-addition", addition=made).note
+    lone = grid(learning_rate=(1e-3,), weight_decay=(0.01,)).run()
+    assert tuned(lone) == (lone, "")
+
+
 @pytest.mark.parametrize(("id", "at"), [("N5a", {"context_noise": 0.1}), ("N5b", {"label_noise": 0.2})])
 def test_n5_is_the_gain_where_there_is_a_gap(id, at):
     made = answered([0.5, 0.1, 0.3, 0.5, 0.5], None, answered(0.2, [0.9, 0.9, 0.9, 0.1, 0.2]), **at)
@@ -218,7 +300,8 @@ def test_every_variant_can_be_built_and_measured(preset):
             continue
         has_circuits = name.startswith("composition")
         found = {one.name for one in measures(experiment)}
-        assert found == {"minimum", "fisher", "expansion", "norm"} | ({"flow"} if has_circuits else set()), name
+        wanted = {"minimum", "path", "fisher", "expansion", "norm"} | ({"flow"} if has_circuits else set())
+        assert found == wanted, name
         shuffled, is_control = name.endswith("shuffled"), name.endswith(tuple(claims.REGULARIZERS))
         wanted = (NTP,) if shuffled else (CTP,) if is_control else (CTP, NTP)
         assert set(wanted) <= set(grid.axes["ntp_weight"]) and experiment.objective.shuffle_context == shuffled
@@ -228,7 +311,7 @@ def test_every_variant_can_be_built_and_measured(preset):
 def test_second_tasks_start_from_rows_of_the_first_that_ntp_trained_without_noise(preset):
     variants = configs.variants(base.load("ntp_ctp", preset))
     second = {name: variant for name, variant in variants.items() if variant.start.variant}
-    assert "composition_then_other_keys" in second
+    assert second.keys() & {*by_task.SECOND_TASKS.values()}
     first = configs.grid(variants["composition"])
     for variant in second.values():
         grid = configs.grid(variant)
