@@ -20,6 +20,7 @@ VARIANTS = {
     "pre, tied": dict(norm="pre", tied_head=True, n_heads=1, n_layers=1),
     "post": dict(norm="post", activation="relu", final_norm=False, n_layers=1),
     "no norm, tied, biases": dict(norm="none", tied_head=True, use_bias=True, final_norm=False),
+    "no positions": dict(max_length=0),
     "trained on answers": dict(norm="post", use_bias=True, readout="last", n_layers=1),
 }
 greedy = jax.jit(decode.greedy, static_argnums=(0, 4))
