@@ -15,7 +15,9 @@ each is seen, as in the papers, whose epochs visit every item once. A batch that
 batch: each item once, in order, and what is left of the batch has no weight.
 
 Sequences begin at the left. In `layers` without trained questions nothing is ever answered after three tokens: there
-use a model without absolute positions (`positions="none"` or `"rotary"`, or a bag of tokens).
+use a model without absolute positions (a transformer with `max_length=0`, or a bag of tokens). A transformer reads `e`
+of an identity in the residual stream of `e` itself, and the `e` of a fact by attention, with other weights: `asked`
+decides whether the two can share anything.
 """
 
 import dataclasses
@@ -32,6 +34,7 @@ from lab.tasks import answers, worlds, wrong_hops
 from lab.tasks.task import Batch, Task, check_split
 
 WORLDS = {"layers": worlds.layers, "graph": worlds.graph}
+ASKED = ("plain", "relation", "question")
 END, FIRST_RELATION = 1, 2
 FACT, IDENTITY, TWO_HOP, THREE_HOP = range(4)  # `info["kind_B"]`
 HOPS = {FACT: 1, TWO_HOP: 2, THREE_HOP: 3}
@@ -54,6 +57,8 @@ class TwoHop(Task):
       test_share: of the other questions, held out for `two_hop_id`.
       chain_of_thought: the bridge is said before the answer.
       three_hop: whether there are questions of three hops; of a `graph`.
+      asked: `plain`, as above; `relation`: identities have a relation of their own, `e ? -> e`; `question`: all
+        questions end with `?`, so that all answers are read at the same token.
       end_token: answers end with a token of their own.
       identity: share of the bridges (`graph`: entities) whose identity is trained.
       ratio: trained questions of two hops for each fact in distribution: lambda.
@@ -72,6 +77,7 @@ class TwoHop(Task):
     test_share: float = 0.0
     chain_of_thought: bool = False
     three_hop: bool = False
+    asked: str = "plain"
     end_token: bool = False
     identity: float = 0.0
     ratio: float = 0.0
@@ -88,7 +94,9 @@ class TwoHop(Task):
 
     def __post_init__(self):
         shares = dict.fromkeys(("ood_share", "test_share", "identity", *wrong_hops.XI), (0, 1))
-        limits.check("task", self, {"world": WORLDS}, shares | {"world_seed": (0, limits.SEED_BOUND - 1)})
+        limits.check(
+            "task", self, {"world": WORLDS, "asked": ASKED}, shares | {"world_seed": (0, limits.SEED_BOUND - 1)}
+        )
         limits.check_sizes("task", self, dict(n_entities=2, n_relations=1, out_degree=1))
         degrees = (1, self.n_relations) if self.world == "layers" else range(1, self.n_relations + 1)
         if self.out_degree not in degrees:
@@ -129,14 +137,20 @@ class TwoHop(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        n_relations = self.n_relations * (2 if self.world == "layers" else 1)
+        n_relations = self.first_entity - FIRST_RELATION
         entities = range(len(self.facts.start_E))
-        return ("", "end", *(f"r{i}" for i in range(n_relations)), *(f"e{i}" for i in entities))
+        mark = () if self.asked == "plain" else ("?",)
+        return ("", "end", *(f"r{i}" for i in range(n_relations)), *(f"e{i}" for i in entities), *mark)
 
     @property
     def first_entity(self) -> int:
         """The token of entity 0."""
-        return self.vocab_size - len(self.facts.start_E)
+        return FIRST_RELATION + self.n_relations * (2 if self.world == "layers" else 1)
+
+    @property
+    def mark(self) -> int:
+        """The token `?`, where questions have it."""
+        return self.vocab_size - 1
 
     @property
     def vocab_size(self) -> int:
@@ -152,7 +166,7 @@ class TwoHop(Task):
 
     @property
     def answer_alphabet(self) -> range:
-        return range(self.first_entity, self.vocab_size)
+        return range(self.first_entity, self.first_entity + len(self.facts.start_E))
 
     @property
     def context_alphabet(self) -> range:
@@ -223,7 +237,9 @@ class TwoHop(Task):
                 name: share(jnp.take_along_axis(right_BxL, place, axis=1)[:, 0]) for name, place in right.items()
             }
         logits_BxV = jnp.take_along_axis(logits_BxLxV, first_B[..., None], axis=1)[:, 0]
-        kind_V = jnp.asarray(np.concatenate([np.full(self.first_entity, -1, np.int32), self.facts.kind_E]))
+        kind_V = np.full(self.vocab_size, -1, np.int32)
+        kind_V[self.answer_alphabet.start : self.answer_alphabet.stop] = self.facts.kind_E
+        kind_V = jnp.asarray(kind_V)
         answer_B, says_B = batch.info["answer_B"], jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
         of_type_BxV = kind_V[None] == kind_V[answer_B][:, None]
         within_B = jnp.argmax(jnp.where(of_type_BxV, logits_BxV, -jnp.inf), axis=-1).astype(jnp.int32)
@@ -298,14 +314,10 @@ class TwoHop(Task):
 
     def _form(self, kind: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Question and answer of a kind, by the names of their parts."""
-        if kind == IDENTITY:
-            return ("head",), ("answer",)
-        if kind == FACT:
-            return ("head", "first"), ("answer",)
-        thought = self.chain_of_thought
-        if kind == TWO_HOP:
-            return ("head", "first", "second"), ("bridge", "answer") if thought else ("answer",)
-        return ("head", "first", "second", "third"), ("bridge", "next", "answer") if thought else ("answer",)
+        n_hops = HOPS.get(kind, 0)
+        has_mark = self.asked == "question" or (self.asked == "relation" and kind == IDENTITY)
+        between = worlds.BRIDGES[: max(n_hops - 1, 0)] if self.chain_of_thought else ()
+        return ("head", *worlds.RELATIONS[:n_hops], *(("mark",) * has_mark)), (*between, "answer")
 
     def _size(self, kind: int) -> int:
         """Tokens of a sequence."""
@@ -326,7 +338,7 @@ class TwoHop(Task):
         token = {
             name: value + (FIRST_RELATION if name in worlds.RELATIONS else self.first_entity)
             for name, value in said.items()
-        }
+        } | {"mark": jnp.full_like(number_B, self.mark)}
         columns = [token[name] for name in (*question, *answer)] + [jnp.full_like(number_B, END)] * self.end_token
         info = {
             "kind_B": jnp.full_like(number_B, kind),

@@ -15,7 +15,7 @@ import lab
 from lab import config as configs
 from lab.configs import base
 from lab.studies import identity_bridge as study
-from lab.studies.identity_bridge import measures
+from lab.studies.identity_bridge.measures import chains
 
 measured = functools.partial(synthetic.measured, study.STUDY)
 SIGMAS, DECAYS, IDENTITIES = (0.01, 0.03, 0.1, 0.3, 0.4), (0.0, 3e-4, 1e-3), (0.0, 1.0)
@@ -134,7 +134,7 @@ def test_page_shows_every_picture_of_every_model(root):
 
 def test_chains_are_questions_with_their_bridge(root):
     task = configs.experiment(configs.variants(base.load("identity_bridge", "smoke"))["linear"]).task
-    found = measures.chains(task)
+    found = chains(task)
     batch = task.sample(lab.rng.key(0, "eval"), len(found.head_C), "two_hop_ood", {})
     of = batch.tokens_BxL, batch.info["bridge_B"]
     asked = {tuple(map(int, tokens)): int(bridge) for tokens, bridge in zip(*of, strict=True)}

@@ -92,6 +92,7 @@ REFUSED = {
     ],
     "two_hop": [
         (dict(world="tree"), r"task\.world='tree': one of layers, graph"),
+        (dict(asked="why"), r"task\.asked='why': one of plain, relation, question"),
         (dict(n_entities=1), r"task\.n_entities=1: expected an integer of at least 2"),
         (dict(out_degree=2), r"task\.out_degree=2: 1 or 3, of task\.n_relations=3"),
         (dict(out_degree=1, n_relations=7), r"task\.n_entities=6: at least task\.n_relations=7"),

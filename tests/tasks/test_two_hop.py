@@ -21,6 +21,8 @@ COT = TwoHop(
     "graph", n_entities=12, n_relations=6, out_degree=4, ood_share=0.4, test_share=0.1, ratio=1.0, identity=0.5,
     chain_of_thought=True, three_hop=True, end_token=True, world_seed=3,
 )  # fmt: skip
+MARKED = TwoHop("layers", n_entities=5, n_relations=2, out_degree=2, ood_share=0.4, identity=1.0, asked="question")
+RELATED = TwoHop("layers", n_entities=5, n_relations=2, out_degree=2, ood_share=0.4, identity=1.0, asked="relation")
 NOISY = TwoHop("graph", n_entities=50, n_relations=12, out_degree=10, ood_share=0.2, ratio=6.0, chain_of_thought=True)
 TASKS = {"shared": SHARED, "single": SINGLE, "all_ood": ALL_OOD, "graph": GRAPH, "cot": COT}
 MANY = 4096
@@ -222,6 +224,19 @@ def test_what_is_said_in_place_of_the_answer_is_named(task):
     mixed = says(task, batch, answer_B) + 2 * says(task, batch, jnp.full_like(answer_B, 2))
     scores = score(mixed, batch)
     assert scores["accuracy"] == scores["right_type"] == 0 and scores["within_type"] == 1
+
+
+@pytest.mark.parametrize(("task", "marked"), [(MARKED, (1, 2, 3)), (RELATED, (1,))])
+def test_a_mark_stands_behind_the_questions_that_have_one_and_changes_nothing_else(task, marked):
+    plain = TwoHop("layers", n_entities=5, n_relations=2, out_degree=2, ood_share=0.4, identity=1.0)
+    assert task.vocab_size == plain.vocab_size + 1 and task.words[task.mark] == "?"
+    assert task.answer_alphabet == plain.answer_alphabet
+    for split in ("train", "two_hop_ood"):
+        pairs = zip(drawn(task, split), drawn(plain, split), strict=True)
+        assert all(pair == (((*q, "?") if len(q) in marked else q), a) for pair, (q, a) in pairs)
+    batch = task.sample(jax.random.key(0), 16, "two_hop_ood", {})
+    right = task.score(says(task, batch, batch.info["answer_B"]), batch)
+    assert right["accuracy"] == right["right_type"] == right["within_type"] == 1
 
 
 def test_a_chain_of_thought_is_scored_step_by_step():

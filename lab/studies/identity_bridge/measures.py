@@ -53,21 +53,24 @@ def measures(experiment: Experiment) -> list[Measure]:
     if not isinstance(experiment.task, TwoHop):
         raise ValueError(f"the identity_bridge study measures task.family='two_hop', not {experiment.task}")
     found = chains(experiment.task)
-    made = [block(found), alignment(experiment, found), shortcuts(found)]
+    task = experiment.task
+    made = [block(task, found), alignment(task, found), shortcuts(task, found)]
     return [*made, solution()] if isinstance(experiment.model, models.EmbLinear | models.EmbTable) else made
 
 
-def block(found: Chains) -> Measure:
+def block(task: TwoHop, found: Chains) -> Measure:
     """The block [[a, c], [p, s]] of entity entries, R = cp / (as), and its nuclear norm over the least one."""
 
     def function(row):
-        asked_CxLxV, _ = _forward(row, found.head_C, found.first_C)
-        bridge_CxLxV, _ = _forward(row, found.bridge_C, found.second_C)
+        asked_CxV, identity_CxV, second_CxV = (
+            _answers(task, row, *question)
+            for question in ((found.head_C, found.first_C), (found.bridge_C,), (found.bridge_C, found.second_C))
+        )
         said = {
-            "a": (asked_CxLxV[:, 1], found.bridge_C),
-            "c": (asked_CxLxV[:, 1], found.answer_C),
-            "p": (bridge_CxLxV[:, 0], found.bridge_C),
-            "s": (bridge_CxLxV[:, 1], found.answer_C),
+            "a": (asked_CxV, found.bridge_C),
+            "c": (asked_CxV, found.answer_C),
+            "p": (identity_CxV, found.bridge_C),
+            "s": (second_CxV, found.answer_C),
         }
         entries = bridges.Block(**{n: bridges.margin(*of, jnp.asarray(found.group_C)) for n, of in said.items()})
         return entries._asdict() | {"sharing": entries.sharing, "nuclear": entries.nuclear, "excess": entries.excess}
@@ -76,32 +79,32 @@ def block(found: Chains) -> Measure:
     return Measure("block", function, units | {"sharing": "cp / (as)", "excess": "of the least nuclear norm"})
 
 
-def alignment(experiment: Experiment, found: Chains) -> Measure:
+def alignment(task: TwoHop, found: Chains) -> Measure:
     """Cosine of the states of (e1, r1) and e2, where the head reads, beside three controls."""
-    task = experiment.task
-    entity_E = np.arange(task.first_entity, task.vocab_size, dtype=np.int32)
+    entity_E = np.asarray(task.answer_alphabet, np.int32)
 
     def function(row):
-        state_CxD = _state(row, found.head_C, found.first_C)[:, 1]
-        bridge_CxD = _state(row, found.bridge_C)[:, 0]
-        return bridges.latent(state_CxD, bridge_CxD, _state(row, entity_E)[:, 0], jnp.asarray(found.group_C))
+        state_CxD, bridge_CxD, entity_ExD = (
+            _state(task, row, *question) for question in ((found.head_C, found.first_C), (found.bridge_C,), (entity_E,))
+        )
+        return bridges.latent(state_CxD, bridge_CxD, entity_ExD, jnp.asarray(found.group_C))
 
     units = dict.fromkeys(LATENT[:-1], "cosine") | {"rank": "rank among all entities"}
     return Measure("latent", function, units)
 
 
-def shortcuts(found: Chains) -> Measure:
+def shortcuts(task: TwoHop, found: Chains) -> Measure:
     """Shares of two-hop questions that are answered as if a part of them were not there."""
 
     def function(row):
-        said_C = _says(row, found.head_C, found.first_C, found.second_C)
+        said_C = _says(task, row, found.head_C, found.first_C, found.second_C)
         right_C = said_C == jnp.asarray(found.answer_C)
-        without_first_C = said_C == _says(row, found.head_C, found.second_C)
+        without_first_C = said_C == _says(task, row, found.head_C, found.second_C)
         right = right_C.astype(jnp.float32)
         return {
             "without_first": jnp.mean(without_first_C, dtype=jnp.float32),
             "right_without_first": jnp.sum(right, where=without_first_C) / jnp.sum(right),
-            "without_second": jnp.mean(said_C == _says(row, found.head_C, found.first_C), dtype=jnp.float32),
+            "without_second": jnp.mean(said_C == _says(task, row, found.head_C, found.first_C), dtype=jnp.float32),
         }
 
     units = dict.fromkeys(("without_first", "without_second"), "share of questions")
@@ -123,15 +126,24 @@ def solution() -> Measure:
     return Measure("solution", function, {"effective": "rank", "nuclear": "nuclear over Frobenius norm"})
 
 
-def _forward(row, *columns_C):
+def _asked(task: TwoHop, row, *columns_C):
+    """Logits and activations after every token of questions, with the mark that the task asks them by."""
+    if task.asked == "question" or (task.asked == "relation" and len(columns_C) == 1):
+        columns_C = *columns_C, np.full_like(columns_C[0], task.mark)
     tokens_CxL = jnp.stack([jnp.asarray(column) for column in columns_C], axis=1)
     return models.forward(row.model, row.params, tokens_CxL)
 
 
-def _says(row, *columns_C):
-    return jnp.argmax(_forward(row, *columns_C)[0][:, -1], axis=-1).astype(jnp.int32)
+def _answers(task: TwoHop, row, *columns_C):
+    """Logits of the answers, (C, V)."""
+    return _asked(task, row, *columns_C)[0][:, -1]
 
 
-def _state(row, *columns_C) -> jax.Array:
-    _, acts = _forward(row, *columns_C)
-    return acts[next(name for name in STATES if name in acts)]
+def _says(task: TwoHop, row, *columns_C):
+    return jnp.argmax(_answers(task, row, *columns_C), axis=-1).astype(jnp.int32)
+
+
+def _state(task: TwoHop, row, *columns_C) -> jax.Array:
+    """What the head reads where the answer is asked for, (C, D)."""
+    _, acts = _asked(task, row, *columns_C)
+    return acts[next(name for name in STATES if name in acts)][:, -1]
