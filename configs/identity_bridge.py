@@ -40,7 +40,7 @@ def cpu() -> ConfigDict:
 
     Decides all claims.
     """
-    return _config(n_entities=30, width=128, steps=3000)
+    return _config(n_entities=20, width=64, steps=3000)
 
 
 def record() -> ConfigDict:
@@ -148,10 +148,7 @@ def _config(n_entities: int, width: int, steps: int) -> ConfigDict:
         | dict(model=_bag("emb_mlp", vocab_size + 1, d_model=width, d_ff=2 * width, activation="tanh")),
         transformer=marked
         | dict(
-            model=base.transformer(
-                vocab_size=vocab_size + 1, max_length=0, n_layers=1, d_model=width // 2, d_head=width // 2,
-                d_ff=2 * width, readout="all",
-            )
+            model=base.transformer(vocab_size=vocab_size + 1, max_length=0, n_layers=1, readout="all")
         ),
     )  # fmt: skip
     return config

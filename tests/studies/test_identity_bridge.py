@@ -13,7 +13,7 @@ from synthetic import Grid, reproduce
 
 import lab
 from lab import config as configs
-from lab.configs import base
+from lab.configs import base, identity_bridge
 from lab.studies import identity_bridge as study
 from lab.studies.identity_bridge.measures import chains
 
@@ -140,3 +140,68 @@ def test_chains_are_questions_with_their_bridge(root):
     asked = {tuple(map(int, tokens)): int(bridge) for tokens, bridge in zip(*of, strict=True)}
     assert asked == {(h, r, s): b for h, r, s, b in zip(*map(np.ndarray.tolist, found[:4]), strict=True)}
     assert len(set(found.group_C)) == 1
+
+
+# identity, std, decay -> accuracy, centred cosine of states, effective rank of E U; N = 30, width 128
+TABLE = {
+    (1, 0.01, 0.0): (1.00, 0.98, 27.6),
+    (1, 0.03, 0.0): (1.00, 0.94, 30.3),
+    (1, 0.1, 0.0): (1.00, 0.77, 37.8),
+    (1, 0.3, 0.0): (None, 0.32, 56.0),  # on a cliff: at most 0.5
+    (1, 0.3, 3e-4): (1.00, 0.87, 34.4),
+    (1, 0.3, 1e-3): (1.00, 1.00, 28.7),
+    (0, 0.01, 0.0): (0.00, 0.005, 48.2),
+    (0, 0.3, 0.0): (0.00, -0.01, 62.4),
+    (0, 0.01, 1e-3): (0.00, 0.007, 52.8),
+}
+# and of N = 12, width 48: answers the bridge, an object, c / a, p / s, R = cp / (as)
+SIGNATURES = {
+    (1, 0.01, 0.0): (0.0, 1.0, 0.68, 1.44, 0.98),
+    (0, 0.01, 0.0): (1.0, 0.0, -0.07, -0.07, 0.0),
+    (1, 0.4, 0.0): (0.0, 1.0, 0.13, 1.54, 0.20),
+    (1, 0.4, 1e-3): (0.0, 1.0, 0.68, 1.45, 0.99),
+    (0, 0.4, 0.0): (1.0, 0.0, -0.08, -0.07, 0.01),
+}
+
+
+def trained(folder, variant, n_entities, width, **axes):
+    """Medians over three seeds at the end of a linear model's training, with the study's measurements."""
+    config = identity_bridge._config(n_entities, width, steps=3000)
+    config.study = "identity_bridge"
+    config.grid.update(seed=(0, 1, 2), **axes)
+    config.variants = {variant: {**config.variants[variant].to_dict(), "grid": {}}}
+    training = lab.Training(config, folder).train().measure()
+    return training.dataset.isel(step=-1, snapshot=-1).squeeze(drop=True).median("seed")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("standard_promotion")
+def test_linear_model_has_the_reference_accuracies_cosines_and_ranks(tmp_path):
+    found = trained(tmp_path / "w", "linear", 30, 128, sigma=(0.01, 0.03, 0.1, 0.3))
+    for (identity, sigma, decay), (accuracy, cosine, rank) in TABLE.items():
+        row = found.sel(identity=identity, sigma=sigma, weight_decay=decay)
+        assert row["train.accuracy"] == 1
+        if accuracy is None:
+            assert row["two_hop_ood.accuracy"] <= 0.5
+        else:
+            assert abs(row["two_hop_ood.accuracy"] - accuracy) < 0.1
+        assert abs(row["latent.centred"] - cosine) < 0.1
+        assert row["solution.effective"] == pytest.approx(rank, rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("standard_promotion")
+def test_each_of_three_failures_has_its_signature(tmp_path):
+    """Without identities the bridge is said; from large weights another object; without factors nothing is shared."""
+    found = trained(tmp_path / "linear", "linear", 12, 48, sigma=(0.01, 0.4), weight_decay=(0.0, 1e-3))
+    for (identity, sigma, decay), (bridge, of_type, c_a, p_s, sharing) in SIGNATURES.items():
+        row = found.sel(identity=identity, sigma=sigma, weight_decay=decay)
+        assert abs(row["two_hop_ood.says_bridge"] - bridge) < 0.1 and abs(row["two_hop_ood.right_type"] - of_type) < 0.1
+        assert abs(row["block.c"] / row["block.a"] - c_a) < 0.1 and abs(row["block.p"] / row["block.s"] - p_s) < 0.1
+        assert abs(row["block.sharing"] - sharing) < 0.1
+        answered = row["two_hop_ood.accuracy"]
+        assert answered <= 0.75 if (sigma, decay) == (0.4, 0.0) else answered == identity
+    free = trained(tmp_path / "table", "table", 12, 48, sigma=(1e-4,), weight_decay=(0.0,))
+    assert (free["two_hop_ood.accuracy"] == 0).all() and (free["two_hop_ood.says_bridge"] == 1).all()
+    assert (abs(free["block.c"] / free["block.a"]) < 0.01).all()
+    assert abs(free["block.p"] / free["block.s"] - [0.0, 1.53]).max() < 0.1
