@@ -76,7 +76,8 @@ def block(task: TwoHop, found: Chains) -> Measure:
         return entries._asdict() | {"sharing": entries.sharing, "nuclear": entries.nuclear, "excess": entries.excess}
 
     units = dict.fromkeys(("a", "c", "p", "s"), "logit") | {"nuclear": "logit"}
-    return Measure("block", function, units | {"sharing": "cp / (as)", "excess": "of the least nuclear norm"})
+    units |= {"sharing": "cp / (as)", "excess": "of the least nuclear norm"}
+    return Measure("block", function, units, snapshots="last")
 
 
 def alignment(task: TwoHop, found: Chains) -> Measure:
@@ -90,7 +91,7 @@ def alignment(task: TwoHop, found: Chains) -> Measure:
         return bridges.latent(state_CxD, bridge_CxD, entity_ExD, jnp.asarray(found.group_C))
 
     units = dict.fromkeys(LATENT[:-1], "cosine") | {"rank": "rank among all entities"}
-    return Measure("latent", function, units)
+    return Measure("latent", function, units, snapshots="last")
 
 
 def shortcuts(task: TwoHop, found: Chains) -> Measure:
@@ -123,7 +124,8 @@ def solution() -> Measure:
         found = rank.soft_ranks(s_K)
         return {name: found[name] for name in ("effective", "nuclear")}
 
-    return Measure("solution", function, {"effective": "rank", "nuclear": "nuclear over Frobenius norm"})
+    units = {"effective": "rank", "nuclear": "nuclear over Frobenius norm"}
+    return Measure("solution", function, units, snapshots="last")
 
 
 def _asked(task: TwoHop, row, *columns_C):
