@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lab import families, limits, module, studies, tables, user_code
 from lab.configs import base
-from lab.grid import Grid
+from lab.grid import SIGMA, Grid
 from lab.tasks import Task
 from lab.tasks.pairs import INPUTS, TARGETS, Examples, Functions, Scored
 
@@ -168,7 +168,9 @@ def axes(given: Mapping | Grid | None) -> dict[str, tuple]:
     """The axes of a config's grid, those that are left out at their usual values."""
     if isinstance(given, Grid):
         return {name: tuple(dict.fromkeys(column)) for name, column in given.columns.items()}
-    return base.OPTIONS["grid"] | named_axes(given or {})
+    named = named_axes(given or {})
+    usual = {axis: values for axis, values in base.OPTIONS["grid"].items() if axis != "gamma" or SIGMA not in named}
+    return usual | named
 
 
 def named_axes(given: Mapping) -> dict[str, tuple]:

@@ -12,9 +12,11 @@ from lab import limits
 
 CORE = ("gamma", "weight_decay", "learning_rate", "seed")
 GROUP_RATES = ("gamma_embed", "gamma_qk", "gamma_vo", "gamma_mlp", "gamma_head")
+SIGMA = "sigma"  # in place of `gamma`, see `lab.init`
+GROUP_SIGMAS = tuple(name.replace("gamma", SIGMA) for name in GROUP_RATES)
 PERTURBATIONS = ("sam_radius", "weight_noise")  # see `lab.perturb`
-KNOWN = CORE + GROUP_RATES + PERTURBATIONS
-NOT_NEGATIVE = ("weight_decay", "learning_rate", *PERTURBATIONS)
+KNOWN = CORE + GROUP_RATES + PERTURBATIONS + (SIGMA, *GROUP_SIGMAS)
+NOT_NEGATIVE = ("weight_decay", "learning_rate", *PERTURBATIONS, SIGMA, *GROUP_SIGMAS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +107,14 @@ def product(axes: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
 
     Args:
       axes: hyperparameter -> its values. The core ones (`gamma`, `weight_decay`, `learning_rate`, `seed`) must be
-        there, group rates (`gamma_qk`, ...), `sam_radius` and `weight_noise` may.
+        there, group rates (`gamma_qk`, ...), `sam_radius` and `weight_noise` may. `sigma` is in place of `gamma`, which
+        is left out then, or empty: `gamma=()`; `sigma_qk` in place of `gamma_qk`.
       extra: names of further hyperparameters that the study declares.
 
     Raises:
       ValueError: unknown or missing name, an empty axis, a repeated, non-numeric or impossible value.
     """
-    axes = {name: _distinct(name, values, extra) for name, values in axes.items()}
+    axes = {name: _distinct(name, values, extra) for name, values in _without_rate(axes).items()}
     rows = list(itertools.product(*axes.values()))
     columns = {name: tuple(row[i] for row in rows) for i, name in enumerate(axes)}
     return Grid(_complete(columns), axes)
@@ -123,7 +126,7 @@ def zipped(columns: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
     Raises:
       ValueError: as `product`, and when the columns' lengths differ.
     """
-    columns = {name: _values(name, values, extra) for name, values in columns.items()}
+    columns = {name: _values(name, values, extra) for name, values in _without_rate(columns).items()}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"zipped grid: columns must have equal lengths, got {lengths}")
@@ -208,8 +211,18 @@ def _python(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _without_rate(given: Mapping) -> dict:
+    """Without an empty `gamma` beside `sigma`: what a config says that takes the one in place of the other."""
+    replaced = SIGMA in given and not np.size(given.get("gamma", ()))
+    return {name: values for name, values in given.items() if not (replaced and name == "gamma")}
+
+
 def _complete(columns: Mapping[str, tuple]) -> dict[str, tuple]:
-    missing = [name for name in CORE if name not in columns]
+    for rate, std in zip(("gamma", *GROUP_RATES), (SIGMA, *GROUP_SIGMAS), strict=True):
+        if rate in columns and std in columns:
+            hint = "; grid.gamma=() leaves it out" if std == SIGMA else ""
+            raise ValueError(f"grid.{std}: beside grid.{rate}, and only one of them decides the initial weights{hint}")
+    missing = [name for name in CORE if name not in columns and (name != "gamma" or SIGMA not in columns)]
     if missing:
         raise ValueError(f"grid lacks {', '.join(missing)}: every row needs {', '.join(CORE)}")
     return dict(columns)

@@ -9,7 +9,11 @@ Which leaves are matrices, and of how many inputs, the layers that own them say,
 initializer is not known to have std d_in^-1/2 (`nn.initializers.normal(0.02)`, orthogonal ones) is drawn anew at unit
 rate, from a normal distribution: gamma is the exponent of the std, not a factor on what a model likes.
 
-Two conventions of the papers' released models:
+A row may have a constant `sigma` in place of the rate: then every weight matrix has entries of std sigma, whatever its
+inputs (theories of linear models, and GPT-2's 0.02, are of that kind). Group by group as well: `sigma_qk` in place of
+`gamma_qk`, also beside `gamma`.
+
+Two conventions of the papers' released models, where sigma stands for the powers of gamma:
 
 | matrix                          | `paper` (2405.05409)  | `authors` (2501.08537)       |
 |---|---|---|
@@ -59,6 +63,12 @@ class Leaf:
     d_in: int
     fan: int
     factor: float = 1.0
+
+
+class Sigma(NamedTuple):
+    """A standard deviation in place of a rate, traced or not."""
+
+    std: jax.Array | float
 
 
 class Row(NamedTuple):
@@ -158,8 +168,14 @@ def _described_by_path(name: str, shape: tuple[int, ...]) -> tuple[str, int, boo
 
 
 def rates(hparams: Mapping) -> dict:
-    """The rate of each group: `gamma_<group>` where the row has one, else `gamma`."""
-    return {group: hparams[f"gamma_{group}" if f"gamma_{group}" in hparams else "gamma"] for group in GROUPS}
+    """The rate of each group: `gamma_<group>` where the row has one, else `gamma`; or a `Sigma`, by the same names."""
+
+    def rate(group):
+        named = [f"{what}{of}" for of in (f"_{group}", "") for what in ("gamma", "sigma")]
+        name = next(name for name in named if name in hparams)
+        return Sigma(hparams[name]) if name.startswith("sigma") else hparams[name]
+
+    return {group: rate(group) for group in GROUPS}
 
 
 def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[str, Leaf] | None = None):
@@ -167,7 +183,7 @@ def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[s
 
     Args:
       params: a Flax parameter tree whose matrices have std d_in^-1/2 (`lab.models.init`).
-      rates: group -> gamma, traced or not; see `GROUPS`.
+      rates: group -> gamma or `Sigma`, traced or not; see `GROUPS`.
       convention: `"paper"` or `"authors"`, see the module's table.
       leaves: its matrices, `leaves_of` its model; None: `by_name`.
     """
@@ -177,8 +193,11 @@ def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[s
         if name not in leaves or not leaves[name].factor:
             return value
         leaf = leaves[name]
-        rate = rates[leaf.group] if hasattr(rates[leaf.group], "dtype") else jnp.float32(rates[leaf.group])
-        factor = leaf.factor * math.sqrt(leaf.d_in) * jnp.power(float(leaf.fan), -rate)
+        rate = rates[leaf.group]
+        number = rate.std if isinstance(rate, Sigma) else rate
+        number = number if hasattr(number, "dtype") else jnp.float32(number)
+        std = number if isinstance(rate, Sigma) else jnp.power(float(leaf.fan), -number)
+        factor = leaf.factor * math.sqrt(leaf.d_in) * std
         return value * factor.astype(value.dtype)
 
     return tree.map_named(scaled, params)
@@ -189,7 +208,7 @@ def table(model, example, rates: Sequence[Mapping], convention: str = "paper", m
 
     Args:
       example: as `leaves_of`.
-      rates: at which std is said, each group -> gamma.
+      rates: at which std is said, each group -> gamma or `Sigma`.
       measure: draw the model once at each of them, with seed 0.
 
     Raises:
@@ -206,29 +225,38 @@ def table(model, example, rates: Sequence[Mapping], convention: str = "paper", m
     rows = []
     for name, shape in found.shapes.items():
         leaf = leaves.get(name, Leaf("", 0, 0, 0.0))
-        promised = [leaf.factor * leaf.fan ** -float(each[leaf.group]) for each in rates] if leaf.factor else []
+        promised = [leaf.factor * _std(leaf, each[leaf.group]) for each in rates] if leaf.factor else []
         seen = [float(each[name]) for each in measured] if leaf.factor else []
         drawn = "constant" if name in found.constants else found.matrices[name].drawn if leaf.d_in else ""
         rows.append(Row(name, shape, leaf.d_in, leaf.group, drawn, tuple(promised), tuple(seen)))
     return rows
 
 
+def _std(leaf: Leaf, rate) -> float:
+    """Of a matrix, before its factor."""
+    return float(rate.std) if isinstance(rate, Sigma) else leaf.fan ** -float(rate)
+
+
 def ends(columns: Mapping[str, Sequence]) -> tuple[dict, dict]:
     """The least and the greatest rates of a grid's columns, for `table`."""
     return tuple(
-        {g: float(v) for g, v in rates({n: end(column) for n, column in columns.items() if "gamma" in n}).items()}
+        jax.tree.map(
+            float, rates({n: end(column) for n, column in columns.items() if n.startswith(("gamma", "sigma"))})
+        )
         for end in (min, max)
     )
 
 
-def sentence(rows: Sequence[Row]) -> str:
-    """How many leaves follow gamma, for people."""
+def sentence(rows: Sequence[Row], rates: Sequence[Mapping]) -> str:
+    """How many leaves follow gamma, or sigma, for people."""
+    constant_std = {isinstance(rate, Sigma) for each in rates for rate in each.values()}
+    rule = {True: "sigma (their std)", False: "gamma (std d_in^-gamma)"}
     following = [row for row in rows if row.promised]
     anew = sum(row.drawn == "anew" for row in following)
     constant = [row.leaf for row in rows if row.drawn == "constant"]
     others = "biases and norms" if not constant else f"biases and norms, constants: {', '.join(constant)}"
     return (
-        f"init: {len(following)} matrices follow gamma (std d_in^-gamma)"
+        f"init: {len(following)} matrices follow {' or '.join(rule[is_std] for is_std in sorted(constant_std))}"
         + f", {anew} of them drawn normal in place of their own initializer" * bool(anew)
         + f"; {len(rows) - len(following)} leaves stay as drawn ({others})"
     )
@@ -239,9 +267,12 @@ def lines(rows: Sequence[Row], rates: Sequence[Mapping]) -> list[str]:
 
     def std(row: Row, i: int) -> str:
         seen = f" (measured {row.measured[i]:.3g})" if row.measured else ""
-        return f"{row.promised[i]:.3g}{seen} at gamma {rates[i][row.group]:g}"
+        rate = rates[i][row.group]
+        return (
+            f"{row.promised[i]:.3g}{seen} at {f'sigma {rate.std:g}' if isinstance(rate, Sigma) else f'gamma {rate:g}'}"
+        )
 
-    said = [sentence(rows)]
+    said = [sentence(rows, rates)]
     width = max((len(row.leaf) for row in rows), default=0)
     for row in rows:
         name = f"{row.leaf:<{width}} {'x'.join(map(str, row.shape)):<12}"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from lab import config as configs
-from lab import models
-from lab.configs import composition
+from lab import configure, models
+from lab.configs import base, composition
 from lab.optim import Optim
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
@@ -238,3 +238,10 @@ def test_config_of_numpy_values_is_the_same_as_of_plain_ones(echo):
     assert configs.experiment(given) == configs.experiment(echo.config())
     assert configs.grid(given) == configs.grid(echo.config(grid=plain))
     assert configs.variants(given)["main"].to_dict() == configs.variants(echo.config(grid=plain))["main"].to_dict()
+
+
+def test_sigma_from_python_is_in_place_of_the_usual_gamma():
+    assert configure.axes({"sigma": (0.1, 0.2)}) == {
+        name: values for name, values in base.OPTIONS["grid"].items() if name != "gamma"
+    } | {"sigma": (0.1, 0.2)}
+    assert configure.axes({"sigma_qk": 0.1}) == base.OPTIONS["grid"] | {"sigma_qk": (0.1,)}

@@ -118,6 +118,37 @@ def test_a_missing_core_hyperparameter_is_named(make):
         make({"gamma": (0.5,), "learning_rate": (1e-3,)})
 
 
+STARTS = {"weight_decay": (0.0, 1.0), "learning_rate": (0.1, 0.2), "seed": (0, 1)}
+
+
+@pytest.mark.parametrize("make", [grid.product, grid.zipped])
+def test_sigma_is_in_place_of_gamma(make):
+    made = make(STARTS | {"sigma": (0.1, 0.3), "sigma_qk": (0.2, 0.02), "gamma_mlp": (0.5, 0.6)})
+    assert set(made.columns) == {*STARTS, "sigma", "sigma_qk", "gamma_mlp"}
+    assert make({"gamma": ()} | STARTS | {"sigma": (0.1, 0.3)}) == make(STARTS | {"sigma": (0.1, 0.3)})
+
+
+@pytest.mark.parametrize("make", [grid.product, grid.zipped])
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        (
+            {"gamma": (0.5, 0.6), "sigma": (0.1, 0.2)},
+            r"grid\.sigma: beside grid\.gamma, .*; grid\.gamma=\(\) leaves it",
+        ),
+        (
+            {"sigma": (1.0, 2.0), "gamma_qk": (1.0, 2.0), "sigma_qk": (1.0, 2.0)},
+            r"grid\.sigma_qk: beside grid\.gamma_qk",
+        ),
+        ({"sigma": (-0.1, 0.0)}, r"grid\.sigma=.*: -0\.1 is negative"),
+        ({"sigma_qk": (0.1, 0.2)}, r"grid lacks gamma"),
+    ],
+)
+def test_two_scales_of_one_matrix_are_refused(make, beside, message):
+    with pytest.raises(ValueError, match=message):
+        make(STARTS | beside)
+
+
 def test_a_repeated_axis_value_is_refused():
     with pytest.raises(ValueError, match=r"grid\.gamma=\(0\.5, 0\.6, 0\.5\): a value is repeated"):
         grid.product(AXES | {"gamma": (0.5, 0.6, 0.5)})

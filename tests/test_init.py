@@ -178,6 +178,23 @@ def test_traced_gammas_under_vmap_equal_separate_calls(convention):
             np.testing.assert_allclose(leaf[row], alone[name], rtol=2 * SCALED, err_msg=name)
 
 
+@pytest.mark.parametrize("convention", ["paper", "authors"])
+def test_a_constant_std_is_that_of_every_matrix_whatever_its_inputs(convention):
+    """sigma stands where fan^-gamma would: a group's own wins, and rows of either kind start from the same draw."""
+    row = unit_row()
+    hparams = {"sigma": 0.02, "sigma_qk": jnp.float32(0.3), "gamma_head": 0.5}
+    found = named_leaves(
+        jax.vmap(lambda qk: init.rescale(row, init.rates(hparams | {"sigma_qk": qk}), convention))(
+            jnp.array([0.3, 0.1], jnp.float32)
+        )
+    )
+    for name, leaf in init.by_name(row, convention).items():
+        unit = np.asarray(named_leaves(row)[name], np.float64) * np.sqrt(leaf.d_in) * leaf.factor
+        for i, qk in enumerate((0.3, 0.1)):
+            std = {"qk": qk, "head": D**-0.5}.get(leaf.group, 0.02)
+            np.testing.assert_allclose(found[name][i], unit * std, rtol=SCALED, atol=0)
+
+
 def test_half_is_the_unit_rate():
     unit = named_leaves(unit_row())
     for name, leaf in named_leaves(init.rescale(unit_row(), same_rates(0.5))).items():
@@ -340,6 +357,10 @@ def test_table_says_what_is_promised_beside_what_is_drawn():
     assert any(re.match(r"parts_0/lora_b +4x48 +stays as drawn, a constant", line) for line in text)
     assert any(re.match(r"parts_0/lora_a .*d_in 48 .*std 0.313 \(measured 0.\d+\) at gamma 0.3", line) for line in text)
     assert "measured" not in "".join(init.lines(init.table(model, foreign.TOKENS, ends, measure=False), ends))
+    ends = init.ends({"sigma": (0.02, 0.5), "gamma_embed": (0.5,)})
+    text = init.lines(init.table(model, foreign.TOKENS, ends, measure=False), ends)
+    assert text[0].startswith("init: 4 matrices follow gamma (std d_in^-gamma) or sigma (their std), 1 of them")
+    assert any(re.match(r"parts_0/lora_a .*d_in 48 .*std 0.02 at sigma 0.02, 0.5 at sigma 0.5", line) for line in text)
 
 
 @pytest.mark.parametrize("convention", ["paper", "authors"])

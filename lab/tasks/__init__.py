@@ -15,6 +15,7 @@ from lab.tasks.scan import Scan
 from lab.tasks.shapes import Shapes
 from lab.tasks.task import Batch, Task
 from lab.tasks.text import Text
+from lab.tasks.two_hop import TwoHop
 
 __all__ = [
     "FAMILIES",
@@ -34,6 +35,7 @@ __all__ = [
     "Shapes",
     "Task",
     "Text",
+    "TwoHop",
 ]
 
 FAMILIES: dict[str, type[Task]] = {
@@ -51,4 +53,5 @@ FAMILIES: dict[str, type[Task]] = {
     "question_files": QuestionFiles,
     "sequel": Finetune,
     "shapes": Shapes,
+    "two_hop": TwoHop,
 }

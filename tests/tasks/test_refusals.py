@@ -18,6 +18,7 @@ from lab.tasks import (
     Scan,
     Shapes,
     Text,
+    TwoHop,
     shapes,
 )
 
@@ -36,6 +37,8 @@ BASES = {
     "scan": Scan(path="folder", hf_id="", length=24, vocab_size=30, variant="addprim_jump"),
     "cogs": Cogs(path="folder", hf_id="", length=70, vocab_size=80, target_form="variable_free"),
     "shapes": Shapes(size=16, n_times=50, images_per_class=3),
+    "two_hop": TwoHop("layers", n_entities=6, n_relations=3, out_degree=3, ood_share=0.5),
+    "two_hop_graph": TwoHop("graph", n_entities=9, n_relations=5, out_degree=3, ood_share=0.3),
     "text": Text("text.txt", "", "line", "word", 100, 4, "all", 0.1, ""),
 }
 REFUSED = {
@@ -86,6 +89,25 @@ REFUSED = {
         (dict(width=1, n_concepts=9), r"task\.n_concepts=9: the graphs need 10, there are 126"),
         (dict(n_concepts=200), r"task\.n_concepts=200: the graphs need 12, there are 126"),
         (dict(hops_ood=(1,)), r"task\.hops_ood=\(1,\): all more"),
+    ],
+    "two_hop": [
+        (dict(world="tree"), r"task\.world='tree': one of layers, graph"),
+        (dict(asked="why"), r"task\.asked='why': one of plain, relation, question"),
+        (dict(n_entities=1), r"task\.n_entities=1: expected an integer of at least 2"),
+        (dict(out_degree=2), r"task\.out_degree=2: 1 or 3, of task\.n_relations=3"),
+        (dict(out_degree=1, n_relations=7), r"task\.n_entities=6: at least task\.n_relations=7"),
+        (dict(three_hop=True), r"task\.three_hop=True: objects of world 'layers' have no facts"),
+        (dict(ood_share=0.0), r"task\.ood_share=0\.0: leaves no question of two hops out of distribution"),
+        (dict(ood_share=1.1), r"task\.ood_share=1\.1: a number from 0 to 1"),
+        (dict(ratio=1.0), r"task\.ratio=1\.0: from 0 to 0\.75"),
+        (dict(ratio=0.1, ood_share=1.0), r"task\.ratio=0\.1: from 0 to 0,"),
+        (dict(identity=2.0), r"task\.identity=2\.0: a number from 0 to 1"),
+        (dict(xi_leaking=-0.1), r"task\.xi_leaking=-0\.1: a number from 0 to 1"),
+        (dict(world_seed=-1), r"task\.world_seed=-1: a number from 0"),
+    ],
+    "two_hop_graph": [
+        (dict(out_degree=6), r"task\.out_degree=6: 1 to 5, of task\.n_relations=5"),
+        (dict(ratio=50.0), r"task\.ratio=50\.0: from 0 to \d"),
     ],
     "kinship": [
         (dict(hops_train=(1, 2)), r"task\.hops_train=\(1, 2\): distinct numbers of steps, 2 or more"),

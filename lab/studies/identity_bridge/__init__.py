@@ -1,0 +1,236 @@
+"""Identities bridge two facts: arXiv 2509.24653 on questions of two hops that training never shows.
+
+Tables and settings of the paper are not available to us: thresholds rest on sentences of its abstracts (v1 and the
+later version, which speaks of shortcuts), on what follows for the linear model from its nuclear norm, and on reference
+values of our own; all were written before the runs. Accuracies are those of the last step.
+"""
+
+import numpy as np
+import xarray as xr
+
+from lab.claims import DIRECTION, OURS, claim
+from lab.runs import MissingData, Run, Runs
+from lab.studies import Study
+from lab.studies.identity_bridge.measures import measures
+from lab.studies.identity_bridge.page import OOD, sections
+
+PAPER = "arXiv 2509.24653"
+SMALL, LARGE, DECAY = 0.03, 0.4, 1e-3  # initial std that is small, the large one, and the decay that undoes it
+EVERY = ("seed", "sigma", "weight_decay")
+ANSWERED, LOST = 0.95, 0.5  # of two-hop questions: a cell that joins facts, and one that does not
+
+TITLE = "What makes a network join two facts?"
+LEAD = (
+    "A model is trained on single facts alone, (e1, r1) -> e2 and (e2, r2) -> e3, and asked (e1, r1, r2), which it has "
+    "never seen. It knows both hops and fails. One more kind of example, the identity e2 -> e2, makes it answer: what "
+    "e2 says of itself and what it says of e3 share a direction in a solution of low rank, and e1, which says e2, "
+    "then says e3 as well. How strongly solutions are of low rank, initial weights and decay decide."
+)
+
+
+@claim(
+    "I1a", "With identities, small initial weights answer two-hop questions", headline=True,
+    quantity="lowest accuracy of rows with std at most 0.03", source=f"{PAPER}, abstract",
+    published="identities make it possible", at_least=0.95, threshold_from=OURS,
+)  # fmt: skip
+def identities_join(runs: Runs):
+    accuracy = _small(runs["linear"].final(OOD, EVERY, identity=1))
+    return accuracy.min(["sigma", "weight_decay"], skipna=False), f"Linear model; {_cells(accuracy)}."
+
+
+@claim(
+    "I1b", "Without identities none are answered", headline=True,
+    quantity="highest accuracy of rows with std at most 0.03", source=f"{PAPER}, abstract",
+    published="complete failure", at_most=0.05, threshold_from=OURS,
+)  # fmt: skip
+def without_identities_none(runs: Runs):
+    accuracy = _small(runs["linear"].final(OOD, EVERY, identity=0))
+    return accuracy.max(["sigma", "weight_decay"], skipna=False), f"Linear model; {_cells(accuracy)}."
+
+
+@claim(
+    "I2a", "Large initial weights answer fewer, with identities too", headline=True,
+    quantity="accuracy lost from the smallest std to 0.4", source=f"{PAPER}, abstract",
+    published="smaller initial weights strengthen the effect", at_least=0.3, threshold_from=OURS,
+)  # fmt: skip
+def large_weights_answer_fewer(runs: Runs):
+    small, large = _with_identities(runs["linear"], weight_decay=0.0)
+    return small - large, f"Linear model, no decay: from {_median(small):.2f} to {_median(large):.2f}."
+
+
+@claim(
+    "I2b", "Weight decay brings them back", headline=True, quantity="accuracy at std 0.4 and decay 0.001",
+    source=f"{PAPER}, abstract", published="larger weight decay strengthens the effect", at_least=0.95,
+    threshold_from=OURS,
+)  # fmt: skip
+def decay_brings_back(runs: Runs):
+    without, restored = (
+        runs["linear"].final(OOD, ("seed",), identity=1, sigma=LARGE, weight_decay=decay) for decay in (0.0, DECAY)
+    )
+    return restored, f"Linear model: {_median(without):.2f} without decay, {_median(restored):.2f} with it."
+
+
+@claim(
+    "I3", "A bag of embeddings with an MLP is an excellent approximation of the transformer", headline=True,
+    quantity="difference in accuracy, cells with identities, median", source=f"{PAPER}, later abstract",
+    published="an excellent approximation across levels of complexity", at_most=0.1, threshold_from=OURS,
+)  # fmt: skip
+def bag_is_like_the_transformer(runs: Runs):
+    bag, transformer = (runs[name].final(OOD, EVERY, identity=1) for name in ("emb_mlp", "transformer"))
+    bag, transformer = xr.align(bag, transformer, join="inner")
+    if not bag.size:
+        raise MissingData("cells of both models with the same std and decay")
+    note = f"Emb-MLP: {_cells(bag)}; transformer: {_cells(transformer)}."
+    return np.abs(bag - transformer).median(["sigma", "weight_decay"], skipna=False), note
+
+
+@claim(
+    "I4", "Answers, right and wrong, are shortcuts: none reads all of the question", headline=True,
+    quantity="smallest share that one shortcut explains, of three arms", source=f"{PAPER}, later abstract",
+    published="simple shortcuts rather than implicit reasoning", at_least=0.9, threshold_from=OURS,
+)  # fmt: skip
+def answers_are_shortcuts(runs: Runs):
+    run = runs["linear"]
+    of_arm = dict(keep=("seed",), weight_decay=0.0)
+    explained = {
+        "without identities the answer is the bridge": run.final(
+            "two_hop_ood.says_bridge", identity=0, sigma=min, **of_arm
+        ),
+        "with identities and small weights it is that of (e1, r2)": run.final(
+            "shortcut.without_first", identity=1, sigma=min, **of_arm
+        ),
+        "with identities and std 0.4 it is of the right type": run.final(
+            "two_hop_ood.right_type", identity=1, sigma=LARGE, **of_arm
+        ),
+    }
+    shares = xr.concat(list(explained.values()), "arm", coords="minimal", compat="override")
+    note = "; ".join(f"{words}: {_median(share):.2f}" for words, share in explained.items())
+    return shares.min("arm", skipna=False), f"Linear model; {note}."
+
+
+@claim(
+    "I5", "How much rows share tells which ones answer", quantity="area under the curve of R = cp / (as)",
+    source=f"{PAPER}, latent alignment", published="states of (e1, r1) and e2 come together; R is ours",
+    at_least=0.9, threshold_from=OURS,
+)  # fmt: skip
+def sharing_separates(runs: Runs):
+    accuracy, sharing = (
+        _all_cells(runs["linear"].final(name, (*EVERY, "identity"))) for name in (OOD, "block.sharing")
+    )
+    found = xr.apply_ufunc(separation, accuracy, sharing, input_core_dims=[["cell"]] * 2, vectorize=True)
+    ends = [sharing.where(where).median() for where in (accuracy >= ANSWERED, accuracy <= LOST)]
+    return (
+        found,
+        f"Median R {float(ends[0]):.2f} of cells with accuracy 0.95 or more, {float(ends[1]):.2f} at 0.5 or less.",
+    )
+
+
+@claim(
+    "I6", "With identities, small weights end at the least nuclear norm and large ones above it",
+    quantity="excess over the least nuclear norm, small over large weights", source=f"{PAPER}, theory",
+    published="an implicit bias to a small nuclear norm", at_most=0.2, threshold_from=OURS,
+)  # fmt: skip
+def nuclear_norm_is_least(runs: Runs):
+    small, large = (end - 1 for end in _with_identities(runs["linear"], "block.excess", weight_decay=0.0))
+    ranks = _with_identities(runs["linear"], "solution.effective", weight_decay=0.0)
+    note = (
+        f"Nuclear norm of the block over the least one: {1 + _median(small):.3f} at the smallest std, "
+        f"{1 + _median(large):.3f} at 0.4; effective rank of E U {_median(ranks[0]):.1f} and {_median(ranks[1]):.1f}."
+    )
+    return small / large, note
+
+
+@claim(
+    "I7", "What is generalized is lost more slowly from small weights",
+    quantity="accuracy lost after its peak, large less small weights", source=f"{PAPER}, abstract",
+    published="the decay of generalization slows down", above=0, threshold_from=DIRECTION,
+)  # fmt: skip
+def decay_of_generalization(runs: Runs):
+    run = runs["emb_mlp"]
+    keep, cell = ("seed", "sigma"), dict(identity=1, weight_decay=min)
+    fall = run.best(OOD, keep, **cell) - run.final(OOD, keep, **cell)
+    large, small = (fall.isel(sigma=end, drop=True) for end in (-1, 0))
+    by_sigma = ", ".join(f"{float(one.sigma):g}: {_median(one):.2f}" for one in fall.transpose("sigma", ...))
+    return large - small, f"Emb-MLP, peak less last accuracy by std: {by_sigma}."
+
+
+@claim(
+    "I8", "States of (e1, r1) and e2 come together where two-hop questions are answered",
+    quantity="cosine less that with other bridges", source=f"{PAPER}, latent alignment",
+    published="(e1, r1) approaches e2", at_least=0.3, threshold_from=OURS,
+)  # fmt: skip
+def states_come_together(runs: Runs):
+    arms = [[_at_small(runs["linear"], f"latent.{name}", i) for name in ("cosine", "other", "rank")] for i in (1, 0)]
+    (true, other, rank), (true_off, other_off, rank_off) = arms
+    note = (
+        f"Linear model, smallest std, with identities: {_median(true):.2f}, with another bridge {_median(other):.2f}, "
+        f"median rank of the true one {_median(rank):.0f}; without: {_median(true_off):.2f}, {_median(other_off):.2f}, "
+        f"{_median(rank_off):.0f}."
+    )
+    return true - other, note
+
+
+@claim(
+    "I9", "A model without factors shares nothing, identities or not", quantity="highest accuracy",
+    source="control", published="-", at_most=0.05, threshold_from=OURS,
+)  # fmt: skip
+def no_factors_no_sharing(runs: Runs):
+    accuracy, sharing = (runs["table"].final(name, ("seed", "sigma"), identity=1) for name in (OOD, "block.sharing"))
+    return accuracy.max("sigma", skipna=False), f"R = cp / (as): {_median(sharing):.2f}."
+
+
+def separation(accuracy_C: np.ndarray, sharing_C: np.ndarray) -> float:
+    """Probability that a cell that answers shares more than one that does not; NaN if there are no such two."""
+    there = np.isfinite(sharing_C)
+    yes, no = (sharing_C[there & where] for where in (accuracy_C >= ANSWERED, accuracy_C <= LOST))
+    if not yes.size or not no.size:
+        return np.nan
+    return float(np.mean((yes[:, None] > no[None]) + 0.5 * (yes[:, None] == no[None])))
+
+
+def _small(values: xr.DataArray) -> xr.DataArray:
+    """Rows with small initial weights."""
+    small = values.where(values.sigma <= SMALL * (1 + 1e-6), drop=True)
+    if not small.size:
+        raise MissingData(f"a sigma of at most {SMALL}")
+    return small
+
+
+def _with_identities(run: Run, name: str = OOD, **at) -> tuple[xr.DataArray, xr.DataArray]:
+    """At the smallest initial std and at the large one."""
+    small, large = (run.final(name, ("seed",), identity=1, sigma=sigma, **at) for sigma in (min, LARGE))
+    return small, large
+
+
+def _at_small(run: Run, name: str, identity: float) -> xr.DataArray:
+    return run.final(name, ("seed",), identity=identity, sigma=min, weight_decay=min)
+
+
+def _all_cells(values: xr.DataArray) -> xr.DataArray:
+    return values.stack(cell=[dim for dim in values.dims if dim != "seed"]).reset_index("cell", drop=True)
+
+
+def _median(values: xr.DataArray) -> float:
+    return float(values.median())
+
+
+def _cells(values: xr.DataArray) -> str:
+    """Medians over seeds by std, over all decays."""
+    return ", ".join(f"std {float(one.sigma):g}: {_median(one):.2f}" for one in values.transpose("sigma", ...))
+
+
+STUDY = Study(
+    title=TITLE,
+    lead=LEAD,
+    papers=(PAPER,),
+    measures=measures,
+    claims=(
+        identities_join, without_identities_none, large_weights_answer_fewer, decay_brings_back,
+        bag_is_like_the_transformer, answers_are_shortcuts, sharing_separates, nuclear_norm_is_least,
+        decay_of_generalization, states_come_together, no_factors_no_sharing,
+    ),
+    target=OOD,
+    usual={"weight_decay": min, "identity": max, "sigma": min},
+    sections=sections,
+    published_sizes=False,
+)  # fmt: skip
