@@ -10,6 +10,7 @@ import flax.linen as nn
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.layers import ACTIVATIONS
+from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbMLP, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
 from lab.models.unet import UNet
@@ -23,6 +24,8 @@ __all__ = [
     "READOUTS",
     "AttentionMLP",
     "EmbMLP",
+    "Mamba1",
+    "Mamba2",
     "OneLayerAttention",
     "Transformer",
     "TwoLayerMLP",
@@ -39,6 +42,8 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "attention": OneLayerAttention,
     "attention_mlp": AttentionMLP,
     "unet": UNet,
+    "mamba1": Mamba1,
+    "mamba2": Mamba2,
 }
 
 

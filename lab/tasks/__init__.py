@@ -6,6 +6,7 @@ from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
+from lab.tasks.inverse_matching import InverseMatching
 from lab.tasks.kinship import Kinship
 from lab.tasks.markov import Markov
 from lab.tasks.ontology import Ontology
@@ -25,6 +26,7 @@ __all__ = [
     "Composition",
     "Finetune",
     "GraphPath",
+    "InverseMatching",
     "Kinship",
     "Markov",
     "Ontology",
@@ -51,4 +53,5 @@ FAMILIES: dict[str, type[Task]] = {
     "question_files": QuestionFiles,
     "sequel": Finetune,
     "shapes": Shapes,
+    "inverse_matching": InverseMatching,
 }
