@@ -14,6 +14,7 @@ from lab.tasks.question_files import QuestionFiles
 from lab.tasks.rules import Rules
 from lab.tasks.scan import Scan
 from lab.tasks.shapes import Shapes
+from lab.tasks.symmetric_composition import SymmetricComposition
 from lab.tasks.task import Batch, Task
 from lab.tasks.text import Text
 
@@ -34,6 +35,7 @@ __all__ = [
     "Rules",
     "Scan",
     "Shapes",
+    "SymmetricComposition",
     "Task",
     "Text",
 ]
@@ -53,5 +55,6 @@ FAMILIES: dict[str, type[Task]] = {
     "question_files": QuestionFiles,
     "sequel": Finetune,
     "shapes": Shapes,
+    "symmetric_composition": SymmetricComposition,
     "inverse_matching": InverseMatching,
 }

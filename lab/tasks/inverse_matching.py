@@ -95,7 +95,7 @@ class InverseMatching(Task):
         # of the numbers that are not in the set, by stepping over those that are, which are sorted
         other_BxF = jax.random.randint(other_key, (n, ORDERS + self.n_fillers), low, high + 1 - SET, jnp.int32)
         for i in range(SET):
-            other_BxF = other_BxF + (other_BxF >= set_Bx3[:, i : i + 1])
+            other_BxF = other_BxF + (other_BxF >= set_Bx3[:, i : i + 1]).astype(jnp.int32)
         after_Bx5x1, filler_BxF = other_BxF[:, :ORDERS, None], other_BxF[:, ORDERS:]
         listed_BxS = jnp.concatenate([keys_Bx5x3, after_Bx5x1], axis=2).reshape(n, -1)
         tokens_BxL = jnp.concatenate([listed_BxS, filler_BxF, asked_Bx3], axis=1)

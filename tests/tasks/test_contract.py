@@ -36,6 +36,8 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     "kinship": dict(hops_train=(2,), hops_ood=(3,)),
     "question_files": dict(path="FOLDER/questions.json", test_path="", test_share=0.4, length=20, vocab_size=30),
     "sequel": dict(task="addition", first="composition"),
+    "symmetric_composition": {},
+    "inverse_matching": dict(n_fillers=0, high=30),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
 }  # fmt: skip
 OURS = [name for name, kind in FAMILIES.items() if kind.__module__.startswith("lab.")]  # tests may register others
