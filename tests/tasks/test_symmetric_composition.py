@@ -61,7 +61,7 @@ def test_no_anchor_stands_for_one_shift_and_every_pair_is_symmetric():
     [
         (dict(length=11), r"task\.length=11: a number from 3 to 10"),
         (dict(high=22), r"task\.low=20, task\.high=22: at least task\.modulus=8 keys"),
-        (dict(vocab_size=100), r"task\.vocab_size=100: labels span 4 \.\.\. 110"),
+        (dict(vocab_size=100), r"task\.vocab_size=100: labels span 6 \.\.\. 108"),
         (dict(low=4), r"task\.low=4: must be at least 5"),
     ],
 )
