@@ -18,7 +18,7 @@ import pytest
 from lab import losses, models, optim, rng, tree
 from lab.engine import step
 from lab.experiment import Experiment
-from lab.models import Transformer
+from lab.models import Mamba2, Transformer
 from lab.tasks import Composition
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -42,6 +42,11 @@ MODELS = {
     "post": transformer(norm="post", final_norm=False, use_bias=True, head_bias=True, activation="gelu", readout="all"),
     "none": transformer(norm="none", n_heads=1, n_layers=1, tied_head=True, activation="tanh"),
 }
+MAMBA = Mamba2(
+    vocab_size=201, max_length=12, n_layers=2, d_model=16, d_inner=12, d_state=5, n_taps=4, conv="learned",
+    past_conv="none", taps_follow_gamma=False, has_positions=True, norm="pre", final_norm=True, readout="last",
+    n_heads=2,
+)  # fmt: skip
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
@@ -80,7 +85,7 @@ def products(jaxpr) -> int:
     return total
 
 
-@every_model
+@pytest.mark.parametrize("model", [*MODELS.values(), MAMBA, MAMBA.clone(readout="all")])
 def test_flops_are_those_of_the_products_in_a_gradient(model):
     import flops
 
