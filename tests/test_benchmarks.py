@@ -196,18 +196,22 @@ def test_scaling_varies_one_thing_at_a_time_and_draws_every_point():
     assert drawn == {(scaling.LABELS[point["panel"]], point["value"], point["row_steps"][1]) for point in points}
 
 
-@every_model
+@pytest.mark.parametrize("model", [*MODELS.values(), MAMBA], ids=[*MODELS, "mamba"])
 @pytest.mark.usefixtures("float64", "standard_promotion")  # Flax asks which of float32 and float64 is wider
 def test_torch_model_with_our_parameters_gives_our_logits(model):
     torch = pytest.importorskip("torch")
+    import torch_mamba
     import torch_model
 
     tokens_BxL = np.random.default_rng(1).integers(0, model.vocab_size, (5, TASK.length))
     params = drawn(model, np.float64)
     ours_BxQxV, _ = models.forward(model, params, tokens_BxL)
 
-    module = torch_model.Transformer(model).double()
-    torch_model.load(module, params)
+    kind, load = (
+        (torch_mamba.Mamba2, torch_mamba.load) if model is MAMBA else (torch_model.Transformer, torch_model.load)
+    )
+    module = kind(model).double()
+    load(module, params)
     theirs_BxQxV = module(torch.from_numpy(tokens_BxL)).detach().numpy()
     assert ours_BxQxV.dtype == theirs_BxQxV.dtype == np.float64
     # float64: at most 20 products one after the other, of at most 24 terms below 10 each, and norms that enlarge an
