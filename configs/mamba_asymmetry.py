@@ -71,8 +71,8 @@ def cpu() -> ConfigDict:
 def record() -> ConfigDict:
     """About an hour on two CPU cores (estimated, not yet run).
 
-    As `cpu` with eight seeds and a control; beside it the fully symmetric task, and free taps against equal ones in five
-    layers of width 32, with fewer updates than published.
+    As `cpu` with eight seeds and a control; beside it the fully symmetric task, and free taps against equal ones in
+    five layers of width 32, with fewer updates than published.
 
     Decides S1a, S1b, S2a, S2b, S3, S4a, S5a, S5b, S6, S7.
     """
