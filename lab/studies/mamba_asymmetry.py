@@ -16,7 +16,7 @@ from lab.claims import DIRECTION, FIGURE, claim
 from lab.experiment import Experiment
 from lab.measuring.catalogue import state_space, weights
 from lab.measuring.declare import Measure
-from lab.report import figures, maps, portraits
+from lab.report import comparison, figures, maps, portraits
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
@@ -265,10 +265,24 @@ def sections(runs: Runs) -> list[Section]:
         )
         drawings = {INVERSE: (matching,), SYMMETRIC: (pairs,)}.get(text, (answers, flow))
         made.append(draw_section(f"{title} ({name})", text, run, (*drawings, reads, taps), name))
+    if {"inverse_mamba", "inverse_modified"} <= {*runs}:
+        made.insert(0, draw_section("With and without a path past the convolution", INVERSE, runs, (beside,)))
     if len(_some(runs, "mamba")) > 1:
         text = f"{COMPOSITION} Grey: not trained here."
         made.insert(0, draw_section("Layers and initial scale", text, runs, (diagram,)))
     return made
+
+
+def beside(runs: Runs) -> Picture:
+    """Training and test accuracy of every variant of inverse matching, at the largest gamma."""
+    named = {name.removeprefix("inverse_"): runs[name] for name in runs if name.startswith("inverse_")}
+    splits = {"training sequences": "train.accuracy", "new numbers": "test.accuracy"}
+    panels = {
+        words: {label: run.over_time(name, ("seed",), gamma=max) for label, run in named.items()}
+        for words, name in splits.items()
+    }
+    figure = comparison.curves(panels, "Which sequence stands backwards?", "step", ylim=(0, 1.02))
+    return Picture("beside", "Accuracy over training; chance is 0.2.", figure)
 
 
 def diagram(runs: Runs) -> Picture:

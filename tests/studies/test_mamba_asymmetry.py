@@ -179,6 +179,17 @@ def test_diagram_stands_beside_the_published_one_and_leaves_blank_what_was_not_t
     assert np.isfinite(ours).sum() == 6 and theirs[3, 9] == 0.72
 
 
+def test_models_of_inverse_matching_stand_beside_each_other():
+    def made(test):
+        over_time = np.stack([by_gamma(0), by_gamma(test)])
+        return Grid(gamma=(0.5,)).put("train.accuracy", over_time).put("test.accuracy", over_time).dataset
+
+    runs = Runs({"inverse_mamba": made((0.1, 0.2, 0.3, 0.2, 0.2)), "inverse_modified": made(1)})
+    first, *_ = study.sections(runs)
+    _, test = first.pictures[0].figure.axes
+    assert {line.get_gid(): line.get_ydata()[-1] for line in test.lines} == {"mamba": 0.2, "modified": 1.0}
+
+
 def test_pictures_say_what_they_lack():
     run = Runs({"mamba_2": depth(by_gamma(0, 0, 1)).dataset})["mamba_2"]
     with pytest.raises(MissingData, match=r"flow\.pattern"):
