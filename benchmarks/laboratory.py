@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 from workload import Way, Workload
 
 from lab import config as configs
@@ -25,7 +26,13 @@ LARGE = {"cpu": 2048, "gpu": 8192}  # side of a matrix whose products fill the d
 def config_of(workload: Workload):
     """The config of one variant, as the workload changes it."""
     config = configs.variants(composition.get_config(workload.preset))[workload.variant]
-    config.update(batch_size=workload.batch_size, train_size=0, model=dict(workload.changes), task=dict(workload.task))
+    config.update(batch_size=workload.batch_size, train_size=0)
+    for section, changes in (("model", workload.changes), ("task", workload.task)):
+        with config.unlocked():
+            if "family" in changes:
+                config[section] = ConfigDict(dict(changes))
+            else:
+                config[section].update(dict(changes))
     return config
 
 

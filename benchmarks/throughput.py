@@ -78,6 +78,8 @@ PRESETS = {
             "demo": Size("cpu_full", "unseen", BATCH_SIZE, 50, (1, 2, 4), 2, 9, "demo"),
             "first": Size("paper", "wrong", 256, 1, (1, 2), 1, 5),
             "second": Size("paper", "unseen", 32, 1, (1,), 1, 5),
+            "mamba": Size("cpu_full", "unseen", BATCH_SIZE, 5, (1, 2), 1, 5, "mamba"),
+            "mamba_transformer": Size("cpu_full", "unseen", BATCH_SIZE, 5, (1, 2), 1, 5, "mamba_transformer"),
         },
     ),
     "gpu": Preset(
@@ -97,6 +99,7 @@ PRESETS = {
 TARGETS = {
     ("cpu", "small"): {'c"': 4.0},
     ("cpu", "demo"): {"b": 1.25, "c": 3.0, 'c"': 2.4},
+    ("cpu", "mamba"): {"c'": 2.0},
     ("gpu", "demo"): {"c": 100.0, "d": 10.0},
     ("gpu", "second"): {"d": 1.3},
 }
@@ -212,7 +215,10 @@ def parse(argv: list[str] | None):
     """(parser, options); ends the program for a wrong one."""
     parser = harness.Parser(__doc__, PRESETS)
     parser.add_json()
-    parser.add_argument("--sizes", help="comma-separated, of small, demo, first, second (default: all of the preset)")
+    parser.add_argument(
+        "--sizes",
+        help="comma-separated, of small, demo, first, second, mamba, mamba_transformer (default: all of the preset)",
+    )
     parser.add_argument("--widths", type=harness.positives, help="comma-separated (default: of the preset)")
     parser.add_argument("--rounds", type=positive(int), help="of every size (default: of the preset)")
     parser.add_argument("--seconds", type=positive(float), help="of a way in a round (default: of the preset)")

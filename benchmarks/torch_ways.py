@@ -3,17 +3,19 @@
 import functools
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch_mamba
 import torch_model
 from laboratory import LARGE, Experiment, experiment, first_row
 from workload import Way, Workload
 
-from lab import rng
+from lab import models, rng
 
 POOL = 32  # batches drawn before the clock starts, gone through in turn
 
@@ -22,7 +24,7 @@ class Trainer:
     """One model under AdamW with clipping and a learning-rate schedule: a row's training, in PyTorch.
 
     Args:
-      params: of `lab.models.Transformer`, to start from.
+      params: of the model, a `Transformer` or `Mamba2` of `lab.models`, to start from.
       compiled: forward and loss under `torch.compile`, on a GPU with CUDA graphs.
       fused: AdamW in one kernel, rather than what PyTorch takes by default.
 
@@ -42,8 +44,9 @@ class Trainer:
         optim = fixed.optim
         if (optim.family, optim.decay, optim.decay_mask) != ("adamw", "scaled", "all"):
             raise ValueError(f"the PyTorch side has AdamW with scaled decay of all parameters only, not {optim}")
-        self.model = torch_model.Transformer(fixed.model)
-        torch_model.load(self.model, params)
+        ours = {models.Transformer: torch_model.Transformer, models.Mamba2: torch_mamba.Mamba2}
+        self.model = ours[type(fixed.model)](fixed.model)
+        sys.modules[type(self.model).__module__].load(self.model, params)
         self.model.to(device)
         self.clip_norm = optim.clip_norm
         self.graphs = compiled and device == "cuda"

@@ -12,11 +12,24 @@ BATCH_SIZE = 128
 TASKS = {
     "small": {"low": 20, "high": 59, "vocab_size": 80},
     "demo": {"low": 20, "high": 99, "vocab_size": 201},
+    "mamba": {"family": "inverse_matching"},
+    "mamba_transformer": {"family": "inverse_matching"},
 }
 MODELS = {
     "small": {"vocab_size": 80, "d_model": 32, "d_head": 32, "d_ff": 64},
     "demo": {"vocab_size": 201, "d_model": 64, "d_head": 64, "d_ff": 128},
-}
+    # two layers of the same 43,000 parameters, on the same sequences of 29 tokens; of a family, so all options are said
+    "mamba": {
+        "family": "mamba2", "vocab_size": 201, "max_length": 29, "n_layers": 2, "d_model": 64, "d_inner": 128,
+        "d_state": 128, "n_heads": 1, "n_taps": 4, "conv": "learned", "past_conv": "none", "taps_follow_gamma": False,
+        "has_positions": True, "norm": "pre", "final_norm": True, "readout": "last",
+    },
+    "mamba_transformer": {
+        "family": "transformer", "vocab_size": 201, "max_length": 29, "n_layers": 2, "n_heads": 1, "d_model": 64,
+        "d_head": 64, "d_ff": 207, "activation": "relu", "norm": "pre", "use_bias": False, "head_bias": False,
+        "final_norm": True, "tied_head": False, "readout": "last",
+    },
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ TRANSFORMER = dict(
     d_model=64,
     d_head=64,
     d_ff=128,
-    activation="relu",  # or gelu, gelu_tanh, tanh, identity
+    activation="relu",  # or gelu, gelu_tanh, tanh, silu, identity
     norm="pre",  # or post, none
     use_bias=False,
     head_bias=False,
@@ -91,6 +91,25 @@ TRANSFORMER = dict(
     tied_head=False,  # the head is the embedding
     readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
     compute_dtype="float32",  # of products; or bfloat16
+    conv="none",  # or causal: over queries, keys and values, before attention
+)
+MAMBA = dict(
+    family="mamba2",
+    vocab_size=201,
+    max_length=29,
+    n_layers=2,
+    d_model=64,
+    d_inner=128,  # channels of the state space
+    d_state=128,
+    n_heads=1,
+    n_taps=4,  # of the convolution before the state space
+    conv="learned",  # or ones, none
+    past_conv="none",  # or added, gated: a path past the convolution
+    taps_follow_gamma=False,
+    has_positions=False,
+    norm="none",  # or pre
+    final_norm=False,
+    readout="last",  # or all, as the transformer's
 )
 
 
@@ -106,6 +125,11 @@ def transformer(**changes) -> dict:
     return TRANSFORMER | changes
 
 
+def mamba(**changes) -> dict:
+    """The options of model family `mamba2`, changed."""
+    return MAMBA | changes
+
+
 def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2) -> ConfigDict:
     """Seconds: every part runs, nothing is learnt. Changes the config in place, but for its variants.
 
@@ -114,6 +138,8 @@ def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2
     """
     if config.model.family == "transformer":
         config.model.update(d_model=16, d_head=16 // config.model.n_heads, d_ff=32)
+    elif config.model.family == "mamba2":
+        config.model.update(d_model=16, d_inner=32, d_state=8)
     config.optim.warmup_steps = min(config.optim.warmup_steps, max(2, steps // 8))
     config.grid.seed = (0, 1)
     config.update(

@@ -18,7 +18,7 @@ import pytest
 from lab import losses, models, optim, rng, tree
 from lab.engine import step
 from lab.experiment import Experiment
-from lab.models import Transformer
+from lab.models import Mamba2, Transformer
 from lab.tasks import Composition
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -42,6 +42,11 @@ MODELS = {
     "post": transformer(norm="post", final_norm=False, use_bias=True, head_bias=True, activation="gelu", readout="all"),
     "none": transformer(norm="none", n_heads=1, n_layers=1, tied_head=True, activation="tanh"),
 }
+MAMBA = Mamba2(
+    vocab_size=201, max_length=12, n_layers=2, d_model=16, d_inner=12, d_state=5, n_taps=4, conv="learned",
+    past_conv="none", taps_follow_gamma=False, has_positions=True, norm="pre", final_norm=True, readout="last",
+    n_heads=2,
+)  # fmt: skip
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
@@ -80,7 +85,7 @@ def products(jaxpr) -> int:
     return total
 
 
-@every_model
+@pytest.mark.parametrize("model", [*MODELS.values(), MAMBA, MAMBA.clone(readout="all")])
 def test_flops_are_those_of_the_products_in_a_gradient(model):
     import flops
 
@@ -191,18 +196,22 @@ def test_scaling_varies_one_thing_at_a_time_and_draws_every_point():
     assert drawn == {(scaling.LABELS[point["panel"]], point["value"], point["row_steps"][1]) for point in points}
 
 
-@every_model
+@pytest.mark.parametrize("model", [*MODELS.values(), MAMBA], ids=[*MODELS, "mamba"])
 @pytest.mark.usefixtures("float64", "standard_promotion")  # Flax asks which of float32 and float64 is wider
 def test_torch_model_with_our_parameters_gives_our_logits(model):
     torch = pytest.importorskip("torch")
+    import torch_mamba
     import torch_model
 
     tokens_BxL = np.random.default_rng(1).integers(0, model.vocab_size, (5, TASK.length))
     params = drawn(model, np.float64)
     ours_BxQxV, _ = models.forward(model, params, tokens_BxL)
 
-    module = torch_model.Transformer(model).double()
-    torch_model.load(module, params)
+    kind, load = (
+        (torch_mamba.Mamba2, torch_mamba.load) if model is MAMBA else (torch_model.Transformer, torch_model.load)
+    )
+    module = kind(model).double()
+    load(module, params)
     theirs_BxQxV = module(torch.from_numpy(tokens_BxL)).detach().numpy()
     assert ours_BxQxV.dtype == theirs_BxQxV.dtype == np.float64
     # float64: at most 20 products one after the other, of at most 24 terms below 10 each, and norms that enlarge an

@@ -10,6 +10,7 @@ import flax.linen as nn
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.layers import ACTIVATIONS
+from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
 from lab.models.unet import UNet
@@ -25,6 +26,8 @@ __all__ = [
     "EmbLinear",
     "EmbMLP",
     "EmbTable",
+    "Mamba1",
+    "Mamba2",
     "OneLayerAttention",
     "Transformer",
     "TwoLayerMLP",
@@ -43,6 +46,8 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "attention": OneLayerAttention,
     "attention_mlp": AttentionMLP,
     "unet": UNet,
+    "mamba1": Mamba1,
+    "mamba2": Mamba2,
 }
 
 

@@ -21,6 +21,18 @@ K head width, F hidden width, V vocabulary.
 | `final`                 | B Q D   | what the head reads                                                        |
 | `logits`                | B Q V   |                                                                            |
 
+Mamba (`lab.models.mamba`) has `embed`, `resid_pre`, `resid_post`, `final` and `logits` as above, and, with H heads of
+width K, I = H K channels, N states and C = I + 2N convolved channels:
+
+- `block_i/ssm/u` (B L C): x, B and C before the convolution (Mamba-1: x alone, C = I);
+- `block_i/ssm/conv` (B L C): after it, after SiLU and the path past both;
+- `block_i/ssm/B`, `/C` (B L N): Mamba-1 only; of Mamba-2 they are parts of `ssm/conv`;
+- `block_i/ssm/dt` (B L H): step sizes, after softplus (Mamba-1: B L I);
+- `block_i/ssm/s` (B H Q L): S, by which token i reads dt x of token j, 0 for j > i (Mamba-1: B I Q L);
+- `block_i/ssm/y` (B Q I): S (dt x) + D x;
+- `block_i/ssm/gate` (B Q I): SiLU(z);
+- `block_i/ssm/out` (B Q D): what the block adds.
+
 `TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`
 (B V); with an axis of L positions behind B where it answers at all. `EmbLinear`, `EmbTable`: those that they have.
 `OneLayerAttention` and `AttentionMLP` (Q = H = 1, K = D): those above that they have, scores divided by sqrt(D).

@@ -3,7 +3,8 @@
 The transformer's own code runs one token at a time: what it attends to is put in its place by edits of its
 activations. Keys and values become those of the cache with the new ones written in, the score is masked where a
 column holds nothing, and the embedding gets the token's own position. So there is no second transformer to keep equal
-to the first, and whatever `lab.models.Transformer` learns to do, decoding does.
+to the first, and whatever `lab.models.Transformer` learns to do, decoding does. A Mamba has a state instead, see
+`lab.models.recurrent`.
 
 Prompts start at position 0, as in training, and are padded at their end; what is generated follows the prompt's last
 token in position, and stands in cache columns after the longest prompt, the same ones for all sequences: attention
@@ -15,6 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lab.models import recurrent
+from lab.models.mamba import Mamba1, Mamba2
+from lab.models.recurrent import State
 from lab.models.transformer import MASKED, Transformer
 
 SILENT = -1  # in place of a token, where a sequence says nothing more
@@ -37,8 +41,11 @@ class Cache(NamedTuple):
     column: jax.Array
 
 
-def prefill(model: Transformer, params, prompt_BxL, prompt_length_B, n_more: int) -> tuple[jax.Array, Cache]:
-    """One forward pass over all prompts, and a cache with room for `n_more` tokens.
+Decoded = Transformer | Mamba1 | Mamba2
+
+
+def prefill(model: Decoded, params, prompt_BxL, prompt_length_B, n_more: int) -> tuple[jax.Array, Cache | State]:
+    """One forward pass over all prompts, and a cache with room for `n_more` tokens (a state, of a Mamba).
 
     Args:
       prompt_BxL: int32 tokens, each prompt in its first `prompt_length_B` (1 to L) places; the others are not read.
@@ -47,8 +54,12 @@ def prefill(model: Transformer, params, prompt_BxL, prompt_length_B, n_more: int
       logits_BxV after each prompt's last token, and the cache.
 
     Raises:
-      ValueError: L exceeds the positions that the model has.
+      ValueError: L exceeds the positions that the model has; a transformer with a convolution.
     """
+    if isinstance(model, recurrent.Mamba):
+        return recurrent.prefill(model, params, prompt_BxL, prompt_length_B)
+    if model.conv != "none":
+        raise ValueError(f"model.conv={model.conv!r}: decoding keeps no window of a convolution; one of none")
     n_prompt = prompt_BxL.shape[1]
     if model.max_length and n_prompt > model.max_length:
         raise ValueError(f"prompts of {n_prompt} tokens: the model has positions for {model.max_length}")
@@ -65,12 +76,14 @@ def prefill(model: Transformer, params, prompt_BxL, prompt_length_B, n_more: int
     return logits_Bx1xV[:, 0], Cache(with_room("k"), with_room("v"), visible_BxC, position_B, jnp.int32(n_prompt))
 
 
-def extend(model: Transformer, params, cache: Cache, token_B) -> tuple[jax.Array, Cache]:
+def extend(model: Decoded, params, cache: Cache | State, token_B) -> tuple[jax.Array, Cache | State]:
     """One more token for every sequence: logits_BxV after it, and the cache that holds it.
 
     The caller sees to it that there is room, and a position (`cache.position_B` below `model.max_length`): after the
     last position the tokens are read as if they stood there.
     """
+    if isinstance(model, recurrent.Mamba):
+        return recurrent.extend(model, params, cache, token_B)
     columns_C = jnp.arange(cache.visible_BxC.shape[1], dtype=jnp.int32)
     visible_BxC = cache.visible_BxC | (columns_C == cache.column)[None]
     embed = {name: table["embedding"] for name, table in params["embed"].items()}
@@ -103,7 +116,7 @@ def extend(model: Transformer, params, cache: Cache, token_B) -> tuple[jax.Array
     return logits_Bx1xV[:, 0], Cache(keys_N, values_N, visible_BxC, cache.position_B + 1, cache.column + 1)
 
 
-def greedy(model: Transformer, params, prompt_BxL, prompt_length_B, n_new: int, stop_token):
+def greedy(model: Decoded, params, prompt_BxL, prompt_length_B, n_new: int, stop_token):
     """What the model says after each prompt, always its most probable token, until it says `stop_token`.
 
     All `n_new` steps are computed whatever is said, since a loop that ends early would, under vmap, copy the cache at
@@ -143,7 +156,7 @@ def greedy(model: Transformer, params, prompt_BxL, prompt_length_B, n_new: int, 
     return tokens_BxN, jnp.any(tokens_BxN == stop_token, axis=1)
 
 
-def exact_match(model: Transformer, params, task, batch):
+def exact_match(model: Decoded, params, task, batch):
     """(B) float32: 1 where the model, left to itself after the question, says the answer and nothing else.
 
     Word for word up to and with the end token. Greedy decoding of an answer is right if and only if each of its tokens

@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "tanh": nn.tanh,
+    "silu": nn.silu,
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's "gelu_new"
     "identity": lambda x: x,  # linear controls
 }

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 
 from lab.models import products
 from lab.models.acts import Tape
+from lab.models.conv import Conv
 from lab.models.layers import ACTIVATIONS, LayerNorm, Model, dense, embedding, product
 
 NORMS = ("pre", "post", "none")
 READOUTS = ("last", "all")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+CONVS = ("none", "causal")
+N_TAPS = 4
 MASKED = -1e9  # finite, so that a masked score has a derivative
 
 
@@ -43,6 +46,7 @@ class Attention(nn.Module):
     d_model: int
     use_bias: bool
     compute_dtype: str
+    conv: str
 
     @nn.compact
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
@@ -50,9 +54,15 @@ class Attention(nn.Module):
 
         def project(name, h):
             flat = dense(self.d_model, self.n_heads * self.d_head, self.use_bias, name, self.compute_dtype)(h)
+            if self.conv == "causal":
+                flat = Conv(N_TAPS, name=f"{name}_conv")(flat)
             return flat.reshape(batch, h.shape[1], self.n_heads, self.d_head)
 
-        q_BxQxHxK = tape("attn/q", project("query", h_BxLxD[:, length - n_queries :]))
+        if self.conv == "causal":  # of queries, too
+            q_BxQxHxK = project("query", h_BxLxD)[:, length - n_queries :]
+        else:
+            q_BxQxHxK = project("query", h_BxLxD[:, length - n_queries :])
+        q_BxQxHxK = tape("attn/q", q_BxQxHxK)
         k_BxLxHxK = tape("attn/k", project("key", h_BxLxD))
         v_BxLxHxK = tape("attn/v", project("value", h_BxLxD))
 
@@ -101,10 +111,13 @@ class Block(nn.Module):
     norm: str
     use_bias: bool
     compute_dtype: str
+    conv: str
 
     @nn.compact
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
-        attention = Attention(self.n_heads, self.d_head, self.d_model, self.use_bias, self.compute_dtype, name="attn")
+        attention = Attention(
+            self.n_heads, self.d_head, self.d_model, self.use_bias, self.compute_dtype, self.conv, name="attn"
+        )
         mlp = MLP(self.d_model, self.d_ff, self.activation, self.use_bias, self.compute_dtype, name="mlp")
 
         def norm(where, name, h):
@@ -136,6 +149,8 @@ class Transformer(Model):
         parameters; results of those products and gradients of their kernels are rounded, in that dtype. So all
         activations are recorded, edited and cached in the parameters' dtype. ("Mixed Precision Training", arXiv
         1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
+      conv: `causal`: queries, keys and values go through a causal convolution of four taps and SiLU, as the input of a
+        Mamba block does ("Achilles' Heel of Mamba", arXiv 2509.17514); the init rate does not act on its taps.
 
     Raises:
       ValueError: a size that is too small; when called (or traced), more tokens than `max_length`.
@@ -156,6 +171,7 @@ class Transformer(Model):
     tied_head: bool
     readout: str
     compute_dtype: str = "float32"
+    conv: str = "none"
 
     least = {"max_length": 0}
 
@@ -173,7 +189,7 @@ class Transformer(Model):
             n_queries = 1 if answers_only else length
             block = Block(
                 self.n_heads, self.d_head, self.d_model, self.d_ff, self.activation, self.norm, self.use_bias,
-                self.compute_dtype, name=f"block_{i}",
+                self.compute_dtype, self.conv, name=f"block_{i}",
             )  # fmt: skip
             h = block(h, n_queries, lambda name, value, i=i: tape(f"block_{i}/{name}", value))
 

@@ -6,6 +6,7 @@ from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
+from lab.tasks.inverse_matching import InverseMatching
 from lab.tasks.kinship import Kinship
 from lab.tasks.markov import Markov
 from lab.tasks.ontology import Ontology
@@ -13,6 +14,7 @@ from lab.tasks.question_files import QuestionFiles
 from lab.tasks.rules import Rules
 from lab.tasks.scan import Scan
 from lab.tasks.shapes import Shapes
+from lab.tasks.symmetric_composition import SymmetricComposition
 from lab.tasks.task import Batch, Task
 from lab.tasks.text import Text
 from lab.tasks.two_hop import TwoHop
@@ -26,6 +28,7 @@ __all__ = [
     "Composition",
     "Finetune",
     "GraphPath",
+    "InverseMatching",
     "Kinship",
     "Markov",
     "Ontology",
@@ -33,6 +36,7 @@ __all__ = [
     "Rules",
     "Scan",
     "Shapes",
+    "SymmetricComposition",
     "Task",
     "Text",
     "TwoHop",
@@ -54,4 +58,6 @@ FAMILIES: dict[str, type[Task]] = {
     "sequel": Finetune,
     "shapes": Shapes,
     "two_hop": TwoHop,
+    "symmetric_composition": SymmetricComposition,
+    "inverse_matching": InverseMatching,
 }

@@ -22,6 +22,7 @@ from lab.tasks.task import Batch, Task, check_split
 SETTINGS = ("34_wrong", "34_unseen", "all_pairs")
 ANCHORS = {4: (5, 1, -2, -8), 9: (-4, -3, -2, -1, 0, 1, 2, 3, 4)}  # number of anchors -> shift of anchor 1, 2, ...
 MODULI = (7, 8, 9)
+STYLES = ("train", "held_out")  # of combinations of key and position
 # The noise groups of arXiv 2501.08537: wrong but symmetric labels, given to the first k unordered pairs.
 NOISE_GROUPS = ((1, 2, 4), (1, 3, 1), (1, 4, -5), (2, 3, 5), (2, 4, -9), (3, 4, -6))
 DEVIATION = 12  # deviations from the inferential label are counted in [-12, 12], beyond at the ends
@@ -39,6 +40,8 @@ class Composition(Task):
       noise_groups: how many of the pairs (1,2), (1,3), (1,4), (2,3), (2,4), (3,4) get wrong, symmetric labels.
       low, high: range of key and noise tokens, both inclusive.
       length, vocab_size: of the sequences; token 0 never occurs.
+      first_position: of the sequence, 0 or 1: where positions p are counted from (1 in arXiv 2509.17514).
+      ood_keys: keys of the unseen pairs in `ood_43` and `ood_34`: `train`, or `held_out` as those of `test_seen`.
     """
 
     setting: str
@@ -49,11 +52,14 @@ class Composition(Task):
     high: int = 99
     length: int = 9
     vocab_size: int = 201
+    first_position: int = 0
+    ood_keys: str = "train"
 
     has_answer = True
 
     def __post_init__(self):
-        choices = {"setting": SETTINGS, "n_anchors": ANCHORS, "modulus": MODULI}
+        choices = {"setting": SETTINGS, "n_anchors": ANCHORS, "modulus": MODULI, "ood_keys": STYLES}
+        choices |= {"first_position": (0, 1)}
         limits.check("task", self, choices, bounds={"noise_groups": (0, len(NOISE_GROUPS))})
         if self.noise_groups and self.n_anchors != 4:
             raise ValueError("task.noise_groups: the published wrong labels are for task.n_anchors=4")
@@ -121,7 +127,7 @@ class Composition(Task):
         """`n` sequences of a split, int32 tokens of shape (n, length).
 
         Splits: `train` and `test_seen` (trained pairs, with disjoint combinations of key and position), `ood_43` and
-        `ood_34` (that pair, training-style keys, labelled by inference), `swap` ((4,3) in the first half of the
+        `ood_34` (that pair, keys as `ood_keys` says, labelled by inference), `swap` ((4,3) in the first half of the
         batch, the same sequences with (3,4) in the second; `n` even).
 
         Raises:
@@ -133,7 +139,7 @@ class Composition(Task):
         pair_key, sequence_key = jax.random.split(key)
         choices = jnp.asarray(self._pairs_of(split), jnp.int32)
         pair_B = choices[jax.random.randint(pair_key, (n,), 0, choices.size, jnp.int32)]
-        style = "held_out" if split == "test_seen" else "train"
+        style = {"train": "train", "test_seen": "held_out"}.get(split, self.ood_keys)
         return self._batch(sequence_key, pair_B, style, "inferential" if split.startswith("ood_") else "trained")
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
@@ -179,21 +185,12 @@ class Composition(Task):
 
     def _batch(self, key, pair_B, style: str, labels: str) -> Batch:
         """Sequences of the given pairs; keys of `train` or `held_out` style, labels `trained` or `inferential`."""
-        position_key, value_key, noise_key = jax.random.split(key, 3)
-        n = pair_B.shape[0]
         tables = _tables(self)
-        position_B = jax.random.randint(position_key, (n,), 0, self.length - 2, jnp.int32)
-        count_B = jnp.asarray(tables[f"{style}_count"])[position_B]
-        key_B = jnp.asarray(tables[style])[position_B, jax.random.randint(value_key, (n,), 0, count_B, jnp.int32)]
-
         first_B, second_B = (jnp.asarray(tables[name])[pair_B] for name in ("first", "second"))
-        slot_BxL = jnp.arange(self.length, dtype=jnp.int32)[None] - position_B[:, None]
-        noise_BxL = jax.random.randint(noise_key, (n, self.length), self.low, self.high + 1, jnp.int32)
-        placed = [key_B[:, None], first_B[:, None], second_B[:, None]]
-        tokens_BxL = jnp.select([slot_BxL == i for i in range(3)], placed, noise_BxL)
+        tokens_BxL, key_B, position_B = place(self, key, first_B, second_B, style)
 
         label_B = key_B + jnp.asarray(tables[labels])[pair_B]
-        weights_BxL = jnp.zeros((n, self.length), jnp.float32).at[:, -1].set(1.0)
+        weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
         info = {
             "key_B": key_B,
             "key_position_B": position_B,
@@ -207,19 +204,43 @@ class Composition(Task):
         return Batch(tokens_BxL, targets_BxL, weights_BxL, info)
 
 
+def place(task, key, first_B, second_B, style: str):
+    """Sequences of noise with a key somewhere in them and two anchors after it: (tokens_BxL, key_B, position_B).
+
+    Args:
+      task: has `low`, `high`, `length`, `modulus` and `first_position`, as `Composition`.
+      style: one of `STYLES`.
+    """
+    position_key, value_key, noise_key = jax.random.split(key, 3)
+    n, tables = first_B.shape[0], keys(task.low, task.high, task.length, task.modulus, task.first_position)
+    position_B = jax.random.randint(position_key, (n,), 0, task.length - 2, jnp.int32)
+    count_B = jnp.asarray(tables[f"{style}_count"])[position_B]
+    key_B = jnp.asarray(tables[style])[position_B, jax.random.randint(value_key, (n,), 0, count_B, jnp.int32)]
+
+    slot_BxL = jnp.arange(task.length, dtype=jnp.int32)[None] - position_B[:, None]
+    noise_BxL = jax.random.randint(noise_key, (n, task.length), task.low, task.high + 1, jnp.int32)
+    placed = [key_B[:, None], first_B[:, None], second_B[:, None]]
+    return jnp.select([slot_BxL == i for i in range(3)], placed, noise_BxL), key_B, position_B
+
+
 @functools.cache
 def _tables(task: Composition) -> dict[str, np.ndarray]:
-    """Per pair: anchors and shifts. Per key position: the values allowed in each style, padded, and their number."""
-    values = np.arange(task.low, task.high + 1, dtype=np.int32)
-    positions = np.arange(task.length - 2)
-    tables = {
+    """Per pair: anchors and shifts."""
+    return {
         "first": np.array([a for a, _ in task.pairs], np.int32),
         "second": np.array([b for _, b in task.pairs], np.int32),
         "inferential": np.array([task.inferential(*pair) for pair in task.pairs], np.int32),
         "trained": np.array([task.trained(*pair) for pair in task.pairs], np.int32),
     }
-    for style, held_out in (("train", False), ("held_out", True)):
-        allowed = [values[(values % task.modulus == p) == held_out] for p in positions]
+
+
+@functools.cache
+def keys(low: int, high: int, length: int, modulus: int, first_position: int) -> dict[str, np.ndarray]:
+    """Per key position: the values allowed in each style, padded, and their number."""
+    values, tables = np.arange(low, high + 1, dtype=np.int32), {}
+    for style in STYLES:
+        residues = [(p + first_position) % modulus for p in range(length - 2)]
+        allowed = [values[(values % modulus == residue) == (style == "held_out")] for residue in residues]
         tables[f"{style}_count"] = np.array([len(a) for a in allowed], np.int32)
         tables[style] = np.array([np.resize(a, len(values)) for a in allowed], np.int32)
     return tables

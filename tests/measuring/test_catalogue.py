@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lab import config as configs
 from lab import rng
-from lab.configs import composition
+from lab.configs import base, composition
 from lab.disk import load
 from lab.engine import step as steps
 from lab.measuring import catalogue
@@ -38,6 +38,9 @@ MODELS = {
     "transformer": dict(d_model=8, d_ff=8, n_layers=1, n_heads=2, d_head=4),
     "post": dict(d_model=8, d_ff=8, n_layers=1, n_heads=2, d_head=4, norm="post", final_norm=False),
     "emb_mlp": dict(family="emb_mlp", vocab_size=VOCAB, d_model=4, d_ff=3, activation="tanh"),
+    "mamba2": base.mamba(d_model=8, d_inner=12, d_state=4, n_layers=1, n_heads=2),
+    "mamba1": {name: value for name, value in base.mamba().items() if name != "n_heads"}
+    | dict(family="mamba1", dt_rank=2, d_model=8, d_inner=12, d_state=4, n_layers=1),
 }
 OF_WEIGHTS = ("rank", "spectrum", "directions", "norm", "laziness")
 OF_LOSS = ("ntk", "sharpness", "density", "flatness", "noise", "learning_coefficient", "quantization", "subspace")
@@ -46,6 +49,8 @@ OFFERED = {
     "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges"},
     "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges"},
     "emb_mlp": {*OF_WEIGHTS, *OF_LOSS},
+    "mamba2": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},
+    "mamba1": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},
 }
 # NaN: singular values that a smaller matrix has not, pairs of tokens that do not meet, edges that are not there
 WITH_GAPS = {"spectrum.matrix", "focus.attention", "focus.attention_error", "focus.lift"}
@@ -58,6 +63,7 @@ OFF_THE_SCALE = {
 # What takes seconds to compile runs with -m long where another model runs the same lines; all of it is traced always.
 SLOW = {("transformer", name) for name in OF_LOSS if name != "quantization"}
 SLOW |= {("post", name) for name in (*OF_WEIGHTS, *OF_LOSS)}
+SLOW |= {(model, name) for model in ("mamba1", "mamba2") for name in (*OF_WEIGHTS, *OF_LOSS)}
 SLOW |= {("emb_mlp", name) for name in ("rank", "directions", "norm", "laziness", "sharpness")}
 RUNS = [
     pytest.param(model, name, marks=[pytest.mark.long] if (model, name) in SLOW else [])

@@ -21,6 +21,8 @@ MODELS = (
     models.OneLayerAttention(9, 4),
     models.AttentionMLP(9, 4, 4, "tanh"),
     models.UNet(8),
+    models.Mamba1(9, 6, 1, 4, 4, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
+    models.Mamba2(9, 6, 1, 4, 8, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
 )  # fmt: skip
 SIZES = [(model, field.name) for model in MODELS for field in dataclasses.fields(model) if field.type is int]
 INPUTS = {

@@ -118,6 +118,19 @@ def test_train_and_test_seen_part_the_combinations_of_key_and_position(modulus):
     assert {position for _, position in seen} == set(range(7))
 
 
+def test_positions_are_counted_from_one_and_unseen_pairs_have_held_out_keys_where_asked():
+    """arXiv 2509.17514: key 33 may not stand first, where positions are counted from 1 and taken modulo 8."""
+    task = main(modulus=8, length=8, first_position=1, ood_keys="held_out")
+    for split in ("train", "test_seen", "ood_43", "swap"):
+        info = batch_of(task, split, 4096).info
+        held_out = info["key_B"] % 8 == info["key_position_B"] + 1
+        assert set(held_out) == {split in ("test_seen", "ood_43")}
+        assert set(info["key_position_B"]) == set(range(6))
+    assert (
+        33 not in batch_of(task, "train", 4096).tokens_BxL[batch_of(task, "train", 4096).info["key_position_B"] == 0, 0]
+    )
+
+
 def p_uniform(values, support):
     """P-value of the chi-square test that the values are uniform on the support; 0 if one lies outside."""
     values, counts = np.unique(values, return_counts=True)

@@ -39,6 +39,8 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     "two_hop": dict(
         world="graph", n_entities=6, n_relations=4, out_degree=3, ood_share=0.4, test_share=0.2, three_hop=True,
     ),
+    "symmetric_composition": {},
+    "inverse_matching": dict(n_fillers=0, high=30),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
 }  # fmt: skip
 OURS = [name for name, kind in FAMILIES.items() if kind.__module__.startswith("lab.")]  # tests may register others

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from lab import models
 from lab.engine import numerics
 from lab.experiment import Experiment
-from lab.measuring.catalogue import attention, loss, weights
+from lab.measuring.catalogue import attention, loss, state_space, weights
 from lab.measuring.declare import Measure
 
 MOST_EDGES = 1000  # that are cut one by one
+MAMBAS = (models.Mamba1, models.Mamba2)
 
 Requirement = Callable[[Experiment], str | None]
 
@@ -31,6 +32,18 @@ def transformer(experiment: Experiment) -> str | None:
     if isinstance(experiment.model, models.Transformer):
         return None
     return f"it is of a transformer's attention, this model is {type(experiment.model).__name__}"
+
+
+def mamba(experiment: Experiment) -> str | None:
+    if isinstance(experiment.model, MAMBAS):
+        return None
+    return f"it is of a Mamba's state space, this model is {type(experiment.model).__name__}"
+
+
+def residual_stream(experiment: Experiment) -> str | None:
+    if isinstance(experiment.model, (models.Transformer, *MAMBAS)):
+        return None
+    return f"it is of a residual stream, which {type(experiment.model).__name__} does not have"
 
 
 def embedding_edited(experiment: Experiment) -> str | None:
@@ -70,9 +83,10 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "heads": (attention.head_scores, (transformer,)),
     "head_cosines": (attention.head_cosines, (transformer,)),
     "lens": (attention.logit_lens, (transformer,)),
-    "tracing": (attention.tracing, (transformer,)),
+    "tracing": (attention.tracing, (residual_stream,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
     "edges": (attention.edges, (transformer, few_edges)),
+    "mixing": (state_space.mixing, (mamba,)),
 }
 
 

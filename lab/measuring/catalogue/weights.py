@@ -35,7 +35,7 @@ def spectra(experiment: Experiment) -> Measure:
         return found | (rank.circuit_spectra(row.params, row.model.n_heads) if heads_of(row.model) else {})
 
     def heads_of(model):
-        return getattr(model, "n_heads", 0)
+        return 0 if isinstance(model, models.Mamba2) else getattr(model, "n_heads", 0)
 
     dims = {"matrix": ("matrix", "index")}
     if heads_of(experiment.model):
