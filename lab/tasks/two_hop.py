@@ -54,7 +54,7 @@ class TwoHop(Task):
       test_share: of the other questions, held out for `two_hop_id`.
       chain_of_thought: the bridge is said before the answer.
       three_hop: whether there are questions of three hops; of a `graph`.
-      end: answers end with a token of their own.
+      end_token: answers end with a token of their own.
       identity: share of the bridges (`graph`: entities) whose identity is trained.
       ratio: trained questions of two hops for each fact in distribution: lambda.
       xi_first, xi_second, xi_both: probability that a trained question has a wrong bridge, a wrong answer, both; the
@@ -72,7 +72,7 @@ class TwoHop(Task):
     test_share: float = 0.0
     chain_of_thought: bool = False
     three_hop: bool = False
-    end: bool = False
+    end_token: bool = False
     identity: float = 0.0
     ratio: float = 0.0
     xi_first: float = 0.0
@@ -82,6 +82,7 @@ class TwoHop(Task):
     world_seed: int = 0
 
     has_answer = True
+    end = END  # for `lab.models.decode`
     stream_only = "the training set is the world's own, and sampled from it; use train_size=0"
     hparams = ("identity", "ratio", *wrong_hops.XI)
 
@@ -144,6 +145,10 @@ class TwoHop(Task):
     @property
     def length(self) -> int:
         return max(self._size(kind) for kind in ((TWO_HOP, THREE_HOP) if self.three_hop else (TWO_HOP,))) - 1
+
+    @property
+    def longest_answer(self) -> int:
+        return max(len(self._form(kind)[1]) for kind in HOPS) + self.end_token
 
     @property
     def answer_alphabet(self) -> range:
@@ -304,7 +309,7 @@ class TwoHop(Task):
 
     def _size(self, kind: int) -> int:
         """Tokens of a sequence."""
-        return sum(map(len, self._form(kind))) + self.end
+        return sum(map(len, self._form(kind))) + self.end_token
 
     def _items(self, kind: int, number_B, xi: Mapping) -> tuple:
         """Sequences (B, M) of the items of a kind with these numbers, which of their tokens answer (M), and info."""
@@ -322,7 +327,7 @@ class TwoHop(Task):
             name: value + (FIRST_RELATION if name in worlds.RELATIONS else self.first_entity)
             for name, value in said.items()
         }
-        columns = [token[name] for name in (*question, *answer)] + [jnp.full_like(number_B, END)] * self.end
+        columns = [token[name] for name in (*question, *answer)] + [jnp.full_like(number_B, END)] * self.end_token
         info = {
             "kind_B": jnp.full_like(number_B, kind),
             "answer_B": parts["answer"] + self.first_entity,

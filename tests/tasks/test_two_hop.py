@@ -19,7 +19,7 @@ ALL_OOD = TwoHop("layers", n_entities=6, n_relations=1, out_degree=1, ood_share=
 GRAPH = TwoHop("graph", n_entities=12, n_relations=6, out_degree=4, ood_share=0.4, test_share=0.1, ratio=1.0)
 COT = TwoHop(
     "graph", n_entities=12, n_relations=6, out_degree=4, ood_share=0.4, test_share=0.1, ratio=1.0, identity=0.5,
-    chain_of_thought=True, three_hop=True, end=True, world_seed=3,
+    chain_of_thought=True, three_hop=True, end_token=True, world_seed=3,
 )  # fmt: skip
 NOISY = TwoHop("graph", n_entities=50, n_relations=12, out_degree=10, ood_share=0.2, ratio=6.0, chain_of_thought=True)
 TASKS = {"shared": SHARED, "single": SINGLE, "all_ood": ALL_OOD, "graph": GRAPH, "cot": COT}
@@ -64,7 +64,7 @@ def test_every_answer_is_that_of_the_facts(task):
     known = inside | outside
     for split in task.splits:
         for question, answer in drawn(task, split, 512):
-            if task.end:
+            if task.end_token:
                 assert answer[-1] == "end"
                 answer = answer[:-1]
             path = hops(known, question) or question
