@@ -53,7 +53,7 @@ OPTIONS = dict(
         frozen=(),  # groups of matrices that stay as they are drawn: embed, qk, vo, mlp, head
     ),
     grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
-        gamma=(0.5,),  # initial std fan_in^-gamma
+        gamma=(0.5,),  # initial std fan_in^-gamma; (): beside an axis sigma, the std itself
         weight_decay=(0.01,),
         learning_rate=(2e-3,),  # the schedule's peak
         seed=(0, 1, 2),
@@ -77,7 +77,7 @@ OPTIONS = dict(
 TRANSFORMER = dict(
     family="transformer",
     vocab_size=201,
-    max_length=9,  # positions
+    max_length=9,  # positions; 0: none, for sequences of any length
     n_layers=2,
     n_heads=1,
     d_model=64,

@@ -10,7 +10,7 @@ import flax.linen as nn
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.layers import ACTIVATIONS
-from lab.models.mlp import EmbMLP, TwoLayerMLP
+from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
 from lab.models.unet import UNet
 from lab.module import forward
@@ -22,7 +22,9 @@ __all__ = [
     "NORMS",
     "READOUTS",
     "AttentionMLP",
+    "EmbLinear",
     "EmbMLP",
+    "EmbTable",
     "OneLayerAttention",
     "Transformer",
     "TwoLayerMLP",
@@ -36,6 +38,8 @@ __all__ = [
 FAMILIES: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
     "emb_mlp": EmbMLP,
+    "emb_linear": EmbLinear,
+    "emb_table": EmbTable,
     "attention": OneLayerAttention,
     "attention_mlp": AttentionMLP,
     "unet": UNet,

@@ -21,7 +21,8 @@ K head width, F hidden width, V vocabulary.
 | `final`                 | B Q D   | what the head reads                                                        |
 | `logits`                | B Q V   |                                                                            |
 
-`TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`.
+`TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`
+(B V); with an axis of L positions behind B where it answers at all. `EmbLinear`, `EmbTable`: those that they have.
 `OneLayerAttention` and `AttentionMLP` (Q = H = 1, K = D): those above that they have, scores divided by sqrt(D).
 """
 

@@ -50,7 +50,7 @@ def prefill(model: Transformer, params, prompt_BxL, prompt_length_B, n_more: int
       ValueError: L exceeds the positions that the model has.
     """
     n_prompt = prompt_BxL.shape[1]
-    if n_prompt > model.max_length:
+    if model.max_length and n_prompt > model.max_length:
         raise ValueError(f"prompts of {n_prompt} tokens: the model has positions for {model.max_length}")
     last_Bx1x1 = (prompt_length_B - 1).astype(jnp.int32)[:, None, None]
     edits = {"final": lambda h_BxLxD: jnp.take_along_axis(h_BxLxD, last_Bx1x1, axis=1)}  # the head reads one position
@@ -87,7 +87,9 @@ def extend(model: Transformer, params, cache: Cache, token_B) -> tuple[jax.Array
         return jnp.where(visible_BxC[:, None, None], score_BxHx1xC, MASKED)
 
     place_B = jnp.minimum(cache.position_B, model.max_length - 1)
-    edits = {"embed": lambda _: (embed["token"][token_B] + embed["position"][place_B])[:, None]}
+    edits = {}
+    if model.max_length:
+        edits["embed"] = lambda _: (embed["token"][token_B] + embed["position"][place_B])[:, None]
     for i in range(model.n_layers):
         edits |= {
             f"block_{i}/attn/k": written_into(cache.keys_N[i]),
@@ -124,7 +126,8 @@ def greedy(model: Transformer, params, prompt_BxL, prompt_length_B, n_new: int, 
     logits_BxV, cache = prefill(model, params, prompt_BxL, prompt_length_B, n_new - 1)
 
     def say(logits_BxV, speaking_B, cache):
-        speaking_B = speaking_B & (cache.position_B <= model.max_length)  # the logits are those of a position it has
+        if model.max_length:
+            speaking_B = speaking_B & (cache.position_B <= model.max_length)  # the logits are of a position it has
         said_B = jnp.where(speaking_B, jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32), SILENT)
         return said_B, speaking_B & (said_B != stop_token)
 

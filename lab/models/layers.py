@@ -63,7 +63,7 @@ class Model(nn.Module):
     """What the lab's own models are: their sizes are checked when one is made.
 
     Attributes:
-      least: the sizes (fields that are integers) that must be larger than 1.
+      least: the sizes (fields that are integers) whose least value is another than 1.
     """
 
     least = limits.NONE

@@ -1,8 +1,9 @@
-"""The two models that theory is written for: a two-layer MLP, and a bag of embeddings followed by one."""
+"""The models that theory is written for: a two-layer MLP, and bags of embeddings with or without one behind."""
 
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from lab.models.acts import Tape
 from lab.models.layers import ACTIVATIONS, Model, dense, embedding
@@ -31,21 +32,62 @@ class TwoLayerMLP(Model):
 class EmbMLP(Model):
     """G(X) = s((sum of the tokens' embeddings) W_1) W_2 ("An Analysis for Reasoning Bias", arXiv 2502.04375).
 
-    `__call__(tokens_BxL, edits) -> (logits_Bx1xV, acts)`: one answer a sequence, as a transformer's last position.
-    The paper's theory wants s(0) = 0, s'(0) = 1 and bounded derivatives: `tanh`.
+    `__call__(tokens_BxL, edits) -> (logits_BxQxV, acts)`. The paper's theory wants s(0) = 0, s'(0) = 1 and bounded
+    derivatives: `tanh`.
+
+    Attributes:
+      readout: `last`: one answer a sequence (Q = 1), of all its tokens; `all`: one after every token, of those so far
+        (Q = L), as a transformer would that attends to all of them alike.
     """
 
     vocab_size: int
     d_model: int
     d_ff: int
     activation: str
+    readout: str = "last"
 
     @nn.compact
     def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
         tape = Tape(edits)
-        h_BxLxD = tape("embed", embedding(self.vocab_size, self.d_model, "embed")(tokens_BxL))
-        sum_BxD = tape("sum", h_BxLxD.sum(axis=1))
-        pre_BxF = tape("pre", dense(self.d_model, self.d_ff, False, "in")(sum_BxD))
-        post_BxF = tape("post", ACTIVATIONS[self.activation](pre_BxF))
-        logits_BxV = tape("logits", dense(self.d_ff, self.vocab_size, False, "head")(post_BxF))
-        return logits_BxV[:, None, :], tape.finish()
+        sum_D = _sums(embedding(self.vocab_size, self.d_model, "embed"), tokens_BxL, self.readout, tape)
+        pre_F = tape("pre", dense(self.d_model, self.d_ff, False, "in")(sum_D))
+        post_F = tape("post", ACTIVATIONS[self.activation](pre_F))
+        return _answers(dense(self.d_ff, self.vocab_size, False, "head")(post_F), self.readout, tape)
+
+
+class EmbLinear(Model):
+    """G(X) = (sum of the tokens' embeddings) U, linear in E U: `__call__` and `readout` as `EmbMLP`."""
+
+    vocab_size: int
+    d_model: int
+    readout: str = "last"
+
+    @nn.compact
+    def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
+        tape = Tape(edits)
+        sum_D = _sums(embedding(self.vocab_size, self.d_model, "embed"), tokens_BxL, self.readout, tape)
+        return _answers(dense(self.d_model, self.vocab_size, False, "head")(sum_D), self.readout, tape)
+
+
+class EmbTable(Model):
+    """G(X) = sum of the tokens' rows of W: the function of `EmbLinear` without its factors, where nothing is shared."""
+
+    vocab_size: int
+    readout: str = "last"
+
+    @nn.compact
+    def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
+        tape = Tape(edits)
+        sum_V = _sums(embedding(self.vocab_size, self.vocab_size, "embed"), tokens_BxL, self.readout, tape)
+        return _answers(sum_V, self.readout, tape)
+
+
+def _sums(embed: nn.Embed, tokens_BxL, readout: str, tape: Tape):
+    """The sum of the embeddings of all tokens, or of those up to each."""
+    h_BxLxD = tape("embed", embed(tokens_BxL))
+    return tape("sum", h_BxLxD.sum(axis=1) if readout == "last" else jnp.cumsum(h_BxLxD, axis=1))
+
+
+def _answers(logits, readout: str, tape: Tape):
+    logits = tape("logits", logits)
+    return logits[:, None, :] if readout == "last" else logits, tape.finish()

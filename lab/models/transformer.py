@@ -17,7 +17,7 @@ MASKED = -1e9  # finite, so that a masked score has a derivative
 
 
 class Embedding(nn.Module):
-    """Token plus learned position embedding; `attend` is the tied head."""
+    """Token plus learned position embedding, if there is one; `attend` is the tied head."""
 
     vocab_size: int
     max_length: int
@@ -25,9 +25,12 @@ class Embedding(nn.Module):
 
     def setup(self):
         self.token = embedding(self.vocab_size, self.d_model)
-        self.position = embedding(self.max_length, self.d_model)
+        if self.max_length:
+            self.position = embedding(self.max_length, self.d_model)
 
     def __call__(self, tokens_BxL):
+        if not self.max_length:
+            return self.token(tokens_BxL)
         return self.token(tokens_BxL) + self.position(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32))[None]
 
     def attend(self, h_BxQxD):
@@ -121,6 +124,8 @@ class Transformer(Model):
     Attributes:
       readout: `last`: logits at the last position only (Q = 1), and the last block computes nothing else, which is
         all a loss on the answer reads; `all`: Q = L. Both have the same parameters and agree at the last position.
+      max_length: positions, each with an embedding; 0: none, and any length: order is known by the causal mask alone,
+        so it does not matter at which position a sequence begins, nor at which an answer is asked for.
       norm: `pre`, `post` or `none`. final_norm: a LayerNorm before the head.
       use_bias: biases in attention and MLP; head_bias: in the head. tied_head: the head is the token embedding.
       compute_dtype: `bfloat16`: matrix products inside blocks are of operands rounded to it. Parameters, the residual
@@ -130,7 +135,7 @@ class Transformer(Model):
         1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
 
     Raises:
-      ValueError: a size below 1; when called (or traced), more tokens than `max_length`.
+      ValueError: a size that is too small; when called (or traced), more tokens than `max_length`.
     """
 
     vocab_size: int
@@ -149,10 +154,12 @@ class Transformer(Model):
     readout: str
     compute_dtype: str = "float32"
 
+    least = {"max_length": 0}
+
     @nn.compact
     def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):
         length = tokens_BxL.shape[1]
-        if length > self.max_length:
+        if self.max_length and length > self.max_length:
             raise ValueError(f"{length} tokens: the model has positions for model.max_length={self.max_length}")
         tape = Tape(edits)
         embed = Embedding(self.vocab_size, self.max_length, self.d_model, name="embed")

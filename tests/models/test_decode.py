@@ -20,6 +20,7 @@ VARIANTS = {
     "pre, tied": dict(norm="pre", tied_head=True, n_heads=1, n_layers=1),
     "post": dict(norm="post", activation="relu", final_norm=False, n_layers=1),
     "no norm, tied, biases": dict(norm="none", tied_head=True, use_bias=True, final_norm=False),
+    "no positions": dict(max_length=0),
     "trained on answers": dict(norm="post", use_bias=True, readout="last", n_layers=1),
 }
 greedy = jax.jit(decode.greedy, static_argnums=(0, 4))
@@ -63,7 +64,7 @@ def prompts(seed=0, lengths=LENGTHS, width=L):
 
 def logits_after(model, params, tokens):
     """Logits after the last of some tokens, by a forward pass over all of them, with nothing kept."""
-    padded = np.zeros((1, model.max_length), np.int32)
+    padded = np.zeros((1, model.max_length or LONGEST), np.int32)
     padded[0, : len(tokens)] = tokens
     return np.asarray(full_pass(model.clone(readout="all"), params, padded))[0, len(tokens) - 1]
 
@@ -71,7 +72,7 @@ def logits_after(model, params, tokens):
 def by_hand(model, params, prompt, n_new, stop):
     """What one prompt is answered, and the logits of every step."""
     tokens, said, logits = [int(token) for token in prompt], [], []
-    while len(said) < n_new and stop not in said and len(tokens) <= model.max_length:
+    while len(said) < n_new and stop not in said and len(tokens) <= (model.max_length or LONGEST):
         logits.append(logits_after(model, params, tokens))
         said.append(int(np.argmax(logits[-1])))
         tokens.append(said[-1])

@@ -59,6 +59,31 @@ def test_emb_mlp_does_not_know_the_order_of_its_tokens():
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=ROUNDING)  # sums in another order
 
 
+BAGS = [models.EmbMLP(VOCAB, D, D_FF, "tanh"), models.EmbLinear(VOCAB, D), models.EmbTable(VOCAB)]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("model", BAGS, ids=lambda model: type(model).__name__)
+def test_a_bag_that_answers_everywhere_answers_of_the_tokens_so_far(model):
+    params = row(model, TOKENS)
+    everywhere_BxLxV, acts = models.forward(model.clone(readout="all"), params, TOKENS)
+    for n in range(1, LENGTH + 1):
+        logits_Bx1xV, _ = models.forward(model, params, TOKENS[:, :n])
+        np.testing.assert_allclose(everywhere_BxLxV[:, n - 1 : n], logits_Bx1xV, rtol=0, atol=ROUNDING)
+    assert acts["sum"].shape[:2] == acts["logits"].shape[:2] == (BATCH, LENGTH)
+
+
+@pytest.mark.usefixtures("float64")
+def test_linear_bags_are_their_matrices():
+    counts_BxV = np.array([[np.sum(tokens == v) for v in range(VOCAB)] for tokens in TOKENS])
+    for model in BAGS[1:]:
+        params = row(model, TOKENS)
+        p = named_leaves(params)
+        w_VxV = p["embed/embedding"] @ p["head/kernel"] if "head/kernel" in p else p["embed/embedding"]
+        logits_Bx1xV, _ = models.forward(model, params, TOKENS)
+        np.testing.assert_allclose(logits_Bx1xV[:, 0], counts_BxV @ w_VxV, rtol=0, atol=ROUNDING)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("activation", models.ACTIVATIONS)
 @pytest.mark.parametrize("use_bias", [False, True])

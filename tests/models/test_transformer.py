@@ -187,6 +187,19 @@ def test_both_readouts_have_the_same_parameters_and_agree_at_the_last_position(v
     np.testing.assert_allclose(logits["last"][:, 0], logits["all"][:, -1], rtol=0, atol=2 * 6e5 * EPS64)
 
 
+@pytest.mark.usefixtures("double")
+def test_no_positions_are_positions_of_zero_and_any_length():
+    params = row(transformer())
+    embed = params["embed"]
+    at_zero = params | {"embed": embed | {"position": {"embedding": np.zeros_like(embed["position"]["embedding"])}}}
+    without = params | {"embed": {"token": embed["token"]}}
+    assert jax.tree.structure(row(transformer(max_length=0))) == jax.tree.structure(without)
+    expected, _ = forward(transformer(), at_zero, TOKENS)
+    np.testing.assert_array_equal(forward(transformer(max_length=0), without, TOKENS)[0], expected)
+    longer = jax.eval_shape(lambda: forward(transformer(max_length=0), without, np.zeros((1, 99), np.int32))[0])
+    assert longer.shape == (1, 99, SIZES["V"])
+
+
 @pytest.mark.parametrize("position", range(1, SIZES["L"]))
 def test_later_tokens_leave_earlier_activations_bitwise_alone(position):
     model = transformer()
