@@ -32,14 +32,14 @@ def smoke() -> ConfigDict:
 def cpu() -> ConfigDict:
     """Minutes on two CPU cores (not yet timed).
 
-    A world of 200 entities and 2,000 facts, four layers of width 64, five seeds with and five without a chain of thought.
+    A world of 200 entities and 2,000 facts, four layers of width 64, five seeds with and without a chain of thought.
 
     Decides H1a, H1b, H1c, H4, H5a, H5b, H5c, H6a, H6b, H8.
     """
     return base.config(
         task=_world(200) | dict(ratio=3.6),
         model=_model(200, d_model=64),
-        optim=dict(schedule="constant", warmup_steps=100),
+        optim=dict(schedule="warmup_cosine", warmup_steps=100),
         grid=dict(gamma=(0.9,), weight_decay=(0.1,), learning_rate=(3e-3,), seed=(0, 1, 2, 3, 4)),
         steps=2000,
         batch_size=256,
@@ -110,7 +110,7 @@ def paper() -> ConfigDict:
     config.task.update(_world(2000) | dict(n_relations=200, out_degree=20, ood_share=0.05, test_share=0.005))
     config.model.update(_model(2000, d_model=768, n_layers=8, n_heads=12))
     config.model.vocab_size = FIRST_WORDS + 200 + 2000
-    config.optim.warmup_steps = 2000
+    config.optim.update(schedule="constant", warmup_steps=2000)
     config.grid.update(gamma=(), sigma=(0.02,), learning_rate=(1e-4,))
     config.update(steps=20_000, batch_size=512, eval_every=500, eval_size=3000, checkpoint_every=2000)
     config.variants.ratios.grid.ratio = (0.001, 0.9, 7.2, 12.6)
