@@ -17,8 +17,8 @@ from lab.tasks import TwoHop
 
 PAPER, LOGS = "arXiv 2502.04667", "arXiv 2502.04667, released logs"
 SEED = ("seed",)
-# released logs, last step, lambda 7.2: share of wrong answers -> accuracy in and out of distribution
 IN, OUT = 0, 1
+# released logs, last step, lambda 7.2: share of wrong answers -> accuracy in and out of distribution
 PUBLISHED_XI = {0.05: (0.990, 0.978), 0.2: (0.951, 0.776), 0.4: (0.866, 0.491), 0.8: (0.426, 0.148)}
 PUBLISHED_LEAKING = {0.05: 0.513}  # first hop, out of distribution; by the authors' loop
 MUCH_NOISE = (0.4, 0.8)
@@ -38,13 +38,9 @@ def thought_generalizes(runs: Runs):
 )  # fmt: skip
 def thought_generalizes_out_of_distribution(runs: Runs):
     run = runs["thought"]
-    facts, bridge, answer = (
-        run.final(f"{name}", SEED)
-        for name in ("fact_ood.accuracy", "two_hop_ood.bridge_accuracy", "two_hop_ood.answer_accuracy")
-    )
-    note = (
-        f"Facts {_median(facts):.2f}, bridge {_median(bridge):.2f}, answer after the true bridge {_median(answer):.2f}."
-    )
+    steps = ("fact_ood.accuracy", "two_hop_ood.bridge_accuracy", "two_hop_ood.answer_accuracy")
+    known = [_median(run.final(name, SEED)) for name in steps]
+    note = "Facts {:.2f}, bridge {:.2f}, answer after the true bridge {:.2f}.".format(*known)
     return run.final("generation.two_hop_ood", SEED), note
 
 
@@ -236,9 +232,8 @@ def by_noise(runs: Runs, name: str, of=tuple(PUBLISHED_XI), over_time: bool = Fa
     """Of each published share of wrong answers the last value, or all over time; dims (seed, *step*, xi_second)."""
     run = runs["noise"]
     pick = run.over_time if over_time else run.final
-    return xr.concat([pick(name, SEED, xi_second=xi).reset_coords(drop=True) for xi in of], "xi_second").assign_coords(
-        xi_second=list(of)
-    )
+    found = [pick(name, SEED, xi_second=xi).reset_coords(drop=True) for xi in of]
+    return xr.concat(found, "xi_second").assign_coords(xi_second=list(of))
 
 
 def published_accuracy(column: int) -> xr.DataArray:
