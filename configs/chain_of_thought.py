@@ -39,8 +39,8 @@ def cpu() -> ConfigDict:
     return base.config(
         task=_world(200) | dict(ratio=3.6),
         model=_model(200, d_model=64),
-        optim=dict(schedule="warmup_cosine", warmup_steps=100),
-        grid=dict(gamma=(0.9,), weight_decay=(0.1,), learning_rate=(3e-3,), seed=(0, 1, 2, 3, 4)),
+        optim=dict(schedule="warmup_cosine", warmup_steps=200),
+        grid=dict(gamma=(0.9,), weight_decay=(0.1,), learning_rate=(4e-3,), seed=(0, 1, 2, 3, 4)),
         steps=2000,
         batch_size=256,
         eval_every=100,
