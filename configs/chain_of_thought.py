@@ -52,7 +52,7 @@ def cpu() -> ConfigDict:
 
 
 def record() -> ConfigDict:
-    """Three hours on two CPU cores (estimated); `--variants=thought,direct`: half an hour.
+    """Four hours on two CPU cores (estimated); `--variants=thought,direct`: half an hour.
 
     The same world at width 128, and more questions. Ten rows with and without a chain of thought, 30 with wrong
     steps, 15 of three ratios of questions to facts, and 12 over initial scale and decay, of one seed each: no claim is
@@ -63,8 +63,8 @@ def record() -> ConfigDict:
     config = cpu()
     config.task.ratio = 7.2
     config.model.update(_model(200, d_model=128))
-    config.grid.learning_rate = (1e-3,)
-    config.update(steps=6000, eval_every=300, checkpoint_every=3000)
+    config.grid.learning_rate = (2e-3,)
+    config.update(steps=4000, eval_every=200, checkpoint_every=2000)
     thought = dict(chain_of_thought=True)
     scales = dict(gamma=(0.5, 0.7, 0.9), weight_decay=(0.01, 0.1), seed=(0,))
     config.variants = dict(
