@@ -41,6 +41,14 @@ class Trace(NamedTuple):
     corrupted: Answer
 
 
+class Changes(NamedTuple):
+    """Of the items that a run answers right: how many there are, int32, and the share that loses the answer to another
+    run's state, (N, L) estimates; NaN where there are none."""
+
+    n: jax.Array
+    share: estimate.Estimate
+
+
 def read_answer(logits_BxQxV, answer_B) -> Answer:
     """Reads the token `answer_B` (integers) at the last position; of equal logits the first token is top-1.
 
@@ -110,6 +118,34 @@ def causal_trace(model, params, clean_BxL, corrupted_BxL, answer_B, names: Seque
 
     gain_NxLxB = _at_every_site(model, params, corrupted_BxL, clean_acts, names, gain)
     return Trace(over_batch(gain_NxLxB), over_batch(clean), over_batch(corrupted))
+
+
+def interchange(model, params, tokens_BxL, other_BxL, answer_B, names: Sequence[str]) -> Changes:
+    """Which states decide the answer: those that take it along when another run's stand in their place, one at a time
+    (interchange interventions: Geiger et al. 2021, arXiv 2106.02997).
+
+    Of items whose answer, read at the last position, is top-1 in the run on `tokens_BxL`, the share of which it is no
+    longer. The other run differs in one part of the question, so a state that does not carry this part, and one that
+    nothing later reads, change nothing; neither does a part that the model does not use. N L + 2 forwards, one at a
+    time, of one program.
+
+    Args:
+      tokens_BxL, other_BxL: item by item of one layout.
+      names: N activations with a position axis.
+
+    Raises:
+      ValueError: as `patch`.
+    """
+    logits_BxQxV, _ = models.forward(model, params, tokens_BxL)
+    _, other_acts = models.forward(model, params, other_BxL)
+    right_B = read_answer(logits_BxQxV, answer_B).correct
+    lost_NxLxB = _at_every_site(
+        model, params, tokens_BxL, other_acts, names, lambda logits: 1 - read_answer(logits, answer_B).correct
+    )
+    n = jnp.sum(right_B)
+    share_NxL = jnp.einsum("nlb,b->nl", lost_NxLxB, right_B) / n
+    error_NxL = jnp.sqrt(share_NxL * (1 - share_NxL) / (n - 1))
+    return Changes(n.astype(jnp.int32), estimate.Estimate(share_NxL, error_NxL))
 
 
 def _at_every_site(model, params, tokens_BxL, source_acts, names, read):

@@ -6,7 +6,7 @@ import pytest
 import scipy.special
 
 from lab import models
-from lab.analysis.patching import causal_trace, patch, read_answer, stream_names
+from lab.analysis.patching import causal_trace, interchange, patch, read_answer, stream_names
 
 EPS = 2.0**-23  # float32
 LENGTH, LAST = induction.LENGTH, induction.LAST
@@ -130,3 +130,34 @@ def test_bad_patches_are_refused(rows):
     (edit,) = patch(acts, "embed").values()
     with pytest.raises(ValueError, match=r"the source is float32\(4, 8, 38\), here float32\(2, 8, 38\)"):
         edit(acts["embed"][:2])
+
+
+@pytest.mark.parametrize(
+    ("offset", "carries"),
+    [  # the first of two equal tokens is read by the next position, which the last one reads
+        (0, {(0, 0), (1, 1), (2, LAST)}),
+        (1, {(0, 1), (1, 1), (2, LAST)}),
+    ],
+)
+def test_states_that_decide_are_those_on_the_circuit_of_what_is_swapped(induced, offset, carries):
+    tokens_BxL, answer_B, *others = induced
+    names = stream_names(2)
+    found = interchange(MODEL, induction.parameters(), tokens_BxL, others[offset], answer_B, names)
+    expected_NxBxL = np.zeros((len(names), len(answer_B), LENGTH))
+    for layer, place in carries:
+        at_B = np.full(len(answer_B), LAST) if place == LAST else KEY_POSITION_B + place
+        expected_NxBxL[layer, np.arange(len(answer_B)), at_B] = 1
+    share_NxL = expected_NxBxL.mean(axis=1)
+    assert int(found.n) == len(answer_B)
+    np.testing.assert_array_equal(found.share.value, share_NxL)
+    np.testing.assert_allclose(found.share.standard_error, expected_NxBxL.std(axis=1, ddof=1) / 2, rtol=4 * EPS)
+
+
+def test_items_that_are_answered_wrong_do_not_count(induced):
+    tokens_BxL, answer_B, _, other_BxL = induced
+    wrong_B = np.where(np.arange(4) < 3, (np.asarray(answer_B) + 1) % induction.VOCAB, answer_B)
+    found = interchange(MODEL, induction.parameters(), tokens_BxL, other_BxL, wrong_B, ["block_0/resid_pre"])
+    assert int(found.n) == 1
+    np.testing.assert_array_equal(found.share.value[0], np.arange(LENGTH) == KEY_POSITION_B[3] + 1)
+    none = interchange(MODEL, induction.parameters(), tokens_BxL, other_BxL, answer_B * 0, ["embed"])
+    assert int(none.n) == 0 and np.isnan(none.share.value).all()
