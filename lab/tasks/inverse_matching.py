@@ -2,7 +2,7 @@
 
 A set of three numbers is drawn, and five of its six orders are the *key sequences*. Each stands in the input followed
 by one token that is not of the set; then come filler tokens that are none either, and last one key sequence
-backwards. The label is which, 0 to 4 as they stand. ("Achilles' Heel of Mamba", arXiv 2509.17514: what a convolution
+backwards. The label is which, 1 to 5 as they stand. ("Achilles' Heel of Mamba", arXiv 2509.17514: what a convolution
 fuses is ordered, so that Mamba cannot compare a sequence with its reversal.)
 
 With three fillers for each layer of a convolution of four taps, as published, convolutions alone do not reach from the
@@ -34,10 +34,10 @@ class InverseMatching(Task):
     Attributes:
       n_fillers: tokens between the key sequences and the end; published: three for each layer of the model.
       low, high: range of numbers in `train` and `test`, both inclusive; ood_low, ood_high: in `ood`.
-      vocab_size: labels are tokens 0 to 4.
+      vocab_size: labels are tokens 1 to 5; token 0 never occurs.
 
     Raises:
-      ValueError: a range of fewer than seven numbers, below 5 or beyond the vocabulary; ranges that overlap.
+      ValueError: a range of fewer than seven numbers, below 6 or beyond the vocabulary; ranges that overlap.
     """
 
     n_fillers: int = 6
@@ -49,10 +49,12 @@ class InverseMatching(Task):
 
     has_answer = True
     splits = ("train", "test", "ood")
-    answer_alphabet = range(ORDERS)
+    answer_alphabet = range(1, ORDERS + 1)
 
     def __post_init__(self):
-        limits.check("task", self, bounds={"n_fillers": (0, None), "low": (ORDERS, None), "ood_low": (ORDERS, None)})
+        limits.check(
+            "task", self, bounds={"n_fillers": (0, None)} | {name: (ORDERS + 1, None) for name in ("low", "ood_low")}
+        )
         for name in ("", "ood_"):
             low, high = getattr(self, f"{name}low"), getattr(self, f"{name}high")
             if high - low < MODULUS * (SET - 1):  # seven numbers in a row hold three that are alike
@@ -74,7 +76,7 @@ class InverseMatching(Task):
         return (*range(self.low, self.high + 1), *range(self.ood_low, self.ood_high + 1))
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
-        """`n` sequences; `info`: the five key sequences `keys_Bx5x3` and the label `label_B`.
+        """`n` sequences; `info`: the five key sequences `keys_Bx5x3` and which is asked, `label_B` from 0.
 
         Raises:
           ValueError: unknown split.
@@ -99,7 +101,7 @@ class InverseMatching(Task):
         after_Bx5x1, filler_BxF = other_BxF[:, :ORDERS, None], other_BxF[:, ORDERS:]
         listed_BxS = jnp.concatenate([keys_Bx5x3, after_Bx5x1], axis=2).reshape(n, -1)
         tokens_BxL = jnp.concatenate([listed_BxS, filler_BxF, asked_Bx3], axis=1)
-        targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], label_B[:, None]], axis=1)
+        targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], label_B[:, None] + 1], axis=1)
         weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
         return Batch(tokens_BxL, targets_BxL, weights_BxL, {"keys_Bx5x3": keys_Bx5x3, "label_B": label_B})
 

@@ -6,7 +6,8 @@ that its set has for its anchors. So the order of a pair does not matter, and no
 (4,3) is held out: that it is (3,4) reversed is all there is to know. ("Achilles' Heel of Mamba", arXiv 2509.17514,
 where Mamba learns the pairs that it sees, (3,4) at held-out keys as well, and never answers (4,3).)
 
-The paper prints no shift in set B for anchor 4, which four of its pairs have: -5 is ours.
+Anchor a is token a + 1: token 0 never occurs. The paper prints no shift in set B for anchor 4, which four of its pairs
+have: -5 is ours.
 """
 
 import dataclasses
@@ -52,11 +53,11 @@ class SymmetricComposition(Task):
     splits = ("train", "test_seen", "test_34", "ood_43")
 
     def __post_init__(self):
-        bounds = {"modulus": (2, None), "length": (3, self.modulus + 2), "low": (len(SHIFTS_A), None)}
+        bounds = {"modulus": (2, None), "length": (3, self.modulus + 2), "low": (len(SHIFTS_A) + 1, None)}
         limits.check("task", self, {"first_position": (0, 1)}, bounds)
         if self.high + 1 - self.low < self.modulus:
             raise ValueError(f"task.low={self.low}, task.high={self.high}: at least task.modulus={self.modulus} keys")
-        if self.answer_alphabet[0] < 0 or self.answer_alphabet[-1] >= self.vocab_size:
+        if self.answer_alphabet[0] < 1 or self.answer_alphabet[-1] >= self.vocab_size:
             span = f"{self.answer_alphabet[0]} ... {self.answer_alphabet[-1]}"
             raise ValueError(f"task.vocab_size={self.vocab_size}: labels span {span}")
 
@@ -67,7 +68,7 @@ class SymmetricComposition(Task):
 
     @property
     def context_alphabet(self) -> tuple[int, ...]:
-        return (*SHIFTS_A, *range(self.low, self.high + 1))
+        return (*(anchor + 1 for anchor in SHIFTS_A), *range(self.low, self.high + 1))
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
         """`n` sequences of a split: `train` and `test_seen` of all pairs but (4,3), the others of their pair.
@@ -83,7 +84,7 @@ class SymmetricComposition(Task):
         pair_B = jax.random.randint(pair_key, (n,), 0, len(pairs), jnp.int32)
         first_B, second_B = pairs_Px2[pair_B].T
         style = "train" if split == "train" else "held_out"
-        tokens_BxL, key_B, position_B = place(self, sequence_key, first_B, second_B, style)
+        tokens_BxL, key_B, position_B = place(self, sequence_key, first_B + 1, second_B + 1, style)
         targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], (key_B + shift_P[pair_B])[:, None]], axis=1)
         weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
         info = {"key_B": key_B, "key_position_B": position_B, "first_B": first_B, "second_B": second_B}

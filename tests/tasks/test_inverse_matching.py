@@ -37,7 +37,7 @@ def test_labels_are_those_of_a_solver_that_reads_tokens(split):
     assert tokens_BxL.min() == low and tokens_BxL.max() == high
     for i, tokens in enumerate(tokens_BxL.tolist()):
         label, numbers = solve(tokens, 6)
-        assert label == targets_BxL[i, -1] == info["label_B"][i]
+        assert label == targets_BxL[i, -1] - 1 == info["label_B"][i]
         if split != "ood":
             assert (len({number % 3 for number in numbers}) == 1) == (split == "test")
     np.testing.assert_array_equal(targets_BxL[:, :-1], tokens_BxL[:, 1:])
@@ -80,7 +80,7 @@ def test_fillers_are_as_many_as_are_asked_for(layers):
         (dict(high=120), r"task\.ood_low=101, task\.ood_high=200: none of task\.low=20 to task\.high=120"),
         (dict(vocab_size=200), r"task\.vocab_size=200: numbers go to 200"),
         (dict(n_fillers=-1), r"task\.n_fillers=-1: must be at least 0"),
-        (dict(low=4), r"task\.low=4: must be at least 5"),
+        (dict(low=5), r"task\.low=5: must be at least 6"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, said):

@@ -22,8 +22,8 @@ def batch_of(split):
 
 def solve(tokens):
     """Key, its position from 1, pair and label, of tokens alone: anchors are the only ones below 20."""
-    (at, _) = [i for i, token in enumerate(tokens) if token < 5]
-    key, a, b = tokens[at - 1 : at + 2]
+    (at, _) = [i for i, token in enumerate(tokens) if 1 <= token <= 5]
+    key, a, b = tokens[at - 1], tokens[at] - 1, tokens[at + 1] - 1
     shifts = A if f"{a}{b}" in SET_A else B
     return key, at, f"{a}{b}", key + shifts[a] + shifts[b]
 
@@ -62,7 +62,7 @@ def test_no_anchor_stands_for_one_shift_and_every_pair_is_symmetric():
         (dict(length=11), r"task\.length=11: a number from 3 to 10"),
         (dict(high=22), r"task\.low=20, task\.high=22: at least task\.modulus=8 keys"),
         (dict(vocab_size=100), r"task\.vocab_size=100: labels span 6 \.\.\. 108"),
-        (dict(low=4), r"task\.low=4: must be at least 5"),
+        (dict(low=5), r"task\.low=5: must be at least 6"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, said):
