@@ -124,8 +124,12 @@ class Training:
     def extend(self, **axes) -> "Training":
         """Trains more rows: more values of some axes, `seed=range(5, 8)` or `gamma=0.9`, beside all that the grid has.
 
-        Everything that reads the training has all rows then. Asked for again, it goes on where it stopped; raises as
-        `lab.engine.train.extend`.
+        Everything that reads the training has all rows then. Asked for again, it goes on where it stopped.
+
+        Raises:
+          ValueError: no such axis; a value that is there beside some rows, is repeated, or cannot be trained; or
+            several processes have joined.
+          WorkdirError: nothing was trained here, another process is at work, or other numerics trained what is there.
         """
         extend(self.workdir, None if self.variant is None else [self.variant], **axes)
         self._forget()
@@ -273,7 +277,15 @@ def train(config=None, workdir=None, **objects) -> Training:
 
 
 def extend(workdir: str | Path, variants: Sequence[str] | None = None, **axes) -> None:
-    """Trains more rows of the trainings in a folder: see `Training.extend`."""
+    """Trains more rows of the trainings in a folder, as `Training.extend`: `seed=range(5, 8)`.
+
+    Args:
+      variants: None: all in the folder.
+
+    Raises:
+      ValueError: no such variant; or as `Training.extend`.
+      WorkdirError: as `Training.extend`.
+    """
     engine.extend(workdir, configure.named_axes(axes), variants)
 
 
