@@ -127,9 +127,10 @@ class Training:
         Everything that reads the training has all rows then. Asked for again, it goes on where it stopped; raises as
         `lab.engine.train.extend`.
         """
-        extend(self.workdir, None if self.variant is None else [self.variant], **axes)
+        names = [*self._paths] if self.variant is None else [self.variant]
+        extend(self.workdir, names, **axes)
         self._forget()
-        self._grids |= {name: united(path).grid for name, path in self._paths.items()}
+        self._grids |= {name: united(self._paths[name]).grid for name in names}
         return self
 
     def measure(self, *names: str, **scope) -> "Training":

@@ -290,8 +290,6 @@ def test_programs_that_are_shown_train_as_they_stand_there(name, tmp_path, monke
                          ('"rank", "sharpness"', '"rank"'), ("digits(2000)", "digits(40)"),
                          ("size=(4000, 8)", "size=(40, 8)"), ("range(5, 8)", "1")):  # fmt: skip
         program = program.replace(usual, small)
-    if not hasattr(lab.Training, "extend"):
-        program = "".join(line for line in program.splitlines(keepends=True) if not line.startswith("run.extend"))
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         exec(program, {"__name__": "__main__"})
     (trained,) = (tmp_path / "runs").iterdir()
