@@ -106,7 +106,7 @@ def test_afternoon_of_a_researcher_runs_in_an_empty_folder(run, tmp_path):
     verdicts = re.findall(r"^(A\d)  .*\n.*\((\d) seeds", printed, re.MULTILINE)
     assert verdicts == [(name, n) for n in ("5", "8") for name in ("A1", "A2")]
     assert "<svg" in (page := (tmp_path / "runs/sums/report/index.html").read_text()) or "data:image" in page
-    assert run(tmp_path, "-c", LOOK).splitlines() == [f"ResidualMLP 8", "True ['A1', 'A2']"]
+    assert run(tmp_path, "-c", LOOK).splitlines() == ["ResidualMLP 8", "True ['A1', 'A2']"]
     if not has_arrow:
         pytest.skip("the Parquet file: pyarrow is not installed")
     table = pd.read_parquet(tmp_path / "runs/sums/export/table.parquet")
