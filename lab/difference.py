@@ -12,7 +12,7 @@ import pandas as pd
 from lab import config_json, series
 from lab.analysis import statistics
 from lab.disk.files import WorkdirError
-from lab.disk.load import load
+from lab.disk.load import load_work
 from lab.disk.workdir import Workdir, variants_in
 from lab.grid import Grid
 
@@ -139,7 +139,7 @@ def compare(a: Workdir, b: Workdir) -> Difference:
     try:
         settings = _settings(a, b)
         rows_a, rows_b, grid = _rows_of_both(a.grid, b.grid)
-        (series_a, large_a), (series_b, large_b) = (series.of(load(work.path)) for work in (a, b))
+        (series_a, large_a), (series_b, large_b) = (series.of(load_work(work)) for work in (a, b))
         remarks = _alone([*series_a, *large_a], [*series_b, *large_b])
         remarks += [f"not compared, for its size: {name}" for name in large_a if name in large_b]
         if len(rows_a):

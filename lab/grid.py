@@ -75,23 +75,23 @@ class Grid:
         held = tuple(dict.fromkeys(self.columns[name]))
         known, values = _seen(name, held), _distinct(name, values, tuple(self.columns))
         there = [value for value, number in zip(values, _seen(name, values), strict=True) if number in known]
-        if len(there) == len(values):
+        others = [other for other in self.columns if other != name]
+        beside = dict.fromkeys(zip(*(self.columns[other] for other in others), strict=True))
+        rows = [(*others_row, value) for others_row in beside for value in values]
+        added = Grid({column: tuple(row[i] for row in rows) for i, column in enumerate((*others, name))})
+        if len(there) == len(values) and lacking(added, [self]) is None:
             return self
-        if there:
+        if there and len(there) < len(values):
             said = ", ".join(f"{value:g}" for value in there)
             raise ValueError(f"grid.{name}={values}: {said} is there already; give the values that are to be added")
         if self.axes is not None:
-            return product({**self.axes, name: (*held, *values)}, tuple(self.columns))
-        others = [other for other in self.columns if other != name]
-        beside = dict.fromkeys(zip(*(self.columns[other] for other in others), strict=True))
+            return product({**self.axes, name: _merged(self.axes[name], values)}, tuple(self.columns))
         if len(set(self.seen_rows())) != len(beside) * len(held):
             raise ValueError(
                 f"grid.{name}={values}: the rows of this grid were given one by one, and not every {name} is beside "
                 "every combination of the others; ask for the rows themselves, see lab.grid"
             )
-        rows = [(*others_row, value) for others_row in beside for value in values]
-        added = {column: tuple(row[i] for row in rows) for i, column in enumerate((*others, name))}
-        return concat(self, Grid(added))
+        return concat(self, added)
 
     def to_json(self) -> dict:
         return {"columns": dict(self.columns), "axes": None if self.axes is None else dict(self.axes)}
@@ -159,20 +159,32 @@ def lacking(asked: Grid, held: Sequence[Grid]) -> Grid | None:
     return Grid(columns) if absent else None
 
 
+def have_common_rows(one: Grid, other: Grid) -> bool:
+    return not set(one.seen_rows()).isdisjoint(other.seen_rows())
+
+
 def union(grids: Sequence[Grid]) -> tuple[Grid, np.ndarray]:
     """The rows of several grids as one: a product, if the first is one and all together are.
+
+    An axis of the first whose values ascend goes on ascending; of all others the new values come last.
 
     Returns:
       The grid, and the number that each of its rows has where the grids' rows are counted one after the other.
     """
     together = concat(*grids)
     if grids[0].axes is not None:
-        axes = {name: tuple(dict.fromkeys(together.columns[name])) for name in grids[0].axes}
+        axes = {name: _merged(values, together.columns[name]) for name, values in grids[0].axes.items()}
         place = {row: i for i, row in enumerate(zip(*(together.columns[name] for name in axes), strict=True))}
         order = [place.get(row, -1) for row in itertools.product(*axes.values())]
         if len(order) == len(place) == len(together):  # then none lacks
             return Grid(together.take(order).columns, axes), np.array(order)
     return together, np.arange(len(together))
+
+
+def _merged(axis: Sequence, values: Sequence) -> tuple:
+    """An axis with more values: in order where it was, else with those that it lacks behind."""
+    merged = tuple(dict.fromkeys((*axis, *values)))
+    return tuple(sorted(merged)) if list(axis) == sorted(axis) else merged
 
 
 def _seen(name: str, values: Sequence) -> list:

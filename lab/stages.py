@@ -148,7 +148,7 @@ def reported(root: Path) -> bool:
     page = root / PAGE
     found = [part for work in variants_in(root).values() for part in (work, *work.extensions)]
     sources = [path for part in found for path in (*part.analysis.glob("*.json"), part.path / "config.json")]
-    return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources)
+    return page.is_file() and all(path.stat().st_mtime <= page.stat().st_mtime for path in sources if path.is_file())
 
 
 def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:

@@ -131,9 +131,10 @@ class Training:
             several processes have joined.
           WorkdirError: nothing was trained here, another process is at work, or other numerics trained what is there.
         """
-        extend(self.workdir, None if self.variant is None else [self.variant], **axes)
+        names = [*self._paths] if self.variant is None else [self.variant]
+        extend(self.workdir, names, **axes)
         self._forget()
-        self._grids |= {name: united(path).grid for name, path in self._paths.items()}
+        self._grids |= {name: united(self._paths[name]).grid for name in names}
         return self
 
     def measure(self, *names: str, **scope) -> "Training":

@@ -204,6 +204,23 @@ def test_rows_that_lack_are_those_of_no_other_grid_as_often_as_they_are_asked_fo
     assert grid.lacking(whole.take([4, 4]), [whole]) == whole.take([4])
 
 
+def test_value_that_is_beside_some_of_the_others_alone_is_not_taken_for_there():
+    g = grid.concat(grid.zipped(COLUMNS), grid.zipped(COLUMNS | {"seed": (8, 8)}))
+    g = g.take([i for i in range(len(g)) if i != 3])
+    values = dict.fromkeys(g.columns["gamma"])
+    *_, partly = values
+    with pytest.raises(ValueError, match=r"the rows of this grid were given one by one"):
+        g.extended("gamma", (partly,))
+
+
+def test_axis_that_ascends_goes_on_ascending_and_others_get_new_values_behind():
+    axes = AXES | {"gamma": (0.3, 0.5), "learning_rate": (0.1, 0.01)}
+    small = grid.product(axes)
+    rates = small.extended("gamma", (0.4,)).extended("learning_rate", (0.05,))
+    assert rates.axes["gamma"] == (0.3, 0.4, 0.5) and rates.axes["learning_rate"] == (0.1, 0.01, 0.05)
+    assert grid.union([small, grid.lacking(rates, [small])])[0] == rates
+
+
 def test_large_seeds_are_told_apart():
     """2^24 and 2^24 + 1 are one float32."""
     g = grid.product(AXES | {"seed": (2**24,)})

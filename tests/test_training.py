@@ -182,6 +182,15 @@ def test_table_of_examples_is_kept_by_the_training(tmp_path):
     np.testing.assert_array_equal(drawn[np.lexsort(drawn.T)], x_NxD[np.lexsort(x_NxD.T)])
 
 
+def test_table_is_extended_in_another_process_that_was_given_none(tmp_path):
+    table = lab.examples((np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32)), test=0.25)
+    lab.train(model=nn.Dense(1), task=table, grid=dict(seed=0), **SMALL, workdir=tmp_path / "w")
+    command = [sys.executable, "-m", "lab", "extend", str(tmp_path / "w"), "--grid.seed=(1,)"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert lab.load(tmp_path / "w").sizes["seed"] == 2
+
+
 def test_class_of_a_notebook_works_here_and_says_what_to_do(parts, tmp_path):
     class Local(nn.Module):
         @nn.compact
@@ -290,8 +299,6 @@ def test_programs_that_are_shown_train_as_they_stand_there(name, tmp_path, monke
                          ('"rank", "sharpness"', '"rank"'), ("digits(2000)", "digits(40)"),
                          ("size=(4000, 8)", "size=(40, 8)"), ("range(5, 8)", "1")):  # fmt: skip
         program = program.replace(usual, small)
-    if not hasattr(lab.Training, "extend"):
-        program = "".join(line for line in program.splitlines(keepends=True) if not line.startswith("run.extend"))
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         exec(program, {"__name__": "__main__"})
     (trained,) = (tmp_path / "runs").iterdir()

@@ -13,8 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import lab
-
 ROOT = Path(__file__).parents[1]
 SOURCES = ("lab", "configs", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 SMALL = (
@@ -100,23 +98,19 @@ def test_afternoon_of_a_researcher_runs_in_an_empty_folder(run, tmp_path):
     for usual, small in (("steps=3000", "steps=20"), ("gamma=(0.2, 0.5, 0.8)", "gamma=(0.2, 0.8)")):
         assert usual in script
         script = script.replace(usual, small)
-    extended = hasattr(lab.Training, "extend")
-    if not extended:
-        script = "".join(line for line in script.splitlines(keepends=True) if "run.extend" not in line)
     has_arrow = importlib.util.find_spec("pyarrow") is not None
     (tmp_path / "afternoon.py").write_text(script if has_arrow else script.replace("parquet", "csv"))
-    n_seeds = 8 if extended else 5
 
     printed = run(tmp_path, "afternoon.py")
     assert "in_0/kernel" in printed and (tmp_path / "phases.png").stat().st_size
     verdicts = re.findall(r"^(A\d)  .*\n.*\((\d) seeds", printed, re.MULTILINE)
-    assert verdicts == [(name, n) for n in ("5", "8")[: 1 + extended] for name in ("A1", "A2")]
+    assert verdicts == [(name, n) for n in ("5", "8") for name in ("A1", "A2")]
     assert "<svg" in (page := (tmp_path / "runs/sums/report/index.html").read_text()) or "data:image" in page
-    assert run(tmp_path, "-c", LOOK).splitlines() == [f"ResidualMLP {n_seeds}", "True ['A1', 'A2']"]
+    assert run(tmp_path, "-c", LOOK).splitlines() == ["ResidualMLP 8", "True ['A1', 'A2']"]
     if not has_arrow:
         pytest.skip("the Parquet file: pyarrow is not installed")
     table = pd.read_parquet(tmp_path / "runs/sums/export/table.parquet")
-    assert table.groupby(["gamma", "weight_decay", "seed"]).ngroups == 2 * 2 * n_seeds == table.row.nunique()
+    assert table.groupby(["gamma", "weight_decay", "seed"]).ngroups == 2 * 2 * 8 == table.row.nunique()
     assert {"test.accuracy", "sharpness.top[0]", "directions.effective_directions[in_0/kernel]"} <= {*table.columns}
 
 

@@ -125,12 +125,12 @@ JOBS = {
 SCOPE = {
     "--measure": {"metavar": "NAMES", "help": "comma-separated, see `list`, or `all`"},
     "--snapshots": {"choices": ("all", "last", "log"), "help": "which snapshots (default: as each measurement says)"},
-    "--rows": {"type": row_ranges, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of grid.json"},
+    "--rows": {"type": row_ranges, "metavar": "I,J-K", "help": "only these rows, from 0, in the order of `lab.load`"},
     "--n": {"type": sequences, "metavar": "N|all", "help": "of how many sequences (default: as each measurement says)"},
     "--precision": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
 }
 ROW = {
-    "--row": {"type": int, "required": True, "metavar": "I", "help": "its number, from 0, in the order of grid.json"},
+    "--row": {"type": int, "required": True, "metavar": "I", "help": "its number, from 0, in the order of `lab.load`"},
     "--variant": {"help": "of which variant, where the workdir holds several"},
     "--steps": {"type": positive(int), "help": "stop at the first chunk that ends here or later (default: all steps)"},
 }
@@ -154,7 +154,7 @@ EXPORTED = {
     "--rows": {
         "type": rows,
         "metavar": "I,J-K|all",
-        "help": f"only these, from 0, as in grid.json; trackers get {sinks.RUNS} at most unasked, a run each",
+        "help": f"only these, from 0, in the order of `lab.load`; trackers get {sinks.RUNS} at most unasked, one a run",
     },
     "--metrics": {
         "metavar": "NAMES",

@@ -52,9 +52,14 @@ def more_values(words: list[str], options: list[str]) -> dict[str, tuple]:
     """Axis -> the values to add, of `--grid.NAME=VALUES`.
 
     Raises:
-      ValueError: another word, or no tuple.
+      ValueError: another word, none, or no tuple.
     """
+    for word in words:
+        if re.fullmatch(r"--grid\.\w+", word):
+            raise ValueError(f"{word}: its values come behind an equals sign, {word}='(5,6,7)'")
     arguments.refuse([word for word in words if not MORE.fullmatch(word)], [*options, "--grid.seed"])
+    if not words:
+        raise ValueError("which axes get more values? e.g. --grid.seed='(5,6,7)'")
     given = [MORE.fullmatch(word) for word in words]
     return {found[1]: _numbers(f"--grid.{found[1]}", found[2]) for found in given}
 

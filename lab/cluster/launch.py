@@ -76,6 +76,9 @@ def launch(
     """
     root = Path(workdir).absolute()
     prepared = prepare_variants(config, root)
+    for name, training in prepared.items():
+        if resources.get("nodes", 1) > 1 and len(training.parts) > 1 and not training.trained():
+            raise ValueError(f"--nodes={resources['nodes']}: to variant {name} rows are added, by one process alone")
     executor = _executor(root, cluster, resources)
     jobs = {name: job for name, job in _queued(root).items() if name in prepared} if cluster == "slurm" else {}
     lines = {}

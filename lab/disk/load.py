@@ -35,7 +35,11 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
     Raises:
       WorkdirError: nothing to load, several variants and none named, or a missing or damaged file.
     """
-    work = find(workdir, variant)
+    return load_work(find(workdir, variant), variant, without)
+
+
+def load_work(work: Workdir, variant: str | None = None, without: Container[str] = ()) -> xr.Dataset:
+    """`load` of a training that is held already: with the rows that `work` has, also where more end meanwhile."""
     over_time = {name for part in work.parts for name in _measured(part, without) if _is_over_time(part, name)}
     parts = [_rows_of(part, without, over_time) for part in work.parts]
     whole = parts[0]

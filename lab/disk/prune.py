@@ -1,5 +1,6 @@
 """Drops checkpoints and snapshots of a training by rule, and notes which, so that nothing misses them."""
 
+import contextlib
 from pathlib import Path
 
 from lab import schedule
@@ -35,25 +36,24 @@ def prune(
         raise ValueError(f"keep {checkpoints} checkpoints: at least 1, training continues from the last one")
     if damages := verify.damages(work):
         raise WorkdirError(f"nothing was dropped, for something is damaged: {damages[0]}")
-    parts = [
-        Workdir(work.path),
-        *work.extensions,
-    ]  # or some rows would keep a snapshot that others lack
-    return [dropped for part in parts for dropped in _prune(part, checkpoints, snapshots, dry_run)]
+    folders = [Workdir(work.path), *work.extensions]  # all of them, or some rows would keep what others lack
+    with contextlib.ExitStack() as stack:
+        for folder in () if dry_run else folders:
+            stack.enter_context(locked(folder.path))
+        return [dropped for folder in folders for dropped in _prune(folder, checkpoints, snapshots, dry_run)]
 
 
 def _prune(work: Workdir, checkpoints: int | None, snapshots: str, dry_run: bool) -> list[tuple[Path, int]]:
+    due = _due(work, checkpoints, snapshots)
+    dropped = _sized(work, due)
     if dry_run:
-        return _sized(work, _due(work, checkpoints, snapshots))
-    with locked(work.path):
-        due = _due(work, checkpoints, snapshots)
-        dropped = _sized(work, due)
+        return dropped
+    if due[work.snapshots]:
         noted = {*Workdir(work.path).pruned, *due[work.snapshots]}
-        if due[work.snapshots]:
-            files.write_json(work.path / files.PRUNED, {"snapshots": sorted(noted)})
-        for folder, steps in due.items():
-            for step in steps:
-                store.drop(folder, step)
+        files.write_json(work.path / files.PRUNED, {"snapshots": sorted(noted)})
+    for folder, steps in due.items():
+        for step in steps:
+            store.drop(folder, step)
     return dropped
 
 

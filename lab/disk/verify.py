@@ -7,7 +7,7 @@ from pathlib import Path
 from lab import schedule
 from lab.disk import files, measurements, metrics, store
 from lab.disk.files import DamagedError
-from lab.disk.workdir import Workdir, refuse_foreign
+from lab.disk.workdir import Workdir, refuse_foreign, refuse_repeated
 
 
 def damages(work: Workdir) -> list[str]:
@@ -33,7 +33,11 @@ def damages(work: Workdir) -> list[str]:
     lines += [_damage(functools.partial(_check_kept, work), name) for name in held]
     if not identity:
         lines += [_damage(refuse_foreign, part) for part in work.extensions if (part.path / "config.json").is_file()]
-    lines += [line for part in work.extensions for line in damages(part)]
+    for i, part in enumerate(work.extensions):
+        found = damages(part)
+        if not found and not identity:
+            found = [_damage(functools.partial(refuse_repeated, others=[work, *work.extensions[:i]]), part)]
+        lines += found
     return list(dict.fromkeys(line for line in lines if line is not None))
 
 

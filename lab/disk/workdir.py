@@ -57,13 +57,19 @@ class Workdir:
     @functools.cached_property
     def experiment(self) -> "Experiment":
         from lab import config as configs  # and with it JAX and Flax, which names and numbers do without
+        from lab import families
+
+        self.bring_back()
+        if edited := families.changed(self.classes):
+            warnings.warn(f"{self.path}: not as it was trained: {', '.join(edited)}", stacklevel=3)
+        return configs.experiment(self.config)
+
+    def bring_back(self) -> None:
+        """Makes what the config names findable in this process: tables of examples, classes of the user's own."""
         from lab import families, tables
 
         tables.offer(self.data)
         families.bring_back(self.classes)
-        if edited := families.changed(self.classes):
-            warnings.warn(f"{self.path}: not as it was trained: {', '.join(edited)}", stacklevel=3)
-        return configs.experiment(self.config)
 
     @property
     def data_hashes(self) -> dict[str, str]:
@@ -170,9 +176,13 @@ class Extended(Workdir):
     @functools.cached_property
     def parts(self) -> list[Workdir]:
         main, extensions = Workdir(self.path), self.extensions
-        ended = [part for part in extensions if part.trained()] if main.trained() else []
-        for part in ended:
+        if not main.trained():
+            warnings.warn(f"{main.path}: not trained to its end, the rows that were added are left out", stacklevel=4)
+            return [main]
+        ended = [part for part in extensions if part.trained()]
+        for i, part in enumerate(ended):
             refuse_foreign(part)
+            refuse_repeated(part, [main, *ended[:i]])
         for path in sorted({part.path for part in extensions} - {part.path for part in ended}):
             warnings.warn(f"{path}: not trained to its end, its rows are left out", stacklevel=4)
         return [main, *ended]
@@ -226,6 +236,16 @@ def refuse_foreign(extension: Workdir) -> None:
     """
     if config_json.to_json(extension.config) != config_json.to_json(extension.extends.config):
         raise DamagedError(f"{extension.path}: extends another training than this one, it was renamed or copied here")
+
+
+def refuse_repeated(extension: Workdir, others: Sequence[Workdir]) -> None:
+    """
+    Raises:
+      DamagedError: it has a row that another folder of the same training has, or one of them is damaged.
+    """
+    for other in others:
+        if grids.have_common_rows(extension.grid, other.grid):
+            raise DamagedError(f"{extension.path}: has rows that {other.path} has; move away the one that is a copy")
 
 
 def variants_in(root: str | Path) -> dict[str, Workdir]:

@@ -18,7 +18,7 @@ from lab.engine.plan import Plan
 from lab.grid import Grid
 
 AS_WIDE = "as wide as those that were there"
-SAME_BITS = "their bits are those that they would have from the beginning"
+SAME_BITS = "at this width their bits are those that they would have from the beginning"
 
 Part = tuple[ml_collections.ConfigDict, Workdir, Grid]  # config, folder and rows of one folder
 
@@ -30,7 +30,7 @@ def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[
     the config and the rows that they have. A folder that holds another training is left to be refused.
 
     Raises:
-      ValueError: several processes have joined.
+      ValueError: several processes have joined; or a row is asked for once more than it is there.
       WorkdirError: it is not known which rows a folder holds.
     """
     extensions = work.extensions
@@ -49,6 +49,8 @@ def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[
         except DamagedError as error:
             raise WorkdirError(f"{error}; move {part.path} away to train its rows again") from error
     if (missing := grids.lacking(grid, [rows for _, _, rows in found])) is not None:
+        if any(grids.have_common_rows(missing, rows) for _, _, rows in found):
+            raise ValueError(f"{work.path}: some rows are there and asked for once more; those to be added must be new")
         number = int(extensions[-1].path.name) + 1 if extensions else 1
         found.append((held[0], Workdir(work.path / EXTENSIONS / str(number)), missing))
     if len(found) > 1 and jax.process_count() > 1:

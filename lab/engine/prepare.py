@@ -50,6 +50,8 @@ def prepare_extension(
     for name in variants or ():
         if name not in works:
             raise ValueError(f"variant {name!r}: {workdir} has {', '.join(works)}")
+    for name in variants or works:
+        works[name].bring_back()
     held = configs.sources_first({name: works[name].config for name in variants or works})
     return _all((name, config, works[name].path, extension.asked(works[name], axes)) for name, config in held.items())
 
@@ -91,9 +93,11 @@ def prepare(
     Raises:
       ValueError, WorkdirError: as `lab.engine.train.train`.
     """
+    main = Workdir(workdir)
+    if main.extends is not None:
+        raise WorkdirError(f"{main.path}: its rows were added to {main.extends.path}; extend or train that one")
     experiment = configs.experiment(config)
     grid = configs.grid(config) if grid is None else grid
-    main = Workdir(workdir)
     parts = extension.parts(main, config, grid)
     for its_config, work, rows in parts:
         if _refuse_other(work, its_config, rows):
@@ -199,6 +203,8 @@ def _check_rows(experiment: Experiment, grid: Grid) -> None:
                     jax.eval_shape(lambda task=row_owner: task.sample(jax.random.key(0), 1, "train", {}))
             except ValueError as error:
                 raise ValueError(f"a row of the grid: {error}") from error
+    axes = {name: tuple(dict.fromkeys(column)) for name, column in grid.columns.items()}
+    experiment.objective.check_fit(experiment.task, getattr(experiment.model, "readout", "all"), axes)
 
 
 def _trace(experiment: Experiment, grid: Grid) -> None:

@@ -16,7 +16,7 @@ from lab.disk import files, metrics, store, verify
 from lab.disk.workdir import Workdir
 from lab.engine import compiled, init_from, memory, multihost, numerics, parts, plan, program_cache, shard, sweep
 from lab.engine.background import Writer
-from lab.engine.extension import recall_plan
+from lab.engine.extension import AS_WIDE, recall_plan
 from lab.engine.interrupts import stop_flag
 from lab.engine.prepare import Prepared, begin, portions, prepare, prepare_extension, prepare_variants
 from lab.engine.progress import Progress
@@ -143,8 +143,7 @@ def _loop(work: Workdir, grid: Grid, stop_asked: Callable[[], int], progress: Pr
         except OutOfMemory as error:
             if layout.width == 1:
                 raise ValueError(f"one row does not fit in memory: {plan.SMALLER} ({error})") from error
-        exactly = work.extends is not None
-        layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches, exactly)
+        layout = shard.layout(layout.mesh, len(grid), layout.width // 2, layout.row_batches)
         progress.say(
             f"{work.path}: out of memory, going on with {layout.width} rows at once; from here on results agree up to "
             "rounding with those of more"
@@ -254,7 +253,8 @@ def _layout(work: Workdir, grid: Grid, progress: Progress) -> Layout:
 
     width = multihost.on_first_process(choose)
     row_batches = multihost.on_first_process(lambda: chosen.row_batches)
-    return shard.layout(mesh, len(grid), width, row_batches, exactly=work.extends is not None)
+    exactly = chosen is not None and chosen.reason == AS_WIDE  # one process alone: it has chosen itself
+    return shard.layout(mesh, len(grid), width, row_batches, exactly)
 
 
 def _resume(work: Workdir, rows: Rows, progress: Progress) -> int:

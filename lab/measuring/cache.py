@@ -71,11 +71,13 @@ def read(work: Workdir, name: str, identity: Mapping) -> Cache:
     return cached
 
 
-def drop_other(work: Workdir, name: str, identity: Mapping) -> None:
-    """Drops results that mean something else than what is measured now in another folder of the same training."""
+def drop_other(work: Workdir, name: str, identity: Mapping) -> bool:
+    """Drops results that mean something else than what is measured now in another folder; whether there were any."""
     with contextlib.suppress(DamagedError):
         if not measurements.read(work, name)[0].items() >= identity.items():
             measurements.drop(work, name)
+            return True
+    return False
 
 
 def write(work: Workdir, name: str, identity: Mapping, cached: Cache, without_axis: bool) -> None:

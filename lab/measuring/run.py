@@ -95,10 +95,16 @@ def measure(
             progress.doing(f"measuring {declared.name}")
             if declared.left_out:
                 progress.say(f"{work.path}: {declared.name} leaves out {', '.join(declared.left_out)}: {NO_MATRIX}")
-            for part in work.parts if len(work.parts) > 1 else ():  # one measurement has one meaning in all of them
-                cache.drop_other(part, declared.name, _identity(declared))
+            others = [*work.parts] if len(work.parts) > 1 else []
+
+            def drop_others(declared=declared, others=others):  # one measurement has one meaning in all of them
+                while others:
+                    part = others.pop(0)
+                    if cache.drop_other(part, declared.name, _identity(declared)):
+                        progress.say(f"{part.path}: {declared.name} was dropped: taken by other code, or of other data")
+
             for part, rows_at in missing:
-                _measure_rows(part, declared, selection.precision_for(declared), rows_at, progress)
+                _measure_rows(part, declared, selection.precision_for(declared), rows_at, progress, drop_others)
         progress.end()
     return [declared.name for declared, _ in due]
 
@@ -166,8 +172,17 @@ def _sized(work: Workdir, declared: Measure, selection: Selection) -> Measure:
 
 
 def _measure_rows(
-    work: Workdir, declared: Measure, precision: str, rows_at: Mapping[int, list[int]], progress: Progress
+    work: Workdir,
+    declared: Measure,
+    precision: str,
+    rows_at: Mapping[int, list[int]],
+    progress: Progress,
+    then: Callable[[], None],
 ) -> None:
+    """
+    Args:
+      then: what is to be done once results are on disk.
+    """
     identity = _identity(declared)
     cached = cache.read(work, declared.name, identity)
     cached.device_kinds.add(jax.devices()[0].device_kind)
@@ -179,6 +194,7 @@ def _measure_rows(
         steps = sorted(cached.level)
         only_last = declared.snapshots == "last" and steps == work.snapshot_steps()[-1:]
         cache.write(work, declared.name, identity, cached, only_last)
+        then()
 
     written, unwritten = time.monotonic(), False
     try:

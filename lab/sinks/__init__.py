@@ -57,7 +57,7 @@ def export(
       to: one of `SINKS`.
       out: file or folder to write, for `trackio` the name of a project; None: one in the folder `export` of the
         workdir, or named after it. A file is replaced; a folder or project must be new.
-      rows: indices in the order of grid.json; None or "all": all of them.
+      rows: indices in the order of `lab.load`; None or "all": all of them.
       metrics: names of variables, or what stands before their dot (a split, a measurement); None: all that are not
         large, see `lab.series.of`; what was left out is said.
       variants: which trainings of a study; None: all. `netcdf` holds one.

@@ -11,8 +11,9 @@ import xarray as xr
 
 from lab import series
 from lab.disk.files import WorkdirError
-from lab.disk.load import load
-from lab.disk.workdir import Workdir, united, variants_in
+from lab.disk.load import load_work
+from lab.disk.workdir import Workdir, variants_in
+from lab.grid import Grid
 
 LINES = 50_000  # of a block, about
 
@@ -23,11 +24,13 @@ class Training:
 
     Attributes:
       dataset: of `lab.load`, with all rows and the chosen variables.
-      rows: indices in the order of grid.json.
+      grid: all its rows.
+      rows: indices in the order of `lab.load`.
     """
 
     variant: str
     dataset: xr.Dataset
+    grid: Grid
     rows: tuple[int, ...]
     series: Mapping[str, series.Series]
 
@@ -39,8 +42,8 @@ class Training:
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Hyperparameter -> (R,): `seed` as whole numbers, all others float64."""
-        columns = united(self.dataset.attrs["workdir"]).grid.columns
-        return {name: np.array(values, int if name == "seed" else float) for name, values in columns.items()}
+        columns = self.grid.columns.items()
+        return {name: np.array(values, int if name == "seed" else float) for name, values in columns}
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
@@ -168,10 +171,11 @@ def read(
             raise WorkdirError(f"{workdir}: no variant {variant!r}; there are {', '.join(works)}")
     trainings, left_out = [], {}
     for variant in variants or works:
-        dataset = load(works[variant].path)
+        work = works[variant]
+        dataset = load_work(work)
         found, large = ({}, {}) if everything else series.of(dataset, metrics)
         kept = dataset if metrics is None else dataset[series.chosen(dataset, metrics)]
-        trainings.append(Training(variant, kept, _rows(works[variant], rows), found))
+        trainings.append(Training(variant, kept, work.grid, _rows(work, rows), found))
         left_out |= large
     return Table(Path(workdir).resolve().name, tuple(trainings), left_out)
 

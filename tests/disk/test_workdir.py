@@ -14,11 +14,13 @@ from lab.cluster import status
 from lab.disk import files, measurements, store, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.lock import locked
+from lab.disk.prune import prune
 from lab.disk.workdir import Workdir, united, variants_in
 from lab.engine import init_from
 from lab.measuring import run as measuring
 from lab.measuring.declare import Measure
 from lab.measuring.run import Selection
+from lab.sinks import table
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
@@ -214,7 +216,59 @@ def test_rows_not_trained_to_their_end_are_left_out_and_it_is_said(path, capsys)
         assert status.study(path)[0].state == "running"
 
 
+def test_folder_that_was_copied_is_found_and_its_rows_are_not_read_twice(path):
+    shutil.copytree(path / "extensions" / "2", path / "extensions" / "3")
+    with pytest.raises(DamagedError, match=r"extensions/3: has rows that .*extensions/2 has"):
+        lab.load(path)
+    assert [line for line in verify.damages(united(path)) if "extensions/3: has rows that" in line]
+
+
+def test_main_folder_that_lost_its_end_is_named(path):
+    shutil.rmtree(path / "checkpoints")
+    with pytest.warns(UserWarning, match="w: not trained to its end, the rows that were added are left out") as said:
+        assert lab.load(path).sizes["gamma"] == 2
+    assert not [one for one in said if "extensions" in str(one.message)]
+
+
+def test_rows_whose_config_is_not_written_yet_are_stopped_and_not_counted(path):
+    for name in ("config.json", "checkpoints"):
+        files.remove(path / "extensions" / "2" / name)
+    (line,) = status.study(path)
+    assert (line.state, line.steps, line.note) == ("stopped", 16, "")
+
+
 # --- everybody else ---
+
+
+def test_nothing_is_dropped_where_one_folder_trains(path):
+    for folder in (path / "checkpoints", path / "extensions" / "1" / "checkpoints"):
+        store.save(folder, 6, {"x": np.zeros((len(Workdir(folder.parent).grid), 1), np.float32)})
+    with locked(path / "extensions" / "2"), pytest.raises(WorkdirError):
+        prune(united(path), checkpoints=1)
+    assert files.steps(path / "checkpoints") == [6, 16]
+
+
+def test_old_results_stay_until_new_ones_are_there_and_what_is_dropped_is_said(path, capsys):
+    work = united(path)
+    measuring.measure(work, [MEAN])
+
+    def fails(row):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        measuring.measure(work, [Measure("size", fails, {"mean": "1"})], Selection(rows=(0,)))
+    assert all((part.analysis / "size.json").is_file() for part in work.parts)
+    other = Measure("size", mean_weight, {"mean": "weight", "step": "1"})
+    measuring.measure(work, [other], Selection(rows=(0,)))
+    assert capsys.readouterr().out.count("size was dropped") == 2
+
+
+def test_table_is_of_the_rows_that_were_there_when_it_was_read(path, tmp_path):
+    later = shutil.move(path / "extensions" / "2", tmp_path / "later")
+    read = table.read(path, None, ["train_loss"], None)
+    shutil.move(later, path / "extensions" / "2")
+    (block,) = read.blocks()
+    assert {*block.gamma} == {0.3, 0.5} and len(read.trainings[0].columns["seed"]) == read.n_rows
 
 
 def test_what_is_dropped_by_rule_is_dropped_of_all_rows(path, capsys):

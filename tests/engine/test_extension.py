@@ -209,9 +209,6 @@ def test_extension_killed_before_it_began_is_begun_again(work, beginning, extend
     assert_same_numbers(work, beginning)
 
 
-# --- who reads it ---
-
-
 # --- what cannot be ---
 
 
@@ -256,6 +253,17 @@ def test_where_other_versions_or_devices_made_the_others_it_is_said(work, capsys
     plan.record(work, dataclasses.replace(plan.recall(work), devices="8 x cpu"))
     train.extend(work, {"seed": (9,)})
     assert "2: planned anew after 8 x cpu; from here on results agree up to rounding" in capsys.readouterr().out
+
+
+def test_rows_that_were_added_are_not_extended_themselves(extended):
+    with pytest.raises(WorkdirError, match=r"extensions/1: its rows were added to .*w; extend or train that one"):
+        train.extend(extended / "extensions" / "1", {"weight_decay": (0.2,)})
+
+
+def test_row_is_not_added_twice(trained, echo):
+    rows = united(trained).grid
+    with pytest.raises(ValueError, match="some rows are there and asked for once more"):
+        train.train(echo.config(block_width=WIDTH), trained, grid.concat(rows, rows))
 
 
 def test_several_processes_are_refused(trained, monkeypatch):
