@@ -2,11 +2,13 @@
 
     python -m lab reproduce composition --preset=cpu             # the phase diagram at a small size: 3 minutes
     python -m lab reproduce composition --preset=cpu_full        # 9 minutes on two CPU cores
+    python -m lab reproduce composition --preset=record          # what the docs quote: eight seeds
 
-Of both expect claims C3a, C3b and C5 to hold; of `cpu` C4 does, too, and C1 and C6 do not. Of `cpu_full`: reasoning
+Of all expect claims C3a, C3b and C5 to hold; of `cpu` and `record` C4 does, too, and C1 and C6 are open; of `record` C2
+and C8 hold, and C7 does not (docs/composition.md says what it depends on). Of `cpu_full`: reasoning
 on (4,3) from 0.0 to 0.95 over gamma at weight decay 0.01 in `34_unseen`, and from 0.8 on at decay 1. C6 does not
 hold; C1, C2, C4, C7 and C8 are open: four seeds of five are on the published side, or two of `34_wrong`'s circuits
-are alike (docs/composition.md says why).
+are alike.
 
 Papers: "Initialization is Critical to Whether Transformers Fit Composite Functions by Reasoning or Memorizing"
 (arXiv 2405.05409) and "Complexity Control Facilitates Reasoning-Based Compositional Generalization" (arXiv 2501.08537).
@@ -97,7 +99,7 @@ def cpu_full() -> ConfigDict:
 
 
 def record() -> ConfigDict:
-    """35 minutes on two busy CPU cores (estimated).
+    """15 minutes on two CPU cores (estimated), an hour on busy ones.
 
     The phase diagram of `cpu` with eight seeds; `wrong` of its keys and a wider model; and `circuits`, in which rows of
     both solutions are found by a model that is small, but built as published: post-norm, ReLU, no final norm, key
