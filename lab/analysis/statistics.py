@@ -59,6 +59,11 @@ def median(values_S: np.ndarray) -> float:
     return float(0.5 * (lower + upper) if np.isfinite(lower) and np.isfinite(upper) else lower)
 
 
+def median_of(values: xr.DataArray) -> float:
+    """The median of all values that are not missing, over every dimension."""
+    return float(values.median())
+
+
 def spearman(a_N, b_N) -> float:
     """Spearman's rank correlation; ties share their mean rank. 0 where one is constant, NaN where one holds a NaN."""
     a_N, b_N = np.asarray(a_N, float), np.asarray(b_N, float)

@@ -102,3 +102,15 @@ class LayerNorm(nn.Module):
         bias_D = self.param("bias", nn.initializers.zeros, h.shape[-1:], jnp.float32)
         scale, bias = (jnp.expand_dims(leaf_D, range(h.ndim - 1)) for leaf_D in (scale_D, bias_D))
         return products.normalize(h, self.epsilon) * scale + bias
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean of x^2 + eps), times a learned gain."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, h):
+        scale_D = self.param("scale", nn.initializers.ones, h.shape[-1:], jnp.float32)
+        rate = jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.epsilon)
+        return h * rate * jnp.expand_dims(scale_D, range(h.ndim - 1))

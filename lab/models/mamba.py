@@ -28,7 +28,7 @@ from lab import limits
 from lab.models import ssm
 from lab.models.acts import Tape
 from lab.models.conv import CONVS, PAST_CONVS, Conv, uniform
-from lab.models.layers import Model, dense, embedding
+from lab.models.layers import Model, RMSNorm, dense, embedding
 
 NORMS = ("none", "pre")
 DT_RANGE, DT_FLOOR = (0.001, 0.1), 1e-4
@@ -45,18 +45,6 @@ def steps_bias(key, shape, dtype=jnp.float32):
     low, high = map(math.log, DT_RANGE)
     dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), DT_FLOOR)
     return dt + jnp.log(-jnp.expm1(-dt))
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean of x^2 + eps), times a learned gain."""
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, h):
-        scale_D = self.param("scale", nn.initializers.ones, h.shape[-1:], jnp.float32)
-        rate = jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.epsilon)
-        return h * rate * jnp.expand_dims(scale_D, range(h.ndim - 1))
 
 
 class Embedding(nn.Module):

@@ -47,10 +47,10 @@ def prefill(model: Mamba, params, prompt_BxL, prompt_length_B) -> tuple[jax.Arra
     place_BxT = prompt_length_B[:, None] - model.n_taps + 1 + jnp.arange(model.n_taps - 1, dtype=jnp.int32)[None]
     windows, states = [], []
     for i in range(model.n_layers):
-        of = {name.rpartition("/")[2]: act for name, act in acts.items() if name.startswith(f"block_{i}/ssm/")}
-        window_BxTxC = jnp.take_along_axis(of["u"], jnp.maximum(place_BxT, 0)[..., None], axis=1)
+        layer_acts = {name.rpartition("/")[2]: act for name, act in acts.items() if name.startswith(f"block_{i}/ssm/")}
+        window_BxTxC = jnp.take_along_axis(layer_acts["u"], jnp.maximum(place_BxT, 0)[..., None], axis=1)
         windows.append(jnp.where((place_BxT >= 0)[..., None], window_BxTxC, 0))
-        states.append(_final_state(model, params[f"block_{i}"]["ssm"], of))
+        states.append(_final_state(model, params[f"block_{i}"]["ssm"], layer_acts))
     return logits_Bx1xV[:, 0], State(tuple(windows), tuple(states), prompt_length_B)
 
 
@@ -127,9 +127,10 @@ def _recurrence(model: Mamba, params, seen):
     return left, written, lambda h: jnp.einsum("bhkn,bn->bhk", h, c_BxN)
 
 
-def _final_state(model: Mamba, params, of):
+def _final_state(model: Mamba, params, layer_acts):
     a = -jnp.exp(params["A_log"])
     if isinstance(model, Mamba1):
-        return ssm.scan(of["C"], of["B"], of["conv"], of["dt"], a)[1]
-    x_BxLxHxK, b_BxLxN, _ = model.split(of["conv"])
-    return ssm.final_state(b_BxLxN, of["dt"][..., None] * x_BxLxHxK, jnp.swapaxes(of["dt"] * a[None, None], 1, 2))
+        return ssm.scan(layer_acts["C"], layer_acts["B"], layer_acts["conv"], layer_acts["dt"], a)[1]
+    x_BxLxHxK, b_BxLxN, _ = model.split(layer_acts["conv"])
+    dt_BxLxH = layer_acts["dt"]
+    return ssm.final_state(b_BxLxN, dt_BxLxH[..., None] * x_BxLxHxK, jnp.swapaxes(dt_BxLxH * a[None, None], 1, 2))

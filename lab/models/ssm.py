@@ -1,4 +1,4 @@
-"""State-space recurrences in forms that agree: a masked matrix product, scans over tokens.
+"""State-space recurrences: a masked matrix product, and a scan over tokens.
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,    y_t = C_t . h_t,    A < 0
 
@@ -42,32 +42,6 @@ def mix(s_BxHxQxL, v_BxLxHxK):
     v_MxLxK = jnp.swapaxes(v_BxLxHxK, 1, 2).reshape(batch * n_heads, length, -1)
     mixed_MxQxK = products.mix(s_BxHxQxL.reshape(batch * n_heads, n_queries, length), v_MxLxK)
     return jnp.swapaxes(mixed_MxQxK.reshape(batch, n_heads, n_queries, -1), 1, 2)
-
-
-def sequential(c_BxLxN, b_BxLxN, v_BxLxHxK, a_BxHxL):
-    """`mix(quadratic(...), v)` by the recurrence, token by token."""
-
-    def step(h_BxHxKxN, now):
-        c_BxN, b_BxN, v_BxHxK, a_BxH = now
-        h_BxHxKxN = jnp.exp(a_BxH)[..., None, None] * h_BxHxKxN + v_BxHxK[..., None] * b_BxN[:, None, None]
-        return h_BxHxKxN, jnp.einsum("bhkn,bn->bhk", h_BxHxKxN, c_BxN)
-
-    batch, _, n_heads, width = v_BxLxHxK.shape
-    start = jnp.zeros((batch, n_heads, width, b_BxLxN.shape[-1]), v_BxLxHxK.dtype)
-    tokens_first = (*(jnp.swapaxes(x, 0, 1) for x in (c_BxLxN, b_BxLxN, v_BxLxHxK)), jnp.moveaxis(a_BxHxL, 2, 0))
-    return jnp.swapaxes(jax.lax.scan(step, start, tokens_first)[1], 0, 1)
-
-
-def associative(c_BxLxN, b_BxLxN, v_BxLxHxK, a_BxHxL):
-    """`sequential`, as an associative scan over pairs (a1, h1) (a2, h2) = (a1 a2, a2 h1 + h2): states of all tokens."""
-
-    def join(left, right):
-        return left[0] * right[0], right[0] * left[1] + right[1]
-
-    written_BxLxHxKxN = v_BxLxHxK[..., None] * b_BxLxN[:, :, None, None]
-    kept_BxLxHx1x1 = jnp.exp(jnp.swapaxes(a_BxHxL, 1, 2))[..., None, None]
-    _, h_BxLxHxKxN = jax.lax.associative_scan(join, (kept_BxLxHx1x1, written_BxLxHxKxN), axis=1)
-    return jnp.einsum("blhkn,bln->blhk", h_BxLxHxKxN, c_BxLxN)
 
 
 def final_state(b_BxLxN, v_BxLxHxK, a_BxHxL):

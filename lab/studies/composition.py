@@ -14,6 +14,7 @@ import xarray as xr
 from lab import models
 from lab.analysis import phase, statistics
 from lab.analysis.phase import NAMED, both, boundary_shift
+from lab.analysis.statistics import median_of
 from lab.claims import DIRECTION, FIGURE, OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.catalogue import anchors, weights
@@ -131,7 +132,7 @@ def reasoning_rises(runs: Runs):
     )
     low, high = best.isel(gamma=0, drop=True), best.max("gamma")
     note = (
-        f"From {_median(low):.2f} at gamma {float(best.gamma[0]):g} to {_median(high):.2f} at the best gamma; "
+        f"From {median_of(low):.2f} at gamma {float(best.gamma[0]):g} to {median_of(high):.2f} at the best gamma; "
         f"{both(high - low, last.max('gamma') - last.isel(gamma=0, drop=True))}."
     )
     return high - low, note
@@ -158,7 +159,7 @@ def decay_moves_the_crossing(runs: Runs):
 def stable_rank_falls(runs: Runs):
     rank = runs["unseen"].final("rank.stable", weight_decay=SMALL_DECAY).sel(matrix=QUERY)
     below, above = map(np.exp, _across_the_crossing(np.log(rank), runs))  # a ratio: geometric means on both sides
-    note = f"Geometric mean of memory rows {_median(below):.1f}, of reasoning rows {_median(above):.1f}."
+    note = f"Geometric mean of memory rows {median_of(below):.1f}, of reasoning rows {median_of(above):.1f}."
     return below / above, note
 
 
@@ -187,9 +188,9 @@ def embeddings_are_ordered(runs: Runs):
     order = _across_the_crossing(runs["unseen"].final("embedding.order", weight_decay=SMALL_DECAY), runs)
     note = (
         f"Share of the variance times |Spearman| with value, summed over two components: memory rows "
-        f"{_median(below):.3f}, reasoning {_median(above):.3f}. Without the order: {_median(explained[0]):.3f}, "
-        f"{_median(explained[1]):.3f}; |Spearman| of the best of four components alone: {_median(order[0]):.2f}, "
-        f"{_median(order[1]):.2f}."
+        f"{median_of(below):.3f}, reasoning {median_of(above):.3f}. Without the order: {median_of(explained[0]):.3f}, "
+        f"{median_of(explained[1]):.3f}; |Spearman| of the best of four components alone: {median_of(order[0]):.2f}, "
+        f"{median_of(order[1]):.2f}."
     )
     return above - below, note
 
@@ -277,16 +278,12 @@ def _smaller_lead(reasoning_lead: xr.DataArray) -> xr.DataArray:
 
 
 def _in_both(of_reasoning: xr.DataArray, of_symmetric: xr.DataArray) -> str:
-    return f"{_median(of_reasoning):.2f} in reasoning rows, {_median(of_symmetric):.2f} in symmetric ones"
+    return f"{median_of(of_reasoning):.2f} in reasoning rows, {median_of(of_symmetric):.2f} in symmetric ones"
 
 
 def _at_ends(values: xr.DataArray) -> str:
     ends = (values.isel(gamma=0), values.isel(gamma=-1))
-    return ", ".join(f"{_median(end):.2f} at gamma {float(end.gamma):g}" for end in ends)
-
-
-def _median(values: xr.DataArray) -> float:
-    return float(values.median())
+    return ", ".join(f"{median_of(end):.2f} at gamma {float(end.gamma):g}" for end in ends)
 
 
 def sections(runs: Runs) -> list[Section]:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from lab import limits
+from lab.tasks import answers
 from lab.tasks.task import Batch, Task, check_split
 
 
@@ -84,10 +85,8 @@ class Anchor(Task):
         key_B = jnp.take_along_axis(tokens_BxL, position_B[:, None] + 1, axis=1)[:, 0]
         label_B = key_B + jnp.asarray(self.shifts, jnp.int32)[anchor_B]
 
-        targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], label_B[:, None]], axis=1)
-        weights_BxL = jnp.zeros((n, self.length), jnp.float32).at[:, -1].set(1.0)
         info = {"anchor_B": anchor_B, "anchor_position_B": position_B, "key_B": key_B}
-        return Batch(tokens_BxL, targets_BxL, weights_BxL, info)
+        return answers.at_the_end(tokens_BxL, label_B, info)
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """Shares of the answers at the last position, float32.

@@ -17,6 +17,19 @@ def pack(sequence_BxM, is_answer_BxM, info: Mapping[str, jax.Array]) -> Batch:
     return Batch(sequence_BxM[:, :-1], sequence_BxM[:, 1:], weights_BxL, dict(info))
 
 
+def at_the_end(tokens_BxL, answer_B, info: Mapping[str, jax.Array]) -> Batch:
+    """The batch of sequences (int32) that are answered at their last position, by one token each (int32)."""
+    targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], answer_B[:, None]], axis=1)
+    weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
+    return Batch(tokens_BxL, targets_BxL, weights_BxL, dict(info))
+
+
+def last_accuracy(logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
+    """`accuracy` of the answer at the last position, float32."""
+    predicted_B = jnp.argmax(logits_BxQxV[:, -1], axis=-1).astype(jnp.int32)
+    return {"accuracy": jnp.mean(predicted_B == batch.targets_BxL[:, -1], dtype=jnp.float32)}
+
+
 def score(logits_BxLxV, batch: Batch) -> dict[str, jax.Array]:
     """`accuracy` (`exact_match` of answers) and `token_accuracy` (share of answer tokens), of a batch as drawn.
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab import limits
+from lab.tasks import answers
 from lab.tasks.task import Batch, Task, check_split
 
 SETTINGS = ("34_wrong", "34_unseen", "all_pairs")
@@ -190,7 +191,6 @@ class Composition(Task):
         tokens_BxL, key_B, position_B = place(self, key, first_B, second_B, style)
 
         label_B = key_B + jnp.asarray(tables[labels])[pair_B]
-        weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
         info = {
             "key_B": key_B,
             "key_position_B": position_B,
@@ -200,8 +200,7 @@ class Composition(Task):
             "reasoning_B": key_B + jnp.asarray(tables["inferential"])[pair_B],
             "symmetric_B": key_B - 6,
         }
-        targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], label_B[:, None]], axis=1)
-        return Batch(tokens_BxL, targets_BxL, weights_BxL, info)
+        return answers.at_the_end(tokens_BxL, label_B, info)
 
 
 def place(task, key, first_B, second_B, style: str):

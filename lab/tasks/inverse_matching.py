@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab import limits
+from lab.tasks import answers
 from lab.tasks.task import Batch, Task, check_split
 
 SET, ORDERS, MODULUS = 3, 5, 3
@@ -101,14 +102,11 @@ class InverseMatching(Task):
         after_Bx5x1, filler_BxF = other_BxF[:, :ORDERS, None], other_BxF[:, ORDERS:]
         listed_BxS = jnp.concatenate([keys_Bx5x3, after_Bx5x1], axis=2).reshape(n, -1)
         tokens_BxL = jnp.concatenate([listed_BxS, filler_BxF, asked_Bx3], axis=1)
-        targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], label_B[:, None] + 1], axis=1)
-        weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
-        return Batch(tokens_BxL, targets_BxL, weights_BxL, {"keys_Bx5x3": keys_Bx5x3, "label_B": label_B})
+        return answers.at_the_end(tokens_BxL, label_B + 1, {"keys_Bx5x3": keys_Bx5x3, "label_B": label_B})
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """`accuracy` of the answer at the last position."""
-        predicted_B = jnp.argmax(logits_BxQxV[:, -1], axis=-1).astype(jnp.int32)
-        return {"accuracy": jnp.mean(predicted_B == batch.targets_BxL[:, -1], dtype=jnp.float32)}
+        return answers.last_accuracy(logits_BxQxV, batch)
 
 
 @functools.cache

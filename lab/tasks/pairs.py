@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from lab import losses, tables
+from lab.tasks import answers
 from lab.tasks.task import Batch, Task, check_split
 
 INPUTS, TARGETS = "inputs", "targets"
@@ -78,9 +79,7 @@ class Pairs(Task):
             return Batch(inputs, targets, jnp.ones((n,), jnp.float32), {})
         targets_BxQ = targets[:, None] if targets.ndim == 1 else targets
         if self.inputs == "tokens" and targets.ndim == 1:  # said at the last position; what comes before has no weight
-            targets_BxL = jnp.concatenate([inputs[:, 1:], targets_BxQ], axis=1)
-            weights_BxL = jnp.zeros(inputs.shape, jnp.float32).at[:, -1].set(1.0)
-            return Batch(inputs, targets_BxL, weights_BxL, {})
+            return answers.at_the_end(inputs, targets, {})
         return Batch(inputs, targets_BxQ, jnp.ones(targets_BxQ.shape, jnp.float32), {})
 
     def mean_loss(self, outputs, batch: Batch) -> jax.Array:

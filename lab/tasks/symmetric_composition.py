@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab import limits
+from lab.tasks import answers
 from lab.tasks.composition import place
 from lab.tasks.task import Batch, Task, check_split
 
@@ -85,15 +86,12 @@ class SymmetricComposition(Task):
         first_B, second_B = pairs_Px2[pair_B].T
         style = "train" if split == "train" else "held_out"
         tokens_BxL, key_B, position_B = place(self, sequence_key, first_B + 1, second_B + 1, style)
-        targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], (key_B + shift_P[pair_B])[:, None]], axis=1)
-        weights_BxL = jnp.zeros(tokens_BxL.shape, jnp.float32).at[:, -1].set(1.0)
         info = {"key_B": key_B, "key_position_B": position_B, "first_B": first_B, "second_B": second_B}
-        return Batch(tokens_BxL, targets_BxL, weights_BxL, info)
+        return answers.at_the_end(tokens_BxL, key_B + shift_P[pair_B], info)
 
     def score(self, logits_BxQxV, batch: Batch) -> dict[str, jax.Array]:
         """`accuracy` of the answer at the last position."""
-        predicted_B = jnp.argmax(logits_BxQxV[:, -1], axis=-1).astype(jnp.int32)
-        return {"accuracy": jnp.mean(predicted_B == batch.targets_BxL[:, -1], dtype=jnp.float32)}
+        return answers.last_accuracy(logits_BxQxV, batch)
 
 
 def shift(a: int, b: int) -> int:

@@ -18,7 +18,33 @@ def masked(c, b, v, a):
     return ssm.mix(ssm.quadratic(c, b, a), v)
 
 
-FORMS = {"quadratic": masked, "associative": ssm.associative, "sequential": ssm.sequential}
+def sequential(c_BxLxN, b_BxLxN, v_BxLxHxK, a_BxHxL):
+    """`masked` by the recurrence, token by token."""
+
+    def step(h_BxHxKxN, now):
+        c_BxN, b_BxN, v_BxHxK, a_BxH = now
+        h_BxHxKxN = jnp.exp(a_BxH)[..., None, None] * h_BxHxKxN + v_BxHxK[..., None] * b_BxN[:, None, None]
+        return h_BxHxKxN, jnp.einsum("bhkn,bn->bhk", h_BxHxKxN, c_BxN)
+
+    batch, _, n_heads, width = v_BxLxHxK.shape
+    start = jnp.zeros((batch, n_heads, width, b_BxLxN.shape[-1]), v_BxLxHxK.dtype)
+    tokens_first = (*(jnp.swapaxes(x, 0, 1) for x in (c_BxLxN, b_BxLxN, v_BxLxHxK)), jnp.moveaxis(a_BxHxL, 2, 0))
+    return jnp.swapaxes(jax.lax.scan(step, start, tokens_first)[1], 0, 1)
+
+
+def associative(c_BxLxN, b_BxLxN, v_BxLxHxK, a_BxHxL):
+    """`sequential`, as an associative scan over pairs (a1, h1) (a2, h2) = (a1 a2, a2 h1 + h2): states of all tokens."""
+
+    def join(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    written_BxLxHxKxN = v_BxLxHxK[..., None] * b_BxLxN[:, :, None, None]
+    kept_BxLxHx1x1 = jnp.exp(jnp.swapaxes(a_BxHxL, 1, 2))[..., None, None]
+    _, h_BxLxHxKxN = jax.lax.associative_scan(join, (kept_BxLxHx1x1, written_BxLxHxKxN), axis=1)
+    return jnp.einsum("blhkn,bln->blhk", h_BxLxHxKxN, c_BxLxN)
+
+
+FORMS = {"quadratic": masked, "associative": associative, "sequential": sequential}
 
 
 def inputs(length, seed=0):

@@ -22,7 +22,7 @@ THREE = (0.3, 0.5, 1.0)
 
 
 def grid(gammas, **variables):
-    made = Grid(gamma=gammas)
+    made = Grid(config={"train_size": 10_000}, gamma=gammas)
     for name, values in variables.items():
         name = name.replace("__", ".")
         if name == "taps.largest":
@@ -32,7 +32,9 @@ def grid(gammas, **variables):
     return made
 
 
-def depth(composite, symmetric=0.0, **variables):
+def depth(composite, symmetric=0.0, seen=1.0, **variables):
+    """A variant of pairs of anchors; `seen`: (seed,), accuracy on the pairs of training at new keys."""
+    variables["test_seen__accuracy"] = by_gamma(*[seen] * 3)
     return grid(THREE, ood_43__reasoning=composite, ood_43__symmetric=by_gamma(*[symmetric] * 3), **variables)
 
 
@@ -106,8 +108,8 @@ def depth(composite, symmetric=0.0, **variables):
         ),
         (
             study.positions_make_it_symmetric,
-            {"positions": depth(by_gamma(0, (0.1, 0.2, 0.3, 0, 0.9), 0), 0.8)},
-            (0.7, 0.6, 0.5, 0.8, -0.1),
+            {"positions": depth(by_gamma(0, 0, 0)).put("ood_43.symmetric", by_gamma(0, (0.8, 0.9, 0.7, 0, 1), 0))},
+            (0.8, 0.9, 0.7, 0, 1),
         ),
     ],
     ids=lambda value: value.id if isinstance(value, claims.Claim) else "",
@@ -126,10 +128,39 @@ def test_reversed_pairs_are_asked_for_when_their_mirror_is_known_and_the_worst_m
     np.testing.assert_array_equal(measured("S3", symmetric=made).values_S, expected)
 
 
+LEARNT = (1, 0.9, 0.89, 0.05, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("id", "grids"),
+    [
+        ("S2a", {"mamba_5": depth(by_gamma(0, 0, 0), seen=LEARNT)}),
+        ("S4b", {"mamba_2": depth(by_gamma(0, 0, 0)), "mamba_5": depth(by_gamma(0, 0, 0), seen=LEARNT)}),
+        ("S5a", {"mamba_5": depth(by_gamma(0, 0, 0), seen=LEARNT, cut__agreement=1)}),
+        ("S5b", {"mamba_5": depth(by_gamma(0, 0, 0), seen=LEARNT, substitution__collapse=1, substitution__before=1)}),
+        ("S6", {"mamba_2": depth(by_gamma(0, 0, 0), seen=LEARNT, taps__largest=np.full((5, 3, 2), 0.1))}),
+    ],
+)
+def test_what_constant_answers_and_untrained_taps_do_too_is_asked_of_seeds_that_have_learnt(id, grids):
+    found = measured(id, **grids)
+    np.testing.assert_array_equal(np.isnan(found.values_S), [False, False, True, True, False])
+    assert found.verdict != claims.HOLDS
+
+
 def test_controls_stand_in_the_note():
     made = grid((0.5,), test__accuracy=by_gamma(1))
     found = measured("S1b", inverse_modified=made, inverse_positions=grid((0.5,), test__accuracy=by_gamma(0.21)))
     assert found.note == "Beside it: positions 0.21."
+
+
+def test_what_positions_do_stands_beside_the_same_model_without():
+    found = measured("S7", positions=depth(by_gamma(0, 0.1, 0), 0.8), mamba_2=depth(by_gamma(0, 0, 0), 0.02))
+    assert found.note == "Composite accuracy 0.10. Symmetric less that without positions: 0.78."
+
+
+def test_the_size_of_the_training_set_stands_beside_its_accuracy():
+    found = measured("S1a", inverse_mamba=grid((0.5,), train__accuracy=by_gamma(1), test__accuracy=by_gamma(0.2)))
+    assert "1.00 on 10,000 training sequences (published 80,000)" in found.note
 
 
 def test_one_depth_or_two_gammas_decide_no_phase_diagram():
