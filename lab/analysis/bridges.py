@@ -32,6 +32,12 @@ class Block(NamedTuple):
         return jnp.sqrt(squares + 2 * jnp.abs(self.a * self.s - self.c * self.p))
 
     @property
+    def over_minimum(self):
+        """Nuclear norm over the least one of all blocks whose trained entries a, p, s are no smaller than the least of
+        these: 1 for a multiple of [[1, 1], [1, 1]]."""
+        return self.nuclear / (2 * jnp.minimum(jnp.minimum(self.a, self.p), self.s))
+
+    @property
     def least(self) -> "Block":
         """With the c of least nuclear norm, for a, s > 0: p, but no more than makes the rank one."""
         bound = self.a * self.s / jnp.maximum(jnp.abs(self.p), 1e-30)
@@ -39,7 +45,7 @@ class Block(NamedTuple):
 
     @property
     def excess(self):
-        """Nuclear norm over the least one."""
+        """Nuclear norm over the least one of its own a, p, s: what its c alone adds."""
         return self.nuclear / self.least.nuclear
 
 

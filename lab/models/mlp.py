@@ -37,7 +37,7 @@ class EmbMLP(Model):
 
     Attributes:
       readout: `last`: one answer a sequence (Q = 1), of all its tokens; `all`: one after every token, of those so far
-        (Q = L), as a transformer would that attends to all of them alike.
+        (Q = L); their sum, where a transformer that attends to all of them alike takes the mean.
     """
 
     vocab_size: int

@@ -60,7 +60,7 @@ class TwoHop(Task):
       asked: `plain`, as above; `relation`: identities have a relation of their own, `e ? -> e`; `question`: all
         questions end with `?`, so that all answers are read at the same token.
       end_token: answers end with a token of their own.
-      identity: share of the bridges (`graph`: entities) whose identity is trained.
+      identity: share of the bridges (`graph`: entities) whose identity is trained, at random by `world_seed`.
       ratio: trained questions of two hops for each fact in distribution: lambda.
       xi_first, xi_second, xi_both: probability that a trained question has a wrong bridge, a wrong answer, both; the
         wrong entity is uniform and belongs to the question, and of two probabilities the higher one changes all that
@@ -181,11 +181,11 @@ class TwoHop(Task):
         return " ".join(self.words[int(token)] for token in tokens if token != PAD)
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
-        """`n` sequences of a split; those of evaluation splits come all before one comes again.
+        """`n` sequences of a split; those of evaluation splits come all before one comes again, from a random one on.
 
         `info`: `kind_B`, `answer_B`, `bridge_B` (the true entity's token; 0 of facts and identities), and of two hops
         `subject_B` (the answer to (h, r2); 0 where that is no fact). A value of `hparams` that is not possible gives
-        weights of NaN.
+        weights of NaN, and so does `two_hop_train` where a row trains no question.
 
         Raises:
           ValueError: unknown split.
@@ -204,15 +204,16 @@ class TwoHop(Task):
             parts = world.parts(2, number_B)
             tail_B = world.apply(parts["head"], parts["second"])
             info["subject_B"] = jnp.where(tail_B == worlds.NO_FACT, 0, tail_B + self.first_entity)
-        return answers.pack(sequence_BxM, jnp.broadcast_to(is_answer_M, sequence_BxM.shape), info)
+        batch = answers.pack(sequence_BxM, jnp.broadcast_to(is_answer_M, sequence_BxM.shape), info)
+        return batch._replace(weights_BxL=jnp.where(count > 0, batch.weights_BxL, jnp.nan))
 
     def score(self, logits_BxLxV, batch: Batch) -> dict[str, jax.Array]:
         """`accuracy` (all of the answer, as greedy decoding would give it) and `token_accuracy`; of two hops more.
 
-        Without a chain of thought, shares of what is answered in place of the answer: `says_bridge`; `says_subject`
-        (the second relation applied to the subject); `right_type` (an entity that answers questions of these
-        relations, right or wrong), and `within_type` (accuracy among those alone). With one: `bridge_accuracy`, and
-        `answer_accuracy` given the true bridge.
+        Without a chain of thought, shares of what is answered in place of the answer: `says_bridge`; of a `graph`
+        `says_subject` (the second relation applied to the subject: in `layers` no subject has it); `right_type` (an
+        entity that answers questions of these relations, right or wrong), and `within_type` (accuracy among those
+        alone). With one: `bridge_accuracy`, and `answer_accuracy` given the true bridge.
 
         Raises:
           ValueError: as `answers.token_correct`.
@@ -243,9 +244,10 @@ class TwoHop(Task):
         answer_B, says_B = batch.info["answer_B"], jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
         of_type_BxV = kind_V[None] == kind_V[answer_B][:, None]
         within_B = jnp.argmax(jnp.where(of_type_BxV, logits_BxV, -jnp.inf), axis=-1).astype(jnp.int32)
+        if self.world == "graph":
+            scores["says_subject"] = share(says_B == batch.info["subject_B"])
         return scores | {
             "says_bridge": share(says_B == batch.info["bridge_B"]),
-            "says_subject": share(says_B == batch.info["subject_B"]),
             "right_type": share(kind_V[says_B] == kind_V[answer_B]),
             "within_type": share(within_B == answer_B),
         }
@@ -281,21 +283,22 @@ class TwoHop(Task):
         total = counts[FACT] + counts[IDENTITY] + counts[TWO_HOP]
         in_order_B, drawn_B = jnp.arange(n, dtype=jnp.int32), jax.random.randint(key, (n,), 0, total, jnp.int32)
         index_B = jnp.where(n >= total, in_order_B, drawn_B)
-        kind_B, first, drawn = jnp.zeros((n,), jnp.int32), 0, []
+        kind_B, first, of_kinds = jnp.zeros((n,), jnp.int32), 0, []
         for kind in [kind for kind, table in enumerate(tables) if len(table)]:
             kind_B = jnp.where(index_B >= first, kind, kind_B)
             number_B = jnp.asarray(tables[kind])[jnp.clip(index_B - first, 0, len(tables[kind]) - 1)]
-            drawn.append((kind, *self._items(kind, number_B, self._xi(hparams) if kind == TWO_HOP else {})))
+            of_kinds.append((kind, *self._items(kind, number_B, self._xi(hparams) if kind == TWO_HOP else {})))
             first = first + counts[kind]
 
-        size = max(sequence_BxM.shape[1] for _, sequence_BxM, _, _ in drawn)
-        found = None
-        for kind, sequence_BxM, is_answer_M, info in drawn:
+        size = max(sequence_BxM.shape[1] for _, sequence_BxM, _, _ in of_kinds)
+        sequences = None
+        for kind, sequence_BxM, is_answer_M, info in of_kinds:
             beyond = size - sequence_BxM.shape[1]
             is_answer_BxM = jnp.broadcast_to(np.pad(is_answer_M, (0, beyond)), (n, size))
             item = jnp.pad(sequence_BxM, ((0, 0), (0, beyond))), is_answer_BxM, info
-            found = item if found is None else jax.tree.map(functools.partial(_choose, kind_B == kind), item, found)
-        batch = answers.pack(*found)
+            choose = functools.partial(_choose, kind_B == kind)
+            sequences = item if sequences is None else jax.tree.map(choose, item, sequences)
+        batch = answers.pack(*sequences)
         weight_B = jnp.where(index_B < total, self._weight(hparams), jnp.float32(0))
         return batch._replace(weights_BxL=batch.weights_BxL * weight_B[:, None])
 
@@ -309,8 +312,8 @@ class TwoHop(Task):
 
     def _xi(self, hparams: Mapping) -> dict:
         """The probabilities of noise that are asked for: those of the row, and those of the task that are not 0."""
-        asked = [name for name in wrong_hops.XI if name in hparams or getattr(self, name)]
-        return {name: jnp.asarray(hparams.get(name, getattr(self, name)), jnp.float32) for name in asked}
+        names = [name for name in wrong_hops.XI if name in hparams or getattr(self, name)]
+        return {name: jnp.asarray(hparams.get(name, getattr(self, name)), jnp.float32) for name in names}
 
     def _form(self, kind: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Question and answer of a kind, by the names of their parts."""
@@ -330,14 +333,14 @@ class TwoHop(Task):
             parts = dict.fromkeys(("head", "answer"), world.bridge_I[number_B])
         else:
             parts = world.parts(HOPS[kind], number_B)
-        said = parts
+        trained = parts
         if xi:
             size = len(self.facts.start_E), self.facts.degree
-            said = parts | wrong_hops.entities(number_B, parts, xi, *size, rng.key(self.world_seed, "two_hop/noise"))
+            trained = parts | wrong_hops.entities(number_B, parts, xi, *size, rng.key(self.world_seed, "two_hop/noise"))
         question, answer = self._form(kind)
         token = {
             name: value + (FIRST_RELATION if name in worlds.RELATIONS else self.first_entity)
-            for name, value in said.items()
+            for name, value in trained.items()
         } | {"mark": jnp.full_like(number_B, self.mark)}
         columns = [token[name] for name in (*question, *answer)] + [jnp.full_like(number_B, END)] * self.end_token
         info = {

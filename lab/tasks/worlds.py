@@ -22,7 +22,8 @@ class World(NamedTuple):
       head_A, relation_A, tail_A: int32, sorted by head.
       start_E: int32, the first fact of each entity, `NO_FACT` for one that is no head.
       kind_E: int32, which questions an entity may answer: two of one kind are answers of one type.
-      bridge_I: int32, the entities whose identity, `e -> e`, may be trained.
+      bridge_I: int32, the entities whose identity, `e -> e`, may be trained: of a share the first ones are, so they
+        stand in random order.
       is_ood_A: bool, facts that no trained question of two hops uses.
       degree: facts of a head.
     """
@@ -102,10 +103,10 @@ def layers(n: int, n_relations: int, degree: int, ood_share: float, seed: int) -
                 for b, o in zip(heads, random.permutation(len(heads)), strict=True)
             ]
             kind += [1 + k + i * k + second] * len(heads)
-    bridge_I = np.arange(n_subjects, n_subjects + n * k)
     subjects = random.permutation(n_subjects)[: round(ood_share * n_subjects)]
     heads = {*subjects.tolist()}
     heads |= {tail for head, _, tail in facts if head in heads}
+    bridge_I = n_subjects + random.permutation(n * k)
     return _world(facts, [head in heads for head, *_ in facts], kind, bridge_I, degree)
 
 
@@ -118,7 +119,7 @@ def graph(n: int, n_relations: int, degree: int, ood_share: float, seed: int) ->
     facts = np.stack([np.repeat(np.arange(n), degree), relation_ExD.ravel(), tail_ExD.ravel()], axis=1)
     is_ood_A = np.zeros(len(facts), bool)
     is_ood_A[random.permutation(len(facts))[: round(ood_share * len(facts))]] = True
-    return _world(facts, is_ood_A, np.zeros(n), np.arange(n), degree)
+    return _world(facts, is_ood_A, np.zeros(n), random.permutation(n), degree)
 
 
 def questions(world: World, test_share: float, three_hop: bool, seed: int) -> Questions:

@@ -31,6 +31,11 @@ def test_with_identities_the_least_block_is_of_rank_one_and_without_any_c_up_to_
     assert [float(norm(c, 1, c, 1)) for c in (-1.0, 0.0, 0.5, 1.0)] == pytest.approx([2] * 4)
 
 
+def test_over_the_minimum_is_one_for_equal_entries_and_counts_what_a_large_p_costs():
+    assert Block(2.0, 2.0, 2.0, 2.0).over_minimum == 1
+    np.testing.assert_allclose(Block(1.0, 0.5, 2.0, 1.0).over_minimum, 2.5 / 2, rtol=ROUNDING)  # of rank one
+
+
 def test_a_convex_program_over_whole_matrices_finds_the_block():
     """min |W|_* with margins of 1, n = 3: what e1 and e2 say of bridges and objects, each row centred within a set.
 

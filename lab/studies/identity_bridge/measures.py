@@ -73,10 +73,12 @@ def block(task: TwoHop, found: Chains) -> Measure:
             "s": (second_CxV, found.answer_C),
         }
         entries = bridges.Block(**{n: bridges.margin(*of, jnp.asarray(found.group_C)) for n, of in said.items()})
-        return entries._asdict() | {"sharing": entries.sharing, "nuclear": entries.nuclear, "excess": entries.excess}
+        norms = {name: getattr(entries, name) for name in ("nuclear", "excess", "over_minimum")}
+        return entries._asdict() | {"sharing": entries.sharing} | norms
 
     units = dict.fromkeys(("a", "c", "p", "s"), "logit") | {"nuclear": "logit"}
-    units |= {"sharing": "cp / (as)", "excess": "of the least nuclear norm"}
+    units |= {"sharing": "cp / (as)", "excess": "of the least nuclear norm at its a, p, s"}
+    units |= {"over_minimum": "of the least nuclear norm at its margin"}
     return Measure("block", function, units, snapshots="last")
 
 
@@ -99,17 +101,14 @@ def shortcuts(task: TwoHop, found: Chains) -> Measure:
 
     def function(row):
         said_C = _says(task, row, found.head_C, found.first_C, found.second_C)
-        right_C = said_C == jnp.asarray(found.answer_C)
-        without_first_C = said_C == _says(task, row, found.head_C, found.second_C)
-        right = right_C.astype(jnp.float32)
+        parts = {"without_first": found.second_C, "without_second": found.first_C}
         return {
-            "without_first": jnp.mean(without_first_C, dtype=jnp.float32),
-            "right_without_first": jnp.sum(right, where=without_first_C) / jnp.sum(right),
-            "without_second": jnp.mean(said_C == _says(task, row, found.head_C, found.first_C), dtype=jnp.float32),
+            name: jnp.mean(said_C == _says(task, row, found.head_C, relation_C), dtype=jnp.float32)
+            for name, relation_C in parts.items()
         }
 
     units = dict.fromkeys(("without_first", "without_second"), "share of questions")
-    return Measure("shortcut", function, units | {"right_without_first": "share of right answers"}, snapshots="last")
+    return Measure("shortcut", function, units, snapshots="last")
 
 
 def solution() -> Measure:
