@@ -133,7 +133,7 @@ def test_what_is_lost_after_the_peak_is_compared_between_the_ends():
     np.testing.assert_allclose(result.values_S, 0.4 - 0.01, atol=1e-9)
     some_never_rise = grid(lambda s, d, i: [[1.0], [1.0 - s]] if s < 0.2 else [[0.0], [0.0]])
     np.testing.assert_allclose(measured("I7", emb_mlp=some_never_rise).values_S, 0.1 - 0.01, atol=1e-9)
-    assert measured("I7", emb_mlp=grid(lambda s, d, i: 1.0 if s < 0.02 else 0.0)).verdict == "open"
+    assert measured("I7", emb_mlp=grid(lambda s, d, i: [[0.0], [float(s < 0.02)]])).verdict == "open"
 
 
 def test_states_and_the_control_without_factors():

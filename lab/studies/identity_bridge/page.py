@@ -81,6 +81,7 @@ def scatter(measured: dict[str, xr.DataArray], accuracy: xr.DataArray):
         for arm, stroke in zip(arms, strokes, strict=True):
             x, y = (of.sel(identity=arm).transpose(..., *accuracy.dims[:1]).values.ravel() for of in (values, accuracy))
             ax.plot(x, y, "o", color=stroke["color"], ms=5, alpha=0.6, mec="none", gid="rows")
+        ax.update_datalim([(0, 0), (1, 1)])  # what is 0 up to rounding looks like 0
         ax.set(xlabel=label, ylim=(-0.06, 1.06))
     axes[0].set_ylabel("two-hop accuracy")
     handles = [
