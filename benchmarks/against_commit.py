@@ -16,7 +16,7 @@ from pathlib import Path
 import checkouts
 import harness
 import numpy as np
-from workload import BATCH_SIZE, MODELS, TASKS, cores
+from workload import BATCH_SIZE, MODELS, SINCE_LONG, TASKS, cores
 
 from lab.cli.arguments import positive
 
@@ -90,8 +90,8 @@ def parse(argv: list[str] | None):
     args = parser.parse_args(argv)
     args.sizes = args.sizes.split(",")
     for name in args.sizes:
-        if name not in MODELS:
-            parser.error(f"--sizes: {name!r} is not among {', '.join(MODELS)}")
+        if name not in SINCE_LONG:
+            parser.error(f"--sizes: {name!r} is not among {', '.join(SINCE_LONG)}")
     if len(args.widths) > 2:
         parser.error(f"--widths: {len(args.widths)} numbers, expected one, or two: here's and the commit's")
     return parser, args

@@ -31,6 +31,8 @@ MODELS = {
     },
 }  # fmt: skip
 
+SINCE_LONG = ("small", "demo")  # sizes that earlier commits know, too
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:

@@ -9,7 +9,7 @@ import xarray as xr
 from lab import config as configs
 from lab import rng, schedule
 from lab.claims import evaluate
-from lab.disk.load import _dataset
+from lab.disk.load import _along_axes, _dataset
 from lab.disk.metrics import TRAIN_METRICS
 from lab.engine import batches, step
 from lab.measuring import run
@@ -54,7 +54,7 @@ def dataset(study, variant) -> xr.Dataset:
             dims = tuple(measure.dims.get(name, ()))
             variables[f"{measure.name}.{name}"] = (before, some(leaf, *before), dims)
         coords |= {name: np.array(values) for name, values in measure.coords.items()}
-    made = _dataset(variables, coords, grid)
+    made = _along_axes(_dataset(variables, coords), grid)
     made.attrs = {"config": configs.to_json(variant)}
     return made
 

@@ -117,12 +117,12 @@ def test_a_step_worker_trains_as_many_steps_as_it_is_asked(toy, tmp_path):
 
 def test_the_engine_has_what_a_step_worker_asks_of_every_commit():
     import step_worker
-    from workload import MODELS, TASKS
+    from workload import MODELS, SINCE_LONG, TASKS
 
     assert list(inspect.signature(Rows.advance).parameters) == ["self", "first", "end"]
     assert list(inspect.signature(Rows.wait).parameters) == ["self"]
     assert list(inspect.signature(train).parameters)[:2] == ["config", "workdir"]
-    for size in MODELS:
+    for size in SINCE_LONG:
         told = {"task": TASKS[size], "model": MODELS[size], "batch_size": 128, "rows": 4, "width": 2, "chunk": 50}
         config = step_worker.config_of(told)
         experiment = configs.experiment(config)

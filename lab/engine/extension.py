@@ -1,6 +1,5 @@
 """Extends trainings: rows that a training lacks are trained in a folder of their own in its folder."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -43,11 +42,7 @@ def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[
     if not _is_held(held, config, grid):
         return [(config, work, grid)]
     found = [(held[0], work, held[1])]
-    for part in extensions:
-        try:
-            found.append((held[0], part, part.grid))
-        except DamagedError as error:
-            raise WorkdirError(f"{error}; move {part.path} away to train its rows again") from error
+    found.extend((held[0], part, _rows_of(part)) for part in extensions)
     if (missing := grids.lacking(grid, [rows for _, _, rows in found])) is not None:
         if any(grids.have_common_rows(missing, rows) for _, _, rows in found):
             raise ValueError(f"{work.path}: some rows are there and asked for once more; those to be added must be new")
@@ -58,16 +53,19 @@ def parts(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) -> list[
     return found
 
 
-def asked(work: Workdir, axes: Mapping[str, Sequence]) -> Grid:
-    """All rows of a training, with more values of some axes; raises ValueError as `Grid.extended`."""
-    held = [Workdir(work.path).grid]
-    for part in work.extensions:
-        with contextlib.suppress(DamagedError):  # `parts` tells
-            held.append(part.grid)
-    grid, _ = grids.union(held)
+def larger_grid(work: Workdir, axes: Mapping[str, Sequence]) -> Grid:
+    """All rows of a training, with more values of some axes; raises as `Grid.extended`, WorkdirError for lost rows."""
+    grid, _ = grids.union([Workdir(work.path).grid, *map(_rows_of, work.extensions)])
     for name, values in axes.items():
         grid = grid.extended(name, values)
     return grid
+
+
+def _rows_of(part: Workdir) -> Grid:
+    try:
+        return part.grid
+    except DamagedError as error:
+        raise WorkdirError(f"{error}; move {part.path} away to train its rows again") from error
 
 
 def recall_plan(work: Workdir, n_rows: int, report: Callable[[str], None]) -> Plan | None:

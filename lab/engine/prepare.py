@@ -53,7 +53,9 @@ def prepare_extension(
     for name in variants or works:
         works[name].bring_back()
     held = configs.sources_first({name: works[name].config for name in variants or works})
-    return _all((name, config, works[name].path, extension.asked(works[name], axes)) for name, config in held.items())
+    return _all(
+        (name, config, works[name].path, extension.larger_grid(works[name], axes)) for name, config in held.items()
+    )
 
 
 def _all(asked: Iterable[tuple]) -> dict[str, "Prepared"]:

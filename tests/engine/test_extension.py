@@ -269,7 +269,9 @@ def test_row_is_not_added_twice(trained, echo):
 def test_several_processes_are_refused(trained, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="rows are added to a training by one process alone"):
-        extension.parts(Workdir(trained), Workdir(trained).config, extension.asked(Workdir(trained), {"seed": (7,)}))
+        extension.parts(
+            Workdir(trained), Workdir(trained).config, extension.larger_grid(Workdir(trained), {"seed": (7,)})
+        )
 
 
 def test_another_training_is_refused_with_more_rows_too(trained, echo):

@@ -15,6 +15,7 @@ BEND = {
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "tanh": np.tanh,
+    "silu": lambda x: x / (1 + np.exp(-x)),
     "identity": lambda x: x,
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }
