@@ -7,6 +7,7 @@ import pytest
 import synthetic
 from synthetic import Grid, reproduce
 
+from lab.configs import chain_of_thought as presets
 from lab.measuring.catalogue import hops
 from lab.report.page import draw_section
 from lab.runs import Runs
@@ -22,7 +23,7 @@ N_SEEDS = 5
 TASK = dict(family="two_hop", world="graph", n_entities=30, n_relations=10, out_degree=4, ood_share=0.5, ratio=1.0)
 CONFIG = {"model": {"n_layers": 2}, "task": TASK, "batch_size": 12}
 INPUTS = ("block_0/resid_pre", "block_1/resid_pre")
-STATES = (*INPUTS, "block_1/resid_post")
+STATES = (*INPUTS, "block_2/resid_pre", "block_2/resid_post")
 PLACES = (*hops.QUESTION, hops.BRIDGE, hops.ANSWER)
 
 
@@ -69,6 +70,8 @@ def test_accuracy_without_is_the_highest_of_all_steps():
     result = measured("H1c", direct=made)
     np.testing.assert_allclose(result.values_S, [0.04, 0.2, 0.03, 0.03, 0.03])
     assert result.note == "At the last step trained questions 1.00, in distribution 0.30."
+    made.put("two_hop_train.accuracy", column(0.1, 1))  # one that has not learnt its questions says nothing
+    np.testing.assert_allclose(measured("H1c", direct=made).values_S, [np.nan, 0.2, 0.03, 0.03, 0.03])
 
 
 def test_fall_over_wrong_answers_is_in_rank_and_beside_the_published_values():
@@ -79,11 +82,34 @@ def test_fall_over_wrong_answers_is_in_rank_and_beside_the_published_values():
 
 
 def test_wrong_bridges_of_the_loop_and_drawn_one_by_one_are_told_apart():
-    leaking = grid(xi_leaking=(0.05,)).put("generation.two_hop_ood", column(0.5, 0.9), None)
+    config = CONFIG | {"task": TASK | {"out_degree": 10}}
+    leaking = Grid(study.STUDY.usual, config, STEPS, xi_leaking=(0.05, 0.092))
+    leaking.put("generation.two_hop_ood", column(0.5, 0.9), None, xi_leaking=0.092)
     clean = grid(xi_first=(0.05,)).put("generation.two_hop_ood", column(0.95), None)
-    np.testing.assert_allclose(measured("H2c", leaking=leaking).values_S, [0.013, *[0.387] * 4])
+    result = measured("H2c", leaking=leaking)
+    np.testing.assert_allclose(result.values_S, [0.013, *[0.387] * 4])
+    assert result.note == "Accuracy 0.90; 0.39 of the bridges are wrong."
     np.testing.assert_allclose(measured("H2d", leaking=leaking, first_hop=clean).values_S, [0.45, *[0.05] * 4])
     assert measured("H2d", leaking=leaking).note == "This run lacks variant first_hop."
+    nominal = Grid(study.STUDY.usual, config, STEPS, xi_leaking=(0.05,))
+    nominal.put("generation.two_hop_ood", column(0.5), None)
+    assert "lacks an xi_leaking that makes 0.39" in measured("H2c", leaking=nominal).note
+
+
+@pytest.mark.parametrize("preset", ["record", "gpu", "paper"])
+def test_presets_leak_as_many_wrong_bridges_as_published(preset):
+    config = getattr(presets, preset)()
+    (xi,) = config.variants.leaking.grid.xi_leaking
+    assert stated.wrong_bridges(xi, config.task.out_degree) == pytest.approx(0.39, abs=0.005)
+
+
+def test_share_of_wrong_bridges_is_that_of_the_loop():
+    degree, xi = 5, 0.2
+    wrong = np.zeros((20_000, degree), bool)
+    hit = np.random.default_rng(0).random(wrong.shape) < xi
+    for j in range(degree):
+        wrong[:, j] = hit[:, j] | (wrong[:, j - 1] if j else False)
+    assert stated.wrong_bridges(xi, degree) == pytest.approx(wrong.mean(), abs=0.01)
 
 
 def test_training_accuracy_is_taken_where_the_held_out_one_peaks():
@@ -104,6 +130,8 @@ def test_questions_are_held_against_the_square_of_their_facts():
     result = measured("H4", thought=made)
     np.testing.assert_allclose(result.values_S, 0.2)
     assert result.note == "Ceiling 0.80."
+    made.put("two_hop_ood.accuracy", np.zeros((len(STEPS), N_SEEDS)))  # nothing to wait for
+    assert np.isnan(measured("H4", thought=made).values_S).all()
 
 
 def routed(bridge=None, answer=None, inputs=INPUTS):
@@ -135,19 +163,21 @@ def test_routing_is_read_at_the_place_of_the_part_that_is_swapped():
 
 def test_readability_is_compared_at_two_places_and_falls_at_the_third():
     values = np.full((N_SEEDS, len(STATES), len(PLACES)), synthetic.GARBAGE)
-    values[:, 1:, PLACES.index("r1")] = (0.3, 1.0)
-    values[:, 1:, PLACES.index("r2")] = (0.5, 0.95)
-    values[:, 1:, PLACES.index("b")] = (0.8, 0.05)
+    values[:, 1:3, PLACES.index("r1")] = (0.3, 1.0)
+    values[:, 1:3, PLACES.index("r2")] = (0.5, 0.95)
+    values[:, 1:3, PLACES.index("b")] = (0.8, 0.05)  # what leaves the last block is garbage, too
     made = grid().put("readability.bridge", values, None, {"state": STATES, "place": PLACES})
     np.testing.assert_allclose(measured("H6a", thought=made).values_S, 0.2)
     np.testing.assert_allclose(measured("H6b", thought=made).values_S, 0.75)
+    made = grid().put("readability.bridge", values[:, 1:], None, {"state": STATES[1:], "place": PLACES})
+    assert measured("H6b", thought=made).note == "This run lacks a third layer."
 
 
-def ratios(slow, fast):
+def ratios(slow, fast, final=0.8):
     """Curves of ratio 0.5 and 1 that reach half of their end at these steps."""
     made = grid(ratio=(0.5, 1.0))
     for ratio, step in ((0.5, fast), (1.0, slow)):
-        curve = np.array([0.8 if at >= step else 0.1 for at in STEPS])
+        curve = np.array([final if at >= step else 0.1 for at in STEPS])
         made.put("two_hop_ood.accuracy", np.repeat(curve[:, None], N_SEEDS, axis=1), ratio=ratio)
     return made
 
@@ -162,9 +192,10 @@ def test_exposures_of_a_step_are_the_share_of_a_fact_in_the_batch():
 
 
 def test_spread_over_exposures_is_that_over_steps_less_the_ratio_of_the_sets():
-    steps, exposures = np.log(2), np.log(2) - np.log(180 / 150)
-    np.testing.assert_allclose(measured("H7", ratios=ratios(200, 100)).values_S, exposures / steps)
-    assert np.isnan(measured("H7", ratios=ratios(200, 200)).values_S).all()  # nothing to explain
+    sets = np.log(180 / 150)
+    np.testing.assert_allclose(measured("H7", ratios=ratios(200, 100)).values_S, np.log(2) - sets)
+    np.testing.assert_allclose(measured("H7", ratios=ratios(200, 200)).values_S, sets)
+    assert np.isnan(measured("H7", ratios=ratios(200, 100, final=0.4)).values_S).all()  # never answered
     assert measured("H7", ratios=grid(ratio=(1.0,))).note == "This run lacks a second ratio."
 
 
