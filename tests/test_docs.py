@@ -119,6 +119,13 @@ def test_pages_made_of_kept_results_are_those_of_the_results():
         assert (DOCS / name).read_text() == text, f"{name} is old: python docs/make_gallery.py"
 
 
+def test_kept_commands_name_no_folder_of_the_machine_that_ran_them():
+    kept = [path for path in (DOCS / "results").rglob("*") if path.suffix in (".json", ".md", ".txt")]
+    assert kept
+    for path in kept:
+        assert not re.search(r"(?<![\w.~])/(tmp|home|root|work|mnt|scratch)/", path.read_text()), path
+
+
 def test_the_study_of_ones_own_runs_and_is_short(tmp_path, monkeypatch, capsys):
     (block,) = python_blocks(DOCS / "a_study_of_your_own.md")
     assert len(block.splitlines()) <= 80 and block.count("@claim") == 4 and block.count("Picture(") == 3
