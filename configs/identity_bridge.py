@@ -101,7 +101,7 @@ def paper() -> ConfigDict:
 
     A hundred entities a set, complexity 4, a transformer of four layers and width 256.
 
-    Decides I3, I5 and I7: the other claims are of the linear model.
+    Decides I3, I5, I7: the other claims are of the linear model.
     """
     world = _world(n_entities=100, complexity=4)
     vocab_size = world.pop("vocab_size") + 1

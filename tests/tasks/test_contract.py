@@ -37,7 +37,8 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     "question_files": dict(path="FOLDER/questions.json", test_path="", test_share=0.4, length=20, vocab_size=30),
     "sequel": dict(task="addition", first="composition"),
     "two_hop": dict(
-        world="graph", n_entities=6, n_relations=4, out_degree=3, ood_share=0.4, test_share=0.2, three_hop=True,
+        world="graph", n_entities=6, n_relations=4, out_degree=3, ood_share=0.4, test_share=0.2, ratio=0.5,
+        three_hop=True,
     ),
     "symmetric_composition": {},
     "inverse_matching": dict(n_fillers=0, high=30),
