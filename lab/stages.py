@@ -16,7 +16,7 @@ from lab.configs import base
 from lab.disk import claims_file
 from lab.disk.files import WorkdirError, write_json
 from lab.disk.load import load
-from lab.disk.workdir import Workdir, variants_in
+from lab.disk.workdir import Workdir, chosen, variants_in
 from lab.engine import numerics
 from lab.engine.progress import Portion, Progress, busy
 from lab.measuring import catalogue, run
@@ -152,15 +152,11 @@ def reported(root: Path) -> bool:
 
 
 def _trained(root: Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:
-    found = variants_in(root)
-    for name in variants or ():
-        if name not in found:
-            raise ValueError(f"variant {name!r}: {root} has {', '.join(found)}")
-    chosen = {name: work for name, work in found.items() if name in (variants or found)}
-    for name, work in chosen.items():
+    works = chosen(root, variants)
+    for name, work in works.items():
         if not work.trained():
             raise WorkdirError(f"{work.path}: variant {name} is not trained to its last step; train first")
-    return chosen
+    return works
 
 
 def _ended(root: Path) -> tuple[dict[str, Workdir], dict[str, str]]:

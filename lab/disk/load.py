@@ -1,7 +1,7 @@
 """`load`: everything a training and its analysis left, as one xarray Dataset."""
 
 import contextlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
 
 def load_work(work: Workdir, variant: str | None = None, without: Container[str] = ()) -> xr.Dataset:
     """`load` of a training that is held already: with the rows that `work` has, also where more end meanwhile."""
-    over_time = {name for part in work.parts for name in _measured(part, without) if _is_over_time(part, name)}
+    over_time = _over_time(work.parts, without) if len(work.parts) > 1 else ()
     parts = [_rows_of(part, without, over_time) for part in work.parts]
     whole = parts[0]
     if len(parts) > 1:  # each has its rows in its own order
@@ -108,10 +108,15 @@ def _measured(work: Workdir, without: Container[str]) -> list[str]:
     return sorted(path.stem for path in work.analysis.glob("[!.]*.json") if path.stem not in without)
 
 
-def _is_over_time(work: Workdir, name: str) -> bool:
-    with contextlib.suppress(DamagedError):  # told where it is read
-        return bool(work.read_json(f"analysis/{name}.json").get("every_snapshot"))
-    return False
+def _over_time(parts: Sequence[Workdir], without: Container[str]) -> set[str]:
+    """Measurements that some folder has of every snapshot."""
+    names = set()
+    for part in parts:
+        for name in _measured(part, without):
+            with contextlib.suppress(DamagedError):  # told where it is read
+                if part.read_json(f"analysis/{name}.json").get("every_snapshot"):
+                    names.add(name)
+    return names
 
 
 def _measurement(work: Workdir, name: str, over_time: bool) -> xr.Dataset:
@@ -121,7 +126,7 @@ def _measurement(work: Workdir, name: str, over_time: bool) -> xr.Dataset:
         raise DamagedError(f"{error}; the analyze command takes it again (--measure={name})") from error
     if over_time and not header["every_snapshot"]:
         header, arrays = header | {"every_snapshot": True}, {output: values[None] for output, values in arrays.items()}
-    before = ("snapshot",) if over_time else ()
+    before = ("snapshot",) if header["every_snapshot"] else ()
     has_SxR = np.ones((len(header["snapshots"]), len(work.grid)), bool)
     for i, step in enumerate(header["snapshots"]):
         if str(step) in header["rows"]:

@@ -263,6 +263,20 @@ def variants_in(root: str | Path) -> dict[str, Workdir]:
     return found
 
 
+def chosen(root: str | Path, variants: Sequence[str] | None = None) -> dict[str, Workdir]:
+    """Those of `variants_in` that are named; None or none named: all.
+
+    Raises:
+      ValueError: there is none of a name.
+      WorkdirError: as `variants_in`.
+    """
+    found = variants_in(root)
+    for name in variants or ():
+        if name not in found:
+            raise ValueError(f"variant {name!r}: {root} has {', '.join(found)}")
+    return {name: work for name, work in found.items() if name in (variants or found)}
+
+
 def find(workdir: str | Path, variant: str | None = None) -> Workdir:
     """One training of a study's folder; `variant` may be left out where there is only one.
 

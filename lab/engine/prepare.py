@@ -13,7 +13,7 @@ from lab import families, tree
 from lab.disk import files, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
-from lab.disk.workdir import Workdir, variants_in
+from lab.disk.workdir import Workdir, chosen
 from lab.engine import batches, extension, init_from, numerics
 from lab.engine import step as steps
 from lab.engine.progress import Portion
@@ -44,15 +44,12 @@ def prepare_extension(
     Raises:
       ValueError, WorkdirError: as `lab.engine.train.extend`.
     """
-    works = variants_in(workdir)
     if not axes:
         raise ValueError("which axes get more values? e.g. seed=(5, 6, 7)")
-    for name in variants or ():
-        if name not in works:
-            raise ValueError(f"variant {name!r}: {workdir} has {', '.join(works)}")
-    for name in variants or works:
-        works[name].bring_back()
-    held = configs.sources_first({name: works[name].config for name in variants or works})
+    works = chosen(workdir, variants)
+    for work in works.values():
+        work.bring_back()
+    held = configs.sources_first({name: work.config for name, work in works.items()})
     return _all(
         (name, config, works[name].path, extension.larger_grid(works[name], axes)) for name, config in held.items()
     )

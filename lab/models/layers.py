@@ -91,6 +91,27 @@ def embedding(size: int, d_model: int, name: str | None = None) -> nn.Embed:
     return nn.Embed(size, d_model, embedding_init=UnitNormal(d_model), name=name)
 
 
+class Embedding(nn.Module):
+    """Token plus learned position embedding, if there is one; `attend` is the tied head."""
+
+    vocab_size: int
+    max_length: int
+    d_model: int
+
+    def setup(self):
+        self.token = embedding(self.vocab_size, self.d_model)
+        if self.max_length:
+            self.position = embedding(self.max_length, self.d_model)
+
+    def __call__(self, tokens_BxL):
+        if not self.max_length:
+            return self.token(tokens_BxL)
+        return self.token(tokens_BxL) + self.position(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32))[None]
+
+    def attend(self, h_BxQxD):
+        return self.token.attend(h_BxQxD)
+
+
 class LayerNorm(nn.Module):
     """As `nn.LayerNorm` and with its parameters; variance in two passes and eps 1e-5, as PyTorch computes it."""
 

@@ -28,7 +28,7 @@ from lab import limits
 from lab.models import ssm
 from lab.models.acts import Tape
 from lab.models.conv import CONVS, PAST_CONVS, Conv, uniform
-from lab.models.layers import Model, RMSNorm, dense, embedding
+from lab.models.layers import Embedding, Model, RMSNorm, dense
 
 NORMS = ("none", "pre")
 DT_RANGE, DT_FLOOR = (0.001, 0.1), 1e-4
@@ -45,23 +45,6 @@ def steps_bias(key, shape, dtype=jnp.float32):
     low, high = map(math.log, DT_RANGE)
     dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), DT_FLOOR)
     return dt + jnp.log(-jnp.expm1(-dt))
-
-
-class Embedding(nn.Module):
-    """Token embedding, plus a learned position embedding where there is one."""
-
-    vocab_size: int
-    max_length: int
-    d_model: int
-    has_positions: bool
-
-    @nn.compact
-    def __call__(self, tokens_BxL):
-        h_BxLxD = embedding(self.vocab_size, self.d_model, "token")(tokens_BxL)
-        if self.has_positions:
-            place_L = jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32)
-            h_BxLxD = h_BxLxD + embedding(self.max_length, self.d_model, "position")(place_L)[None]
-        return h_BxLxD
 
 
 def split(conv_BxLxC, d_inner: int, n_heads: int, d_state: int):
@@ -220,7 +203,8 @@ class _Mamba(Model):
         if length > self.max_length:
             raise ValueError(f"{length} tokens: the model reads at most model.max_length={self.max_length}")
         tape = Tape(edits)
-        embed = Embedding(self.vocab_size, self.max_length, self.d_model, self.has_positions, name="embed")
+        n_positions = self.max_length if self.has_positions else 0
+        embed = Embedding(self.vocab_size, n_positions, self.d_model, name="embed")
         h = tape("embed", embed(tokens_BxL))
         for i in range(self.n_layers):
             n_queries = 1 if self.readout == "last" and i == self.n_layers - 1 else length

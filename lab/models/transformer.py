@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lab.models import products
 from lab.models.acts import Tape
 from lab.models.conv import Conv
-from lab.models.layers import ACTIVATIONS, LayerNorm, Model, dense, embedding, product
+from lab.models.layers import ACTIVATIONS, Embedding, LayerNorm, Model, dense, product
 
 NORMS = ("pre", "post", "none")
 READOUTS = ("last", "all")
@@ -17,27 +17,6 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 CONVS = ("none", "causal")
 N_TAPS = 4
 MASKED = -1e9  # finite, so that a masked score has a derivative
-
-
-class Embedding(nn.Module):
-    """Token plus learned position embedding, if there is one; `attend` is the tied head."""
-
-    vocab_size: int
-    max_length: int
-    d_model: int
-
-    def setup(self):
-        self.token = embedding(self.vocab_size, self.d_model)
-        if self.max_length:
-            self.position = embedding(self.max_length, self.d_model)
-
-    def __call__(self, tokens_BxL):
-        if not self.max_length:
-            return self.token(tokens_BxL)
-        return self.token(tokens_BxL) + self.position(jnp.arange(tokens_BxL.shape[1], dtype=jnp.int32))[None]
-
-    def attend(self, h_BxQxD):
-        return self.token.attend(h_BxQxD)
 
 
 class Attention(nn.Module):

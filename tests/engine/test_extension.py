@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
-import signal
 
 import jax
 import numpy as np
 import pytest
+from stopping import signalled_at
 
 from lab import grid
 from lab.cluster import status
@@ -155,25 +154,11 @@ def test_rows_of_a_grid_that_is_no_product_get_what_is_beside_all_of_them(echo, 
 
 @pytest.mark.parametrize("end", [0, 16])
 def test_extension_stopped_anywhere_leaves_the_old_dataset_and_continues_to_the_same_bits(
-    work, trained, beginning, end, monkeypatch
+    work, trained, beginning, end
 ):
     """By a signal; the kill that leaves no time to save is `test_kill.py`'s, whose theorem is of any folder."""
-    wait, advance, reached = Rows.wait, Rows.advance, [0]
-
-    def and_remember(rows, first, last):
-        reached.append(last)
-        return advance(rows, first, last)
-
-    def and_signal(rows):
-        wait(rows)
-        if reached[-1] == end:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Rows, "advance", and_remember)
-        patch.setattr(Rows, "wait", and_signal)
-        with pytest.raises(train.Interrupted):
-            train.extend(work, {"seed": (7, 9)})
+    with signalled_at(end), pytest.raises(train.Interrupted):
+        train.extend(work, {"seed": (7, 9)})
     with pytest.warns(UserWarning, match="extensions/1: not trained to its end, its rows are left out"):
         assert_same_numbers(work, trained)
     assert status.read("w", Workdir(work)).state == "stopped"

@@ -6,6 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from stopping import signalled_at
 
 from lab import grid, rng
 from lab.disk import files, metrics, store, verify
@@ -102,22 +103,9 @@ def test_only_the_two_newest_checkpoints_are_kept(uninterrupted):
 
 def stop(config, workdir, end, number=signal.SIGTERM):
     """Trains until a signal, which this process gets while the chunk that ends at step `end` is computed."""
-    wait, advance, reached = Rows.wait, Rows.advance, [0]
-
-    def and_remember(rows, first, last):
-        reached.append(last)
-        return advance(rows, first, last)
-
-    def and_signal(rows):
-        wait(rows)
-        if reached[-1] == end:
-            os.kill(os.getpid(), number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "advance", and_remember)
-        patch.setattr(Rows, "wait", and_signal)
-        with pytest.raises(train.Interrupted, match=f"stopped at step {end} as asked") as stopped:
-            train.train(config, workdir)
+    expected = pytest.raises(train.Interrupted, match=f"stopped at step {end} as asked")
+    with signalled_at(end, number), expected as stopped:
+        train.train(config, workdir)
     assert stopped.value.number == number
 
 

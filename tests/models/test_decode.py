@@ -37,13 +37,6 @@ def transformer(**changes):
     return models.Transformer(**options | changes)
 
 
-@pytest.fixture
-def double(float64):
-    """Flax's LayerNorm promotes float64 to at least float32, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def row(model, seed=1):
     """Parameters whose entries are all random, and large: what is said depends on all that was."""
     shapes = jax.eval_shape(functools.partial(models.init, model), jax.random.key(0), np.zeros((1, 1), np.int32))

@@ -29,13 +29,6 @@ extend = jax.jit(decode.extend, static_argnums=0)
 full_pass = jax.jit(lambda model, params, tokens: models.forward(model, params, tokens)[0], static_argnums=0)
 
 
-@pytest.fixture
-def double(float64):
-    """Parameters are declared float32 and given in float64."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def row(model, seed=1):
     shapes = jax.eval_shape(functools.partial(models.init, model), jax.random.key(0), np.zeros((1, 1), np.int32))
     rng = np.random.default_rng(seed)

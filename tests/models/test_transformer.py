@@ -34,13 +34,6 @@ def transformer(**changes):
     return models.Transformer(**options | changes)
 
 
-@pytest.fixture
-def double(float64):
-    """Flax's LayerNorm promotes float64 to at least float32, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 TOKENS = np.random.default_rng(0).integers(0, SIZES["V"], (SIZES["B"], SIZES["L"])).astype(np.int32)
 REPEATED = np.array([[4] * SIZES["L"], [1, 2] * (SIZES["L"] // 2)], np.int32)
 

@@ -189,7 +189,7 @@ def bridge_is_read_at_both(runs: Runs):
 
 @claim(
     "H6b", "and fades at its own position while the answer is built",
-    quantity="fall from the second block's input to the last's", source=f"{PAPER}, released result files", 
+    quantity="fall from the second block's input to the last's", source=f"{PAPER}, released result files",
     published="from 0.93 to 0.03, 8 layers", at_least=0.5, threshold_from=OURS,
 )  # fmt: skip
 def bridge_fades(runs: Runs):

@@ -9,6 +9,7 @@ Accuracies are those of the last step.
 import numpy as np
 import xarray as xr
 
+from lab.analysis.statistics import median_of
 from lab.claims import DIRECTION, OURS, claim
 from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
@@ -56,7 +57,7 @@ def without_identities_none(runs: Runs):
 )  # fmt: skip
 def large_weights_answer_fewer(runs: Runs):
     small, large = _with_identities(runs["linear"], weight_decay=0.0)
-    return small - large, f"Linear model, no decay: from {_median(small):.2f} to {_median(large):.2f}."
+    return small - large, f"Linear model, no decay: from {median_of(small):.2f} to {median_of(large):.2f}."
 
 
 @claim(
@@ -68,7 +69,7 @@ def decay_brings_back(runs: Runs):
     without, restored = (
         runs["linear"].final(OOD, ("seed",), identity=1, sigma=LARGE, weight_decay=decay) for decay in (0.0, DECAY)
     )
-    return restored, f"Linear model: {_median(without):.2f} without decay, {_median(restored):.2f} with it."
+    return restored, f"Linear model: {median_of(without):.2f} without decay, {median_of(restored):.2f} with it."
 
 
 @claim(
@@ -109,7 +110,7 @@ def answers_are_shortcuts(runs: Runs):
         / wrong,
     }
     shares = xr.concat(list(explained.values()), "arm", coords="minimal", compat="override")
-    note = "; ".join(f"{words}: {_median(share):.2f}" for words, share in explained.items())
+    note = "; ".join(f"{words}: {median_of(share):.2f}" for words, share in explained.items())
     return shares.min("arm", skipna=False), f"Linear model; {note}."
 
 
@@ -123,7 +124,7 @@ def sharing_separates(runs: Runs):
     area, ends = _area(runs["emb_mlp"])
     note = f"Median R {ends[0]:.2f} of cells with accuracy 0.95 or more, {ends[1]:.2f} at 0.5 or less"
     others = {"transformer": "transformer", "linear": "linear model, whose c is the answer's margin itself"}
-    areas = [f"{words} {_median(_area(runs[name])[0]):.2f}" for name, words in others.items() if name in runs]
+    areas = [f"{words} {median_of(_area(runs[name])[0]):.2f}" for name, words in others.items() if name in runs]
     return area, f"{'; '.join([note, *areas])}."
 
 
@@ -140,8 +141,8 @@ def nuclear_norm_is_least(runs: Runs):
     )
     small, large = (end - 1 for end in over)
     numbers = [
-        f"{end}: {_median(over[i]):.3f} ({_median(excess[i]):.3f} of it by c alone), effective rank of E U "
-        f"{_median(ranks[i]):.1f}, its nuclear over Frobenius norm {_median(ratios[i]):.2f}"
+        f"{end}: {median_of(over[i]):.3f} ({median_of(excess[i]):.3f} of it by c alone), effective rank of E U "
+        f"{median_of(ranks[i]):.1f}, its nuclear over Frobenius norm {median_of(ratios[i]):.2f}"
         for i, end in enumerate(ends)
     ]
     return small / large, f"Nuclear norm of the block over the least one; {'; '.join(numbers)}."
@@ -162,7 +163,7 @@ def decay_of_generalization(runs: Runs):
     fall = peak - last
     difference = fall[rose[-1]] - fall[0] if rose.size and rose[-1] > 0 else np.nan * fall[0]
     by_sigma = ", ".join(
-        f"std {float(top.sigma):g}: {_median(top):.2f} to {_median(end):.2f}"
+        f"std {float(top.sigma):g}: {median_of(top):.2f} to {median_of(end):.2f}"
         for top, end in zip(peak, last, strict=True)
     )
     return difference.drop_vars("sigma", errors="ignore"), f"Emb-MLP, from its peak to the last step; {by_sigma}."
@@ -181,8 +182,8 @@ def states_come_together(runs: Runs):
         )
         arms.append(true - other)
         notes.append(
-            f"{words} {_median(true):.2f}, with another bridge of the relation {_median(other):.2f}, with any other "
-            f"{_median(any_other):.2f}, median rank of the true one {_median(rank):.0f}"
+            f"{words} {median_of(true):.2f}, with another bridge of the relation {median_of(other):.2f}, with any "
+            f"other {median_of(any_other):.2f}, median rank of the true one {median_of(rank):.0f}"
         )
     return arms[0] - arms[1], f"Linear model at complexity 2, smallest std; {'; '.join(notes)}."
 
@@ -193,7 +194,7 @@ def states_come_together(runs: Runs):
 )  # fmt: skip
 def no_factors_no_sharing(runs: Runs):
     accuracy, sharing = (_fitted(runs["table"], name, ("seed", "sigma"), identity=1) for name in (OOD, "block.sharing"))
-    return accuracy.max("sigma", skipna=False), f"R = cp / (as): {_median(sharing):.2f}."
+    return accuracy.max("sigma", skipna=False), f"R = cp / (as): {median_of(sharing):.2f}."
 
 
 def separation(accuracy_C: np.ndarray, sharing_C: np.ndarray) -> float:
@@ -240,13 +241,9 @@ def _all_cells(values: xr.DataArray) -> xr.DataArray:
     return values.stack(cell=[dim for dim in values.dims if dim != "seed"]).reset_index("cell", drop=True)
 
 
-def _median(values: xr.DataArray) -> float:
-    return float(values.median())
-
-
 def _cells(values: xr.DataArray) -> str:
     """Medians over seeds by std, over all decays."""
-    return ", ".join(f"std {float(one.sigma):g}: {_median(one):.2f}" for one in values.transpose("sigma", ...))
+    return ", ".join(f"std {float(one.sigma):g}: {median_of(one):.2f}" for one in values.transpose("sigma", ...))
 
 
 STUDY = Study(
