@@ -196,7 +196,7 @@ def trained(folder, variant, n_entities, width, **axes):
     config.grid.update(seed=(0, 1, 2), **axes)
     config.variants = {variant: {**config.variants[variant].to_dict(), "grid": {}}}
     training = lab.Training(config, folder).train().measure()
-    return training.dataset.isel(step=-1, snapshot=-1).squeeze(drop=True).median("seed")
+    return training.dataset.isel(step=-1).squeeze(drop=True).median("seed")
 
 
 @pytest.mark.long
