@@ -89,7 +89,8 @@ def random_features_converge(runs: Runs):
 
 
 @claim(
-    "D2b", "That error is as large as theory says, (exp |q + k|^2 - 1) / F", quantity="measured over predicted, the worst F",
+    "D2b", "That error is as large as theory says, (exp |q + k|^2 - 1) / F",
+    quantity="measured over predicted, the worst F",
     source=PAPER, published="-", at_least=0.5, at_most=2, threshold_from=OURS,
 )  # fmt: skip
 def random_features_have_the_predicted_error(runs: Runs):
@@ -165,7 +166,8 @@ def representations_collapse(runs: Runs):
 
 
 @claim(
-    "D5b", "With negatives the dual's representations keep a higher rank", quantity="effective rank over the plain layer's",
+    "D5b", "With negatives the dual's representations keep a higher rank",
+    quantity="effective rank over the plain layer's",
     source=PAPER, published="-", above=1, threshold_from=OURS,
 )  # fmt: skip
 def negatives_keep_rank(runs: Runs):
@@ -184,7 +186,8 @@ def one_layer_does_not(runs: Runs):
 
 
 @claim(
-    "D6b", "Two layers of one head learn induction", quantity="accuracy", source=HEADS, published="induction heads in two layers", at_least=0.95,
+    "D6b", "Two layers of one head learn induction",
+    quantity="accuracy", source=HEADS, published="induction heads in two layers", at_least=0.95,
     threshold_from=OURS,
 )  # fmt: skip
 def two_layers_do(runs: Runs):
@@ -203,7 +206,8 @@ def induction_waits_longer_from_small_weights(runs: Runs):
 
 
 @claim(
-    "D7b", "The plateau before linear regression in context lengthens with gamma", quantity="rank correlation", source=PLATEAUS,
+    "D7b", "The plateau before linear regression in context lengthens with gamma",
+    quantity="rank correlation", source=PLATEAUS,
     published="grows as log 1 / std", at_least=0.8, threshold_from=OURS,
 )  # fmt: skip
 def regression_waits_longer_from_small_weights(runs: Runs):
