@@ -48,10 +48,11 @@ def test_dual_is_a_gradient_step_of_its_loss_in_features_written_out(options):
     shown_NxV = negatives_by_hand(q_D, k_LxD, v_LxV, **options)
     phi_LxF = jnp.stack([features(k_D) for k_D in k_LxD])
     z, eta = sum(math.exp(np.dot(k_D, q_D)) for k_D in k_LxD), 0.7
-    w_VxF = (1 - options.get("alpha", 0.0)) / z * jnp.outer(v_LxV[-1], phi_LxF[-1])
+    w_VxF = jnp.outer(v_LxV[-1], phi_LxF[-1]) / z  # the query's own term
 
     def loss(w_VxF):
-        return -sum(v_V @ w_VxF @ phi_F for v_V, phi_F in zip(shown_NxV, phi_LxF[:-1], strict=True)) / (eta * z)
+        agreement = sum(v_V @ w_VxF @ phi_F for v_V, phi_F in zip(shown_NxV, phi_LxF[:-1], strict=True)) / z
+        return (0.5 * options.get("alpha", 0.0) * jnp.sum(w_VxF**2) - agreement) / eta
 
     stepped_VxF = w_VxF - eta * jax.grad(loss)(w_VxF)
     assert np.abs(k_LxD @ q_D).max() < 1
