@@ -1,12 +1,8 @@
 """Pictures of study `icl_dual`."""
 
-import numpy as np
-import xarray as xr
-
 from lab.analysis.statistics import median_of
 from lab.measuring.catalogue import dual
 from lab.report import comparison, figures
-from lab.report import measures as drawn
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import Run, Runs
 from lab.studies.icl_dual.variants import ACCURATE, BY_SEED, EXPLAINED, chosen, plateau
@@ -43,25 +39,27 @@ def errors(runs: Runs) -> Picture:
 
 
 def steps(runs: Runs) -> Picture:
-    path = {name: run.final("dual.path", BY_SEED) for name, run in chosen(runs).items()}
+    lines = {name: run.final("dual.path", BY_SEED) for name, run in chosen(runs).items()}
     title = "From the dual model to the layer, one demonstration at a time"
-    figure = _lines(path, "demonstration", "demonstrations", "distance, of the output's size", title)
-    caption = "Each demonstration is one gradient step, the normalizer that of the whole prompt. Medians over seeds."
+    figure = comparison.curves({"distance, of the output's size": lines}, title, "demonstrations", yscale="log")
+    caption = "Each demonstration is one gradient step, the normalizer that of the whole prompt."
     return Picture("steps", caption, figure)
 
 
 def collapse(runs: Runs) -> Picture:
     lines = {name: run.over_time("dual.rank", BY_SEED) for name, run in chosen(runs).items()}
     title = "Representations of the demonstrations"
-    figure = comparison.curves({"effective rank": lines}, title, "step", ylim=(0, None), xscale="symlog")
+    figure = comparison.curves({"effective rank": lines}, title, "step", ylim=(0, None))
     return Picture("collapse", "Effective rank of the f(k_i) of a prompt, each at length 1.", figure)
 
 
 def convergence(runs: Runs) -> Picture:
-    lines = {name: np.log10(runs["plain"].final(f"features.{name}", BY_SEED)) for name in ("error", "predicted")}
+    names = {"measured": "features.error", "predicted": "features.predicted"}
+    lines = {label: runs["plain"].final(name, BY_SEED) for label, name in names.items()}
     title = "The kernel by random features"
-    figure = _lines(lines, "features", "random features", "log10 of the squared relative error", title)
-    caption = f"Queries and keys of trained layers at length {dual.LENGTH:g}. Medians over seeds."
+    scales = dict(xscale="log", yscale="log")
+    figure = comparison.curves({"squared relative error": lines}, title, "random features", **scales)
+    caption = f"Queries and keys of trained layers at length {dual.LENGTH:g}. The prediction goes through the points."
     return Picture("features", caption, figure)
 
 
@@ -81,19 +79,17 @@ def layers(runs: Runs) -> Picture:
 
 
 def plateaus(runs: Runs) -> Picture:
-    lengths = {
-        "induction, two layers": plateau(runs["induction_2"], "test.accuracy", ACCURATE),
-        "linear regression": plateau(runs["plain"], "test.explained", EXPLAINED),
+    curves = {
+        "induction, two layers": (runs["induction_2"], "test.accuracy", ACCURATE),
+        "linear regression": (runs["plain"], "test.explained", EXPLAINED),
     }
-    lengths = {name: length.where(np.isfinite(length)) for name, length in lengths.items()}
-    figure = _lines(lengths, "gamma", "init rate γ", "steps", "How long the plateau lasts")
-    caption = f"Steps until an accuracy of {ACCURATE:g}, and until {EXPLAINED:g} is explained. Medians over seeds."
+    lines = {
+        name: plateau(run, metric, level).clip(max=float(run["step"].max()))
+        for name, (run, metric, level) in curves.items()
+    }
+    figure = comparison.curves({"steps": lines}, "How long the plateau lasts")
+    caption = (
+        f"Steps until an accuracy of {ACCURATE:g}, and until {EXPLAINED:g} is explained; seeds that never get there "
+        "stand at the end of their training."
+    )
     return Picture("plateaus", caption, figure)
-
-
-def _lines(of: dict[str, xr.DataArray], axis: str, xlabel: str, ylabel: str, title: str):
-    """Medians over seeds against an axis; no error bands."""
-    x = next(iter(of.values()))[axis].values
-    medians = {name: values.median("seed").reindex({axis: x}).values for name, values in of.items()}
-    lines = {name: (median_X, np.full(len(x), np.nan)) for name, median_X in medians.items()}
-    return drawn.lines_with_error(x, lines, xlabel, ylabel, title)
