@@ -87,7 +87,7 @@ def plateaus(runs: Runs) -> Picture:
         name: plateau(run, metric, level).clip(max=float(run["step"].max()))
         for name, (run, metric, level) in curves.items()
     }
-    figure = comparison.curves({"steps": lines}, "How long the plateau lasts")
+    figure = comparison.curves({"steps": lines}, "How long the plateau lasts", yscale="log")
     caption = (
         f"Steps until an accuracy of {ACCURATE:g}, and until {EXPLAINED:g} is explained; seeds that never get there "
         "stand at the end of their training."
