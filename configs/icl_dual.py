@@ -3,8 +3,8 @@
     python -m lab reproduce icl_dual --preset=cpu        # 10 minutes on two CPU cores
 
 Measured, five seeds: the layer's output is the dual model's after one step to 4e-7 (D1); with negatives the error is
-0.63 times the plain layer's (D3c); induction, which one layer does not learn, takes two layers 174 steps at gamma 0.5 and
-1,150 at 1.1 (D6a, D6b, D7a).
+0.63 times the plain layer's (D3c); induction, which one layer does not learn, takes two layers 174 steps at gamma 0.5
+and 1,150 at 1.1 (D6a, D6b, D7a).
 
 Paper: "Towards Understanding How Transformers Learn In-context Through a Representation Learning Lens" (arXiv
 2310.13220). Its sizes and formulas were not available; what we chose: docs/icl_dual.md.
