@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
+from lab.models.in_context import VectorAttention
 from lab.models.layers import ACTIVATIONS
 from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
@@ -32,6 +33,7 @@ __all__ = [
     "Transformer",
     "TwoLayerMLP",
     "UNet",
+    "VectorAttention",
     "forward",
     "init",
     "reads",
@@ -48,6 +50,7 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "mamba1": Mamba1,
     "mamba2": Mamba2,
+    "vector_attention": VectorAttention,
 }
 
 

@@ -6,8 +6,10 @@ from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
+from lab.tasks.induction import Induction
 from lab.tasks.inverse_matching import InverseMatching
 from lab.tasks.kinship import Kinship
+from lab.tasks.linear_regression import LinearRegression
 from lab.tasks.markov import Markov
 from lab.tasks.ontology import Ontology
 from lab.tasks.question_files import QuestionFiles
@@ -28,8 +30,10 @@ __all__ = [
     "Composition",
     "Finetune",
     "GraphPath",
+    "Induction",
     "InverseMatching",
     "Kinship",
+    "LinearRegression",
     "Markov",
     "Ontology",
     "QuestionFiles",
@@ -60,4 +64,6 @@ FAMILIES: dict[str, type[Task]] = {
     "two_hop": TwoHop,
     "symmetric_composition": SymmetricComposition,
     "inverse_matching": InverseMatching,
+    "linear_regression": LinearRegression,
+    "induction": Induction,
 }

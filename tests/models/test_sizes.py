@@ -21,6 +21,7 @@ MODELS = (
     models.OneLayerAttention(9, 4),
     models.AttentionMLP(9, 4, 4, "tanh"),
     models.UNet(8),
+    models.VectorAttention(3, 4, beta=0.5, augment="parallel"),
     models.Mamba1(9, 6, 1, 4, 4, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
     models.Mamba2(9, 6, 1, 4, 8, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
 )  # fmt: skip
@@ -28,6 +29,7 @@ SIZES = [(model, field.name) for model in MODELS for field in dataclasses.fields
 INPUTS = {
     "tokens": jnp.zeros((1, 1), jnp.int32),
     "vectors": jnp.ones((1, 1)),
+    "sequences of vectors": jnp.ones((1, 2, 1)),
     "noised pictures": (jnp.ones((1, 4, 4, 1)), jnp.ones(1), jnp.ones((1, 1), jnp.int32)),
 }
 

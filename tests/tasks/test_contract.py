@@ -42,6 +42,8 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     ),
     "symmetric_composition": {},
     "inverse_matching": dict(n_fillers=0, high=30),
+    "linear_regression": dict(n_features=2, n_demos=3),
+    "induction": dict(low=2, high=3, length=4, vocab_size=4),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
 }  # fmt: skip
 OURS = [name for name, kind in FAMILIES.items() if kind.__module__.startswith("lab.")]  # tests may register others
