@@ -4,7 +4,7 @@
     python -m lab train --config=large:reduced --workdir=runs/large
     python -m lab plan --config=large:language_2b --simulate=64 --config.data_devices=64 --config.task.path=FILE
 
-FILE is any text of 3,000 characters or more; tokens of a real training come from `--config.task.tokenizer=FILE.json`.
+FILE is any text of 50,000 characters or more; tokens of a real training come from `--config.task.tokenizer=FILE.json`.
 Expect `full`, 126 million parameters, to hold an eighth of its 1.5 GB of parameters and moments on each of 8 devices.
 `reduced` trains the same program at a size for two cores; its losses are those of unsplit rows up to rounding.
 """
@@ -61,7 +61,7 @@ def _language(size: str, batch_size: int, tokens: int) -> ConfigDict:
     text = dict(hf_id="", path="", separator="line", tokenizer="char", vocab_size=LARGE_VOCABULARY, column="text")
     return base.config(
         study="scaling_law",
-        task=dict(family="text", length=WINDOW, loss="all", valid_share=0.01, valid_path="", **text),
+        task=dict(family="text", length=WINDOW, loss="all", valid_share=0.1, valid_path="", **text),
         model=base.decoder(
             **SIZES[size], vocab_size=LARGE_VOCABULARY, max_length=WINDOW, remat=True, compute_dtype="bfloat16"
         ),
