@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lab import init, matrices, models, tree
-from lab.analysis import rank, weights
+from lab.analysis import lens, rank, weights
 from lab.models import acts as acts_module
 from lab.models.decoder import rotate
 from lab.tree import named_leaves
@@ -280,6 +280,15 @@ def test_circuits_of_grouped_heads_have_the_key_of_their_group():
     np.testing.assert_allclose(np.tril(score), np.tril(seen), rtol=0, atol=1e-4)
     out = np.einsum("bhql,bld,hdk,hke->bqe", acts["block_0/attn/pattern"], x, a_v[0], b_v[0])
     np.testing.assert_allclose(out, acts["block_0/attn/out"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lens_reads_the_models_own_logits_off_its_last_state(variant):
+    model = decoder(**VARIANTS[variant])
+    params = jax.tree.map(np.float32, row(model))
+    logits, acts = forward(model, params, TOKENS)
+    read = lens.logit_lens(model, params, acts[f"block_{N_LAYERS - 1}/resid_post"])
+    np.testing.assert_allclose(read, logits, rtol=0, atol=1e-5)
 
 
 def test_last_readout_is_the_last_position_of_all():
