@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import init, matrices, models, tree
-from lab.analysis import lens, rank, weights
+from lab import init, matrices, models, perturb, tree
+from lab.analysis import flatness, lens, rank, weights
 from lab.models import acts as acts_module
 from lab.models.decoder import rotate
 from lab.tree import named_leaves
@@ -221,6 +221,9 @@ def test_every_layers_matrices_have_their_own_inputs_and_std(scan_layers):
     model = decoder(n_kv_heads=2, scan_layers=scan_layers).clone(d_model=48, d_ff=96, vocab_size=60)
     found = init.leaves_of(model, TOKENS)
     assert found == init.by_name(shapes(model))  # names alone say it, too
+    authors = init.leaves_of(model, TOKENS, "authors")
+    assert authors == init.by_name(shapes(model), "authors")
+    assert {leaf.factor for leaf in authors.values()} == {1.0, 1 / math.sqrt(2 * N_LAYERS)}
     groups = {
         "query": ("qk", 48), "key": ("qk", 48), "value": ("vo", 48), "attn/out": ("vo", H * K), "gate": ("mlp", 48),
         "mlp/in": ("mlp", 48), "mlp/out": ("mlp", 96), "embed": ("embed", 48), "head": ("head", 48),
@@ -265,6 +268,21 @@ def test_stacked_matrices_and_circuits_are_those_of_the_layers_apart():
     assert {matrix.layout.copies for name, matrix in matrices.find(model, TOKENS).matrices.items() if "bl" in name} == {
         (0,)
     }
+
+
+def test_noise_and_filter_norms_are_relative_to_every_layer_apart():
+    """As they are where layers are not stacked: noise of each layer has its own size, a filter one layer's columns."""
+    params = jax.tree.map(np.float32, row(decoder()))
+    apart = tree.by_layer(params)
+    name = "mlp/in/kernel"
+    kernels_NxDxF = np.stack([named_leaves(layer)[name] * 10**i for i, layer in enumerate(apart)])
+    params["blocks"]["mlp"]["in"]["kernel"] = kernels_NxDxF
+    direction = flatness.filter_normalized(jax.random.key(0), params)["blocks"]["mlp"]["in"]["kernel"]
+    columns = [np.linalg.norm(np.asarray(a, np.float64), axis=1) for a in (direction, kernels_NxDxF)]
+    np.testing.assert_allclose(*columns, rtol=1e-5)
+    noised = perturb.weight_noise(params, jax.random.key(0), 0.1)["blocks"]["mlp"]["in"]["kernel"]
+    moved_N, size_N = (np.sqrt(np.mean(np.square(a), axis=(1, 2))) for a in (noised - kernels_NxDxF, kernels_NxDxF))
+    assert (abs(moved_N / size_N / 0.1 - 1) < 4 / np.sqrt(2 * D * F)).all()  # four standard errors
 
 
 def test_circuits_of_grouped_heads_have_the_key_of_their_group():
