@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
+from lab.models.decoder import Decoder
 from lab.models.in_context import VectorAttention
 from lab.models.layers import ACTIVATIONS
 from lab.models.mamba import Mamba1, Mamba2
@@ -24,6 +25,7 @@ __all__ = [
     "NORMS",
     "READOUTS",
     "AttentionMLP",
+    "Decoder",
     "EmbLinear",
     "EmbMLP",
     "EmbTable",
@@ -51,6 +53,7 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "mamba1": Mamba1,
     "mamba2": Mamba2,
     "vector_attention": VectorAttention,
+    "decoder": Decoder,
 }
 
 
