@@ -111,6 +111,33 @@ MAMBA = dict(
     final_norm=False,
     readout="last",  # or all, as the transformer's
 )
+DECODER = dict(
+    family="decoder",
+    vocab_size=201,
+    max_length=64,  # of sequences; 0: any
+    n_layers=2,
+    n_heads=1,
+    n_kv_heads=0,  # of keys and values, each read by several queries; 0: as many as n_heads
+    d_model=64,
+    d_head=64,
+    d_ff=128,
+    activation="silu",
+    gated=True,  # SwiGLU; False: one matrix in, one out
+    norm_kind="rms",  # or layer
+    norm_eps=1e-12,  # 1e-5 shrinks a stream of size d_model^-1 at widths from 256 on
+    rope_theta=10000.0,
+    rope_share=1.0,  # of a head's channels, that are rotated
+    use_bias=False,
+    parallel=False,  # attention and MLP read the same stream
+    tied_head=False,
+    embed_norm=False,
+    sandwich_norm=False,  # norms after attention and MLP, too
+    qk_norm=False,
+    scan_layers=True,  # one program for all layers
+    remat=False,  # for the gradient, blocks are computed again rather than kept
+    readout="all",  # or last
+    compute_dtype="float32",  # of products; or bfloat16
+)
 
 
 def config(**changes) -> ConfigDict:
@@ -130,13 +157,18 @@ def mamba(**changes) -> dict:
     return MAMBA | changes
 
 
+def decoder(**changes) -> dict:
+    """The options of model family `decoder`, changed."""
+    return DECODER | changes
+
+
 def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2) -> ConfigDict:
     """Seconds: every part runs, nothing is learnt. Changes the config in place, but for its variants.
 
     Args:
       checkpoints: how many, evenly spaced; there is a snapshot for each and one of the start.
     """
-    if config.model.family == "transformer":
+    if config.model.family in ("transformer", "decoder"):
         config.model.update(d_model=16, d_head=16 // config.model.n_heads, d_ff=32)
     elif config.model.family == "mamba2":
         config.model.update(d_model=16, d_inner=32, d_state=8)

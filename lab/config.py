@@ -221,7 +221,7 @@ def _check_fit(model, task) -> None:
             f"{task.inputs}; these are read by {', '.join(reading)}"
         )
     for name, least in (("vocab_size", task.vocab_size), ("max_length", task.length)):
-        if name == "max_length" and isinstance(model, models.Transformer) and not model.max_length:
+        if name == "max_length" and isinstance(model, models.Transformer | models.Decoder) and not model.max_length:
             continue  # no positions, any length
         if hasattr(model, name) and getattr(model, name) < least:
             raise ValueError(f"model.{name}={getattr(model, name)}: the task needs at least {least}")

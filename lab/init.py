@@ -94,6 +94,8 @@ class Row(NamedTuple):
 
 def describe(name: str, shape: tuple[int, ...]) -> tuple[str, int, bool] | None:
     """Group, d_in and whether the matrix writes to the residual stream; None for biases and norm parameters."""
+    if name.startswith(f"{tree.STACKED}/"):
+        shape = shape[1:]
     if name.endswith("embedding"):
         return "embed", shape[-1], False
     for pattern, group, n_out, residual in LEAVES:
@@ -128,7 +130,7 @@ def by_name(params, convention: str = "paper") -> dict[str, Leaf]:
 
     Matrices are those named `kernel` or `embedding`; names that `LEAVES` does not know fall in group `mlp`.
     The `authors` convention needs our transformer's names: it reads d_model from `embed/token/embedding` and counts
-    the `block_<i>`.
+    the `block_<i>`, or the layers stacked in `blocks`.
 
     Raises:
       ValueError: unknown convention, or `authors` for a tree without those names.
@@ -147,6 +149,7 @@ def _conventional(shapes: Mapping, convention: str, d_in: Mapping[str, int]) -> 
         return {name: Leaf(group, d_in[name], d_in[name]) for name, (group, _, _) in described.items()}
 
     n_layers = len({match[0] for name in shapes if (match := re.match(r"block_\d+", name))})
+    n_layers += next((shape[0] for name, shape in shapes.items() if name.startswith(f"{tree.STACKED}/")), 0)
     if "embed/token/embedding" not in shapes or not n_layers:
         raise ValueError(
             "init convention 'authors' is defined for the transformer (embed/token/embedding, block_<i>/...); "

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
+from lab.tree import STACKED
+
 BY_HEAD = re.compile(r"(^|/)(query|key|value)/kernel$")
 OUT_OF_HEADS = re.compile(r"(?i:att)[^/]*/out/kernel$")
 
@@ -39,7 +41,11 @@ class Layout(NamedTuple):
 
 
 def by_name(name: str, shape: tuple[int, ...]) -> Layout | None:
-    """Of a kernel or an embedding, by its name alone: axes that stack copies are not seen. None for other leaves."""
+    """Of a kernel or an embedding, by its name alone: of axes that stack copies only layers are seen. None for other
+    leaves."""
+    if name.startswith(f"{STACKED}/"):
+        inside = by_name(name.removeprefix(f"{STACKED}/"), shape[1:])
+        return inside and stacked(inside, shape[1:], shape)
     if len(shape) < 2 or name.rsplit("/", 1)[-1] not in ("kernel", "embedding"):
         return None
     if len(shape) == 3 and BY_HEAD.search(name):

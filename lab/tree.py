@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+
+STACKED = "blocks"  # of a model that scans over its layers: their parameters, every leaf with a first axis over them
 
 
 def leaf_name(path) -> str:
@@ -31,6 +34,28 @@ def where(condition, on_true, on_false):
 def stack(trees: Sequence):
     """Equal trees as one, every leaf with a new first axis over them."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def by_layer(params) -> list:
+    """The parameters of every block of a model whose blocks are `block_0`, `block_1`, ..., or stacked in `blocks`."""
+    if STACKED not in params:
+        return [
+            params[f"block_{i}"] for i in range(sum(re.fullmatch(r"block_\d+", name) is not None for name in params))
+        ]
+    n_layers = jax.tree.leaves(params[STACKED])[0].shape[0]
+    return [jax.tree.map(lambda leaf_Nx, i=i: leaf_Nx[i], params[STACKED]) for i in range(n_layers)]
+
+
+def stack_layers(params) -> dict:
+    """A tree of `block_0`, `block_1`, ... as one with its blocks stacked in `blocks`; `unstack_layers` undoes it."""
+    others = {name: leaf for name, leaf in params.items() if not re.fullmatch(r"block_\d+", name)}
+    return others | {STACKED: stack(by_layer(params))}
+
+
+def unstack_layers(params) -> dict:
+    """The inverse of `stack_layers`."""
+    others = {name: leaf for name, leaf in params.items() if name != STACKED}
+    return others | {f"block_{i}": layer for i, layer in enumerate(by_layer(params))}
 
 
 def size(tree) -> int:

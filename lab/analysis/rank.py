@@ -4,15 +4,13 @@ They are ordered: stable <= participation <= effective (squared) <= effective <=
 nuclear^2 <= effective. A zero matrix has rank 0 in all of them. All are exact up to rounding: no error bars.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
 from lab.analysis.condensation import split_heads, split_output_heads
 from lab.analysis.weights import Layouts, weight_matrices
-from lab.tree import stack
+from lab.tree import by_layer, stack
 
 
 def singular_values(matrix):
@@ -68,25 +66,32 @@ def product_singular_values(a_IxK, b_KxO):
 
 
 def circuit_factors(params, n_heads: int):
-    """The factors of every head's QK and OV matrix in a parameter tree of `lab.models.Transformer` with N layers.
+    """The factors of every head's QK and OV matrix in a parameter tree of `lab.models.Transformer`, or of `Decoder`,
+    with N layers.
 
     For a row vector x in the residual stream the score of query x and key y is x (A B) y^T / sqrt(K) with the factors
-    of `qk`, and what the head writes of x is x (A B) with those of `ov`. Biases and norms are left out.
+    of `qk`, and what the head writes of x is x (A B) with those of `ov`. Biases, norms and rotations are left out. Of
+    grouped heads each has the key and value of its group.
 
     Returns:
       `qk` = (W_Q, W_K^T) and `ov` = (W_V, W_O): pairs of arrays (N, H, D, K) and (N, H, K, D).
 
     Raises:
-      ValueError: the tree has no `block_<i>`, or `n_heads` does not divide the width of all heads.
+      ValueError: the tree has no layers, or `n_heads` does not divide the width of all heads.
     """
-    n_layers = sum(re.fullmatch(r"block_\d+", name) is not None for name in params)
-    if not n_layers:
+    layers = by_layer(params)
+    if not layers:
         raise ValueError(f"no block_<i> among {', '.join(params)}: circuits are those of a lab transformer")
 
     def heads(matrix, split):
-        return jnp.stack([split(params[f"block_{i}"]["attn"][matrix]["kernel"], n_heads) for i in range(n_layers)])
+        return jnp.stack([split(layer["attn"][matrix]["kernel"], n_heads) for layer in layers])
 
-    query, key, value = (heads(matrix, split_heads) for matrix in ("query", "key", "value"))
+    def grouped(kernel_DxE, n_heads):
+        d_head = layers[0]["attn"]["query"]["kernel"].shape[1] // n_heads
+        n_groups = kernel_DxE.shape[1] // d_head
+        return jnp.repeat(split_heads(kernel_DxE, n_groups), n_heads // n_groups, axis=0)
+
+    query, key, value = heads("query", split_heads), heads("key", grouped), heads("value", grouped)
     return {"qk": (query, jnp.swapaxes(key, 2, 3)), "ov": (value, heads("out", split_output_heads))}
 
 

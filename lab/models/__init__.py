@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
+from lab.models.decoder import Decoder
 from lab.models.layers import ACTIVATIONS
 from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
@@ -23,6 +24,7 @@ __all__ = [
     "NORMS",
     "READOUTS",
     "AttentionMLP",
+    "Decoder",
     "EmbLinear",
     "EmbMLP",
     "EmbTable",
@@ -48,6 +50,7 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "mamba1": Mamba1,
     "mamba2": Mamba2,
+    "decoder": Decoder,
 }
 
 

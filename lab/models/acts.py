@@ -21,6 +21,10 @@ K head width, F hidden width, V vocabulary.
 | `final`                 | B Q D   | what the head reads                                                        |
 | `logits`                | B Q V   |                                                                            |
 
+The decoder (`lab.models.decoder`) has the same ones: q and k as they are scored, normed and rotated, k and v by head of
+keys (B L G K), and, where its MLP is gated, `mlp/pre` of the gate, `mlp/up` (B L F), what the gate multiplies, and
+`mlp/post`, their product. All of its blocks compute all positions: Q = L before `final`.
+
 Mamba (`lab.models.mamba`) has `embed`, `resid_pre`, `resid_post`, `final` and `logits` as above, and, with H heads of
 width K, I = H K channels, N states and C = I + 2N convolved channels:
 

@@ -23,6 +23,7 @@ MODELS = (
     models.UNet(8),
     models.Mamba1(9, 6, 1, 4, 4, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
     models.Mamba2(9, 6, 1, 4, 8, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
+    models.Decoder(9, 6, 1, 8, 4, 2, 4, 1e-5),
 )  # fmt: skip
 SIZES = [(model, field.name) for model in MODELS for field in dataclasses.fields(model) if field.type is int]
 INPUTS = {
