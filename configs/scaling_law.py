@@ -1,0 +1,156 @@
+"""Scaling laws under complexity control: language models of several widths, one pass over a text.
+
+    python -m lab reproduce scaling_law --preset=cpu --config.task.path=FILE
+
+FILE is any text, plain, .xz or .gz, .jsonl or .parquet, or a folder of such; `--config.task.hf_id=NAME` in its place
+downloads it (extra `text`). Of TinyStories a document is `--config.task.separator=endoftext`.
+
+Paper: "Scalable Complexity Control" (arXiv 2505.23013), whose layer tables, learning rates, batches and corpus were not
+to be had, and its successor (arXiv 2606.17945). What we chose: docs/scaling_law.md.
+
+Variants are named `<arm>_<width>`, `eps_<width>` (small complexity with an epsilon of 1e-5 in norms) and `tune_<arm>`.
+"""
+
+from ml_collections import ConfigDict
+
+from lab.configs import base
+
+get_config = base.get_config(__name__)
+
+FIVE, EIGHT = (1, 2, 3, 4, 5), tuple(range(1, 9))  # learning rates were chosen with seed 0
+DECAYS = {"small": 1.0, "large": 0.1, "sigma": 0.1}  # arm -> weight decay
+COARSE_EPS = 1e-5
+TEXT = dict(
+    family="text",
+    path="",
+    hf_id="",
+    separator="line",
+    tokenizer="char",
+    vocab_size=64,
+    length=64,
+    loss="all",
+    valid_share=0.1,
+    valid_path="",
+    column="text",
+    windows="packed",
+)
+
+
+RATES = {"small": 1e-2, "large": 2e-2, "sigma": 2e-2}  # arm -> learning rate, see docs/scaling_law.md
+TUNED = (1e-2, 2e-2, 4e-2)
+
+
+def smoke() -> ConfigDict:
+    """Seconds, on any text of some thousand characters; every part runs, nothing is learnt.
+
+    Decides no claim: two seeds.
+    """
+    config = _sized((4, 8, 12), steps=8, batch_size=2, length=16, seeds=(0, 1), tuned=TUNED[:2])
+    config.optim.least_decay = 0.0
+    config.update(eval_every=2, eval_size=16)
+    config.variants.eps_12 = _coarse(config.variants.small_12)
+    return config
+
+
+def cpu() -> ConfigDict:
+    """12 minutes on two CPU cores (estimated); needs --config.task.path=FILE of 450,000 characters or more.
+
+    Widths 8 to 64 and 384,000 characters, 5 to 300 a parameter: directions only.
+
+    Decides SL1, SL2a, SL2b, SL3, SL5a, SL5b, SL6.
+    """
+    config = _sized((8, 16, 24, 40, 64), steps=1500, batch_size=4, length=64, seeds=FIVE, tuned=TUNED)
+    config.eval_every = 150
+    return config
+
+
+def record() -> ConfigDict:
+    """Two hours on two CPU cores (estimated); needs --config.task.path=FILE of 1,200,000 characters or more.
+
+    Widths 16 to 128 and a million characters, 3 to 100 a parameter.
+
+    Decides SL1, SL2a, SL2b, SL3, SL4b, SL5a, SL5b, SL6.
+    """
+    config = _sized((16, 24, 40, 64, 128), steps=2000, batch_size=8, length=64, seeds=EIGHT, tuned=TUNED)
+    config.variants.eps_64 = _coarse(config.variants.small_64)
+    return config
+
+
+def gpu() -> ConfigDict:
+    """Hours on one GPU (not yet timed); needs --config.task.path=FILE of some 70 MB.
+
+    Widths 64 to 1024 and 16 million tokens of a small vocabulary; TinyStories is long enough.
+
+    Decides all claims.
+    """
+    rates = dict.fromkeys(DECAYS, 3e-3)
+    config = _sized((64, 128, 256, 512, 1024), 4000, 32, 128, FIVE, (3e-3, 6e-3), rates, n_layers=4, vocab_size=4096)
+    for width in (64, 256):
+        config.variants[f"eps_{width}"] = _coarse(config.variants[f"small_{width}"])
+    return config
+
+
+def paper() -> ConfigDict:
+    """75 million to 0.8 billion parameters, 10^9 tokens (not yet timed): days on several GPUs.
+
+    Layers, batch and learning rate are not published: ours. 16 GB of memory hold the training windows.
+
+    Decides no claim: three seeds.
+    """
+    rates = dict.fromkeys(DECAYS, 1e-3)
+    widths, steps, vocab_size = (512, 768, 1024, 1536, 2048), 10_200, 32_000
+    config = _sized(widths, steps, 48, 2048, (1, 2, 3), (), rates, n_layers=16, vocab_size=vocab_size)
+    config.model.update(compute_dtype="bfloat16", remat=True)
+    return config
+
+
+def _sized(
+    widths, steps: int, batch_size: int, length: int, seeds, tuned, rates=RATES, n_layers=2, vocab_size=64
+) -> ConfigDict:
+    """Every arm at every width, one pass over steps x batch_size x length tokens.
+
+    Args:
+      tuned: learning rates that the smallest width is trained with as well, by seed 0; (): none.
+      rates: arm -> learning rate.
+      vocab_size: from that of bytes on, pieces of words; below, characters.
+    """
+    config = base.config(
+        task=TEXT | dict(length=length, vocab_size=vocab_size, tokenizer="bpe" if vocab_size > 256 else "char"),
+        model=base.decoder(vocab_size=vocab_size, max_length=length, n_layers=n_layers),
+        optim=dict(warmup_steps=max(1, steps // 20), decay_mask="matrices", least_decay=1.0),
+        grid=dict(seed=seeds),
+        steps=steps,
+        batch_size=batch_size,
+        train_size=steps * batch_size,
+        eval_every=max(1, steps // 20),
+        eval_size=256,
+        snapshots=2,
+        checkpoint_every=steps,
+    )
+    tuning = dict(learning_rate=tuned, seed=(0,))
+    arms = {arm: _arm(arm, max(widths), rates[arm]) for arm in DECAYS}
+    variants = {f"{arm}_{width}": dict(model=_model(width), grid=arms[arm]) for width in widths for arm in arms}
+    if tuned:
+        variants |= {f"tune_{arm}": dict(model=_model(min(widths)), grid=arms[arm] | tuning) for arm in arms}
+    config.variants = ConfigDict(variants)
+    return config
+
+
+def _arm(arm: str, widest: int, rate: float) -> dict:
+    start = {"small": dict(gamma=(1.0,)), "large": dict(gamma=(0.5,))}
+    # one std at all widths: that of the large arm at the largest, where both are the same
+    rest = dict(weight_decay=(DECAYS[arm],), learning_rate=(rate,))
+    return start.get(arm, dict(gamma=(), sigma=(widest**-0.5,))) | rest
+
+
+def _model(width: int) -> dict:
+    """Heads of some 16 channels, of 64 in wide models; 10 width^2 parameters a layer."""
+    n_heads = width // 64 if width > 256 else max(1, width // 16)
+    return dict(d_model=width, n_heads=n_heads, d_head=width // n_heads, d_ff=2 * width)
+
+
+def _coarse(variant: ConfigDict) -> ConfigDict:
+    """With an epsilon of 1e-5 in norms."""
+    changed = ConfigDict(variant.to_dict())
+    changed.model.norm_eps = COARSE_EPS
+    return changed
