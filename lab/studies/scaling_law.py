@@ -220,7 +220,7 @@ def queries_condense(runs: Runs):
 )  # fmt: skip
 def gains_are_on_determined_tokens(runs: Runs):
     gains = token_gains(runs)
-    share = _widest(runs, "small").final("tokens.share", ("seed",))
+    share = _final(_widest(runs, "small"), "tokens.share")
     halves = [
         (gains * share).sel(quarter=half).sum("quarter", skipna=False) / share.sel(quarter=half).sum("quarter")
         for half in ([1, 2], [3, 4])
@@ -231,7 +231,7 @@ def gains_are_on_determined_tokens(runs: Runs):
 
 def token_gains(runs: Runs) -> xr.DataArray:
     """By seed and quarter: how much lower the loss is at small complexity than at large, at the largest width."""
-    small, large = (_widest(runs, arm).final("tokens.loss", ("seed",)) for arm in ("small", "large"))
+    small, large = (_final(_widest(runs, arm), "tokens.loss") for arm in ("small", "large"))
     return large - small
 
 
@@ -246,14 +246,19 @@ def size(model: Mapping) -> float:
 
 def over_tokens(run: Run) -> xr.DataArray:
     """Held-out loss (seed, tokens), from the first evaluation after the start on."""
-    losses = run.over_time("valid.loss", ("seed",))
+    losses = run.over_time("valid.loss", ("seed",)).reset_coords(drop=True)
     per_step = run.config["batch_size"] * run.config["task"]["length"]
     losses = losses.isel(step=losses["step"].values > 0)
     return losses.assign_coords(step=losses["step"].values * per_step).rename(step="tokens").transpose("seed", "tokens")
 
 
 def _loss(run: Run) -> xr.DataArray:
-    return run.final("valid.loss", ("seed",))
+    return _final(run, "valid.loss")
+
+
+def _final(run: Run, name: str) -> xr.DataArray:
+    """By seed, at the last step; without the arm's own rate, decay and learning rate, so that arms may be compared."""
+    return run.final(name, ("seed",)).reset_coords(drop=True)
 
 
 def _by_width(runs: Runs, arm: str) -> dict[int, Run]:
@@ -285,14 +290,13 @@ def _losses(runs: Runs, arms=tuple(ARMS)) -> xr.DataArray:
     if len(widths) < scaling.LEAST_SIZES:
         raise MissingData(f"variants {', '.join(f'{arm}_<width>' for arm in arms)} of three widths")
     sizes = [size(found[arms[0]][width].config["model"]) for width in widths]
-    by_arm = [xr.concat([_loss(found[arm][width]) for width in widths], "size", coords="minimal") for arm in arms]
-    losses = xr.concat(by_arm, "arm", coords="minimal").assign_coords(arm=list(arms), size=sizes)
-    return losses.reset_coords(drop=True)
+    by_arm = [xr.concat([_loss(found[arm][width]) for width in widths], "size") for arm in arms]
+    return xr.concat(by_arm, "arm").assign_coords(arm=list(arms), size=sizes)
 
 
 def _ratio(runs: Runs, name: str) -> tuple[xr.DataArray, str]:
     """By seed: of the means over layers, large over small complexity, at the largest width; and a note."""
-    small, large = (_widest(runs, arm).final(name, ("seed",)).mean("layer", skipna=False) for arm in ("small", "large"))
+    small, large = (_final(_widest(runs, arm), name).mean("layer", skipna=False) for arm in ("small", "large"))
     said = f"{median_of(small):.1f} at small and {median_of(large):.1f} at large complexity, of "
     width = _widest(runs, "small").config["model"]["d_model"]
     return large / small, f"{said}{width} at most."
@@ -334,7 +338,7 @@ def curves(runs: Runs) -> Picture:
 
 
 def gains(runs: Runs) -> Picture:
-    entropy = _widest(runs, "small").final("tokens.entropy", ("seed",)).mean("seed").values
+    entropy = _final(_widest(runs, "small"), "tokens.entropy").mean("seed").values
     by_entropy = token_gains(runs).assign_coords(quarter=entropy).transpose("seed", "quarter")
     figure = comparison.curves(
         {"large less small complexity, nats": {"gain in held-out loss": by_entropy}},
@@ -378,9 +382,9 @@ def _arms(runs: Runs) -> Mapping[str, Mapping[int, Run]]:
 
 def _by_axis(trained: Mapping[int, Run], name: str) -> xr.DataArray:
     """(seed, width), the mean over layers."""
-    values = [run.final(name, ("seed",)).mean("layer", skipna=False) for run in trained.values()]
-    together = xr.concat(values, "width", coords="minimal").assign_coords(width=[*trained])
-    return together.reset_coords(drop=True).transpose("seed", "width")
+    values = [_final(run, name).mean("layer", skipna=False) for run in trained.values()]
+    together = xr.concat(values, "width").assign_coords(width=[*trained])
+    return together.transpose("seed", "width")
 
 
 STUDY = Study(
