@@ -17,7 +17,7 @@ from scipy import optimize
 from lab.analysis import statistics
 
 DELTA = 1e-3  # of Huber's loss, in log loss
-STARTS = (0.02, 0.5, 0.9)  # floors as shares of the lowest loss
+STARTS = (1e-3, 0.5, 0.9)  # floors as shares of the lowest loss; the first one is as good as none
 LEAST_SIZES = 3
 FARTHEST = 50.0  # log losses on the way to the solution
 CERTAINTY = 0.9  # of intervals over resampled seeds
