@@ -123,6 +123,9 @@ def product(axes: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
 def zipped(columns: Mapping[str, Sequence], extra: Sequence[str] = ()) -> Grid:
     """Rows given column by column: row i takes the i-th value of each.
 
+    Rows with a rate and rows with a standard deviation make one grid: of `gamma` and `sigma` (and of `gamma_qk` and
+    `sigma_qk`, ...) one is then 0 in every row, and the other counts.
+
     Raises:
       ValueError: as `product`, and when the columns' lengths differ.
     """
@@ -231,9 +234,13 @@ def _without_rate(given: Mapping) -> dict:
 
 def _complete(columns: Mapping[str, tuple]) -> dict[str, tuple]:
     for rate, std in zip(("gamma", *GROUP_RATES), (SIGMA, *GROUP_SIGMAS), strict=True):
-        if rate in columns and std in columns:
+        pairs = zip(columns.get(rate, ()), columns.get(std, ()), strict=False)  # none where a name is not there
+        if any(bool(gamma) == bool(sigma) for gamma, sigma in pairs):
             hint = "; grid.gamma=() leaves it out" if std == SIGMA else ""
-            raise ValueError(f"grid.{std}: beside grid.{rate}, and only one of them decides the initial weights{hint}")
+            raise ValueError(
+                f"grid.{std}: beside grid.{rate}, and only one of them decides the initial weights{hint}, or in every "
+                "row one of them is 0 (rows one by one, see lab.grid.zipped)"
+            )
     missing = [name for name in CORE if name not in columns and (name != "gamma" or SIGMA not in columns)]
     if missing:
         raise ValueError(f"grid lacks {', '.join(missing)}: every row needs {', '.join(CORE)}")

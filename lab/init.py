@@ -11,7 +11,7 @@ rate, from a normal distribution: gamma is the exponent of the std, not a factor
 
 A row may have a constant `sigma` in place of the rate: then every weight matrix has entries of std sigma, whatever its
 inputs (theories of linear models, and GPT-2's 0.02, are of that kind). Group by group as well: `sigma_qk` in place of
-`gamma_qk`, also beside `gamma`.
+`gamma_qk`, also beside `gamma`. Rows of both kinds are one grid where each has both, one of them 0: the other counts.
 
 Two conventions of the papers' released models, where sigma stands for the powers of gamma:
 
@@ -69,6 +69,13 @@ class Sigma(NamedTuple):
     """A standard deviation in place of a rate, traced or not."""
 
     std: jax.Array | float
+
+
+class Either(NamedTuple):
+    """A rate, unless `sigma` is positive: then a standard deviation. Traced or not."""
+
+    gamma: jax.Array | float
+    sigma: jax.Array | float
 
 
 class Row(NamedTuple):
@@ -171,12 +178,15 @@ def _described_by_path(name: str, shape: tuple[int, ...]) -> tuple[str, int, boo
 
 
 def rates(hparams: Mapping) -> dict:
-    """The rate of each group: `gamma_<group>` where the row has one, else `gamma`; or a `Sigma`, by the same names."""
+    """The rate of each group: `gamma_<group>` where the row has one, else `gamma`; a `Sigma`, by the same names; or an
+    `Either`, where it has both."""
 
     def rate(group):
-        named = [f"{what}{of}" for of in (f"_{group}", "") for what in ("gamma", "sigma")]
-        name = next(name for name in named if name in hparams)
-        return Sigma(hparams[name]) if name.startswith("sigma") else hparams[name]
+        of = next(of for of in (f"_{group}", "") if f"gamma{of}" in hparams or f"sigma{of}" in hparams)
+        gamma, sigma = hparams.get(f"gamma{of}"), hparams.get(f"sigma{of}")
+        if sigma is None:
+            return gamma
+        return Sigma(sigma) if gamma is None else Either(gamma, sigma)
 
     return {group: rate(group) for group in GROUPS}
 
@@ -186,7 +196,7 @@ def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[s
 
     Args:
       params: a Flax parameter tree whose matrices have std d_in^-1/2 (`lab.models.init`).
-      rates: group -> gamma or `Sigma`, traced or not; see `GROUPS`.
+      rates: group -> gamma, `Sigma` or `Either`, traced or not; see `GROUPS`.
       convention: `"paper"` or `"authors"`, see the module's table.
       leaves: its matrices, `leaves_of` its model; None: `by_name`.
     """
@@ -197,13 +207,20 @@ def rescale(params, rates: Mapping, convention: str = "paper", leaves: Mapping[s
             return value
         leaf = leaves[name]
         rate = rates[leaf.group]
-        number = rate.std if isinstance(rate, Sigma) else rate
-        number = number if hasattr(number, "dtype") else jnp.float32(number)
-        std = number if isinstance(rate, Sigma) else jnp.power(float(leaf.fan), -number)
+        if isinstance(rate, Either):
+            std = jnp.where(rate.sigma > 0, rate.sigma, jnp.power(float(leaf.fan), -jnp.asarray(rate.gamma)))
+        elif isinstance(rate, Sigma):
+            std = _number(rate.std)
+        else:
+            std = jnp.power(float(leaf.fan), -_number(rate))
         factor = leaf.factor * math.sqrt(leaf.d_in) * std
         return value * factor.astype(value.dtype)
 
     return tree.map_named(scaled, params)
+
+
+def _number(value):
+    return value if hasattr(value, "dtype") else jnp.float32(value)
 
 
 def table(model, example, rates: Sequence[Mapping], convention: str = "paper", measure: bool = True) -> list[Row]:
@@ -237,16 +254,26 @@ def table(model, example, rates: Sequence[Mapping], convention: str = "paper", m
 
 def _std(leaf: Leaf, rate) -> float:
     """Of a matrix, before its factor."""
-    return float(rate.std) if isinstance(rate, Sigma) else leaf.fan ** -float(rate)
+    decided = _decided(rate)
+    return float(decided.std) if isinstance(decided, Sigma) else leaf.fan ** -float(decided)
+
+
+def _decided(rate):
+    """What an `Either` of numbers comes to."""
+    if isinstance(rate, Either):
+        return Sigma(rate.sigma) if rate.sigma > 0 else rate.gamma
+    return rate
 
 
 def ends(columns: Mapping[str, Sequence]) -> tuple[dict, dict]:
-    """The least and the greatest rates of a grid's columns, for `table`."""
+    """The least and the greatest rates of a grid's columns, for `table`; those of its first and its last row, where
+    some rows have a rate and others a standard deviation."""
+    starts = {name: column for name, column in columns.items() if name.startswith(("gamma", "sigma"))}
+    mixed = any(isinstance(rate, Either) for rate in rates(starts).values())
+    both = (lambda column: column[0], lambda column: column[-1]) if mixed else (min, max)
     return tuple(
-        jax.tree.map(
-            float, rates({n: end(column) for n, column in columns.items() if n.startswith(("gamma", "sigma"))})
-        )
-        for end in (min, max)
+        jax.tree.map(float, {group: _decided(rate) for group, rate in rates(of_end).items()})
+        for of_end in ({name: end(column) for name, column in starts.items()} for end in both)
     )
 
 

@@ -26,33 +26,27 @@ def table(text, heading):
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows[0].splitlines()]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A GPT-2 of random weights."""
-    config = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 12, "n_positions": 10}
-    draw = np.random.default_rng(0)
-    shapes = pretrained._shapes(pretrained._model(config, "all"))
-    save_file({n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
-
-
-@pytest.fixture
-def neox(tmp_path):
-    """Random weights under GPT-NeoX's names, (outputs, inputs)."""
-    draw = np.random.default_rng(1)
-    shapes = {
-        "embed_in.weight": (12, 8), "layers.0.attention.query_key_value.weight": (24, 8),
-        "layers.0.attention.query_key_value.bias": (24,), "layers.0.attention.dense.weight": (8, 8),
-        "layers.0.mlp.dense_h_to_4h.weight": (32, 8),
-    }  # fmt: skip
-    tensors = {f"gpt_neox.{name}": draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    save_file(tensors, tmp_path / "pythia.safetensors")
+def saved(folder, config, seed):
+    """A checkpoint of random weights, and its tensors."""
+    form, draw = pretrained.format_of(config), np.random.default_rng(seed)
+    entries = pretrained.named_tensors(form, form.model(config), [form.prefix])
+    tensors = {name: draw.normal(size=entry.shape).astype(np.float32) for name, entry in entries.items()}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
     return tensors
 
 
-def test_lines_for_models_that_are_not_the_labs_run(folder, neox):
-    names = {"FOLDER": folder, "PYTHIA": folder / "pythia.safetensors", "N_HEADS": 2}
+def test_lines_for_models_that_are_not_the_labs_run(tmp_path):
+    gpt2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 12, "n_positions": 10}
+    pythia = dict(
+        model_type="gpt_neox", vocab_size=12, hidden_size=8, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=10, rotary_pct=0.5,
+    )  # fmt: skip
+    names = {"FOLDER": tmp_path / "gpt2", "PYTHIA": tmp_path / "pythia", "NEW": tmp_path / "new"}
+    names["FILE"] = names["PYTHIA"] / "model.safetensors"
+    saved(names["FOLDER"], gpt2, 0)
+    neox = saved(names["PYTHIA"], pythia, 1)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as users have it
         exec("\n".join(re.findall(r"```python\n(.*?)```", MODELS.read_text(), re.DOTALL)), names)
     assert names["names"] == ["filters/kernel", "head/kernel"]
@@ -69,7 +63,8 @@ def test_lines_for_models_that_are_not_the_labs_run(folder, neox):
     assert abs(names["total"].value - eigenvalue_P.sum()) < 6 * names["total"].standard_error + rounding
 
     assert names["scores"]["induction"].value.shape == (2,) and names["alike"].shape == (2, 2, 2)
-    assert names["pythia_ranks"].shape == (4,)
+    assert names["its_ranks"].shape == (6 * 2 + 2,) and names["others_ranks"].shape == (4 * 2 + 2,)
+    assert (names["NEW"] / "model.safetensors").stat().st_size < names["FILE"].stat().st_size
     # as GPT-NeoX splits the outputs of its joint layer: by head, then into query, key and value
     value, out = (
         neox["gpt_neox.layers.0.attention.query_key_value.weight"],

@@ -149,6 +149,15 @@ def test_two_scales_of_one_matrix_are_refused(make, beside, message):
         make(STARTS | beside)
 
 
+def test_rows_of_either_kind_make_one_grid_where_one_of_the_two_is_zero():
+    made = grid.zipped(STARTS | {"gamma": (1.0, 0.0), "sigma": (0.0, 0.02), "gamma_qk": (0, 1), "sigma_qk": (3, 0)})
+    assert made.row(1) | {"seed": 0} == dict(
+        weight_decay=1.0, learning_rate=0.2, seed=0, gamma=0.0, sigma=0.02, gamma_qk=1.0, sigma_qk=0.0
+    )
+    with pytest.raises(ValueError, match=r"grid\.sigma: beside grid\.gamma, .* or in every row one of them is 0"):
+        grid.zipped(STARTS | {"gamma": (1.0, 0.0), "sigma": (0.0, 0.0)})
+
+
 def test_a_repeated_axis_value_is_refused():
     with pytest.raises(ValueError, match=r"grid\.gamma=\(0\.5, 0\.6, 0\.5\): a value is repeated"):
         grid.product(AXES | {"gamma": (0.5, 0.6, 0.5)})

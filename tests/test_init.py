@@ -195,6 +195,21 @@ def test_a_constant_std_is_that_of_every_matrix_whatever_its_inputs(convention):
             np.testing.assert_allclose(found[name][i], unit * std, rtol=SCALED, atol=0)
 
 
+def test_rows_with_a_rate_and_rows_with_a_std_are_one_program():
+    """Each row of the mixed grid starts where a row of its own kind does."""
+    row, leaves = unit_row(), init.by_name(unit_row())
+    kinds = ({"gamma": 1.0, "gamma_qk": 0.7}, {"gamma": 0.4, "sigma_qk": 0.2}, {"sigma": 0.02, "sigma_qk": 0.3})
+    mixed = {name: [kind.get(name, 0.0) for kind in kinds] for name in ("gamma", "sigma", "gamma_qk", "sigma_qk")}
+    columns = {name: jnp.array(column, jnp.float32) for name, column in mixed.items()}
+    together = jax.vmap(lambda hparams: init.rescale(row, init.rates(hparams), leaves=leaves))(columns)
+    for i, kind in enumerate(kinds):
+        alone = named_leaves(init.rescale(row, init.rates(kind), leaves=leaves))
+        for name, leaf in named_leaves(together).items():
+            np.testing.assert_allclose(leaf[i], alone[name], rtol=2 * SCALED, err_msg=name)
+    first, last = init.ends(mixed)
+    assert (first["mlp"], last["mlp"], last["qk"]) == (1.0, init.Sigma(0.02), init.Sigma(0.3))
+
+
 def test_half_is_the_unit_rate():
     unit = named_leaves(unit_row())
     for name, leaf in named_leaves(init.rescale(unit_row(), same_rates(0.5))).items():

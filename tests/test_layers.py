@@ -178,6 +178,7 @@ WRITERS = {
     "lab.disk.store",  # folders of saves, renamed into place
     "lab.disk.metrics",  # deletes chunks that will be written again
     "lab.disk.lock",
+    "lab.models.pretrained_files",  # checkpoints for other packages
     "lab.engine.program_cache",
     "lab.report.page",
     "lab.text.corpus",  # a cache of text

@@ -1,5 +1,6 @@
 """Estimates for people: how long a training takes, and how much disk it needs."""
 
+import dataclasses
 import functools
 import math
 
@@ -17,7 +18,20 @@ DESCRIBED, ENTRY = 1700, 270  # bytes on disk beside the numbers: of an array in
 
 
 def flops(experiment: Experiment, grid: Grid) -> float:
-    """Floating-point operations of one step of one row, by XLA's count of the program before it optimizes it."""
+    """Floating-point operations of one step of one row, by XLA's count of the program before it optimizes it.
+
+    Of a loop XLA counts one turn: layers that are scanned over are counted by what one more of them adds.
+    """
+    if getattr(experiment.model, "scan_layers", False):
+        of_1, of_2 = (
+            _flops(dataclasses.replace(experiment, model=experiment.model.clone(scan_layers=False, n_layers=n)), grid)
+            for n in (1, 2)
+        )
+        return of_1 + (experiment.model.n_layers - 1) * (of_2 - of_1)
+    return _flops(experiment, grid)
+
+
+def _flops(experiment: Experiment, grid: Grid) -> float:
     hparams = {name: column[0] for name, column in grid.arrays().items()}
     state = jax.eval_shape(functools.partial(step.start, experiment), hparams)
     batch = jax.eval_shape(lambda: experiment.task.sample(jax.random.key(0), experiment.batch_size, "train", hparams))

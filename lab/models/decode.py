@@ -2,7 +2,8 @@
 
 The transformer's own code runs one token at a time: what it attends to is put in its place by edits of its
 activations. Keys and values become those of the cache with the new ones written in, the score is masked where a
-column holds nothing, and the embedding gets the token's own position. So there is no second transformer to keep equal
+column holds nothing, and the embedding gets the token's own position; of a decoder, queries and keys are rotated to it.
+So there is no second transformer to keep equal
 to the first, and whatever `lab.models.Transformer` learns to do, decoding does. A Mamba has a state instead, see
 `lab.models.recurrent`.
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lab.models import recurrent
+from lab.models.decoder import Decoder, rotate
 from lab.models.mamba import Mamba1, Mamba2
 from lab.models.recurrent import State
 from lab.models.transformer import MASKED, Transformer
@@ -28,7 +30,7 @@ class Cache(NamedTuple):
     """What N layers remember of B sequences, in C columns; layers apart, so that each is written in place.
 
     Attributes:
-      keys_N, values_N: of each layer, (B, H, C, K), in the model's dtype.
+      keys_N, values_N: of each layer, (B, H, C, K), in the model's dtype; H heads of keys.
       visible_BxC: bool, which columns hold a token of the sequence.
       position_B: int32, position of the next token.
       column: int32, where its key and value will be written.
@@ -41,7 +43,7 @@ class Cache(NamedTuple):
     column: jax.Array
 
 
-Decoded = Transformer | Mamba1 | Mamba2
+Decoded = Transformer | Decoder | Mamba1 | Mamba2
 
 
 def prefill(model: Decoded, params, prompt_BxL, prompt_length_B, n_more: int) -> tuple[jax.Array, Cache | State]:
@@ -58,7 +60,7 @@ def prefill(model: Decoded, params, prompt_BxL, prompt_length_B, n_more: int) ->
     """
     if isinstance(model, recurrent.Mamba):
         return recurrent.prefill(model, params, prompt_BxL, prompt_length_B)
-    if model.conv != "none":
+    if isinstance(model, Transformer) and model.conv != "none":
         raise ValueError(f"model.conv={model.conv!r}: decoding keeps no window of a convolution; one of none")
     n_prompt = prompt_BxL.shape[1]
     if model.max_length and n_prompt > model.max_length:
@@ -86,11 +88,16 @@ def extend(model: Decoded, params, cache: Cache | State, token_B) -> tuple[jax.A
         return recurrent.extend(model, params, cache, token_B)
     columns_C = jnp.arange(cache.visible_BxC.shape[1], dtype=jnp.int32)
     visible_BxC = cache.visible_BxC | (columns_C == cache.column)[None]
-    embed = {name: table["embedding"] for name, table in params["embed"].items()}
 
-    def written_into(old_BxHxCxK):
+    def placed(a_Bx1xHxK):
+        """As at the token's own position, where the model had the first."""
+        if not isinstance(model, Decoder):
+            return a_Bx1xHxK
+        return rotate(a_Bx1xHxK, cache.position_B[:, None], model.rope_theta, model.n_rotated)
+
+    def written_into(old_BxHxCxK, of_token=lambda value: value):
         def edit(new_Bx1xHxK):
-            new_BxHx1xK = jnp.swapaxes(new_Bx1xHxK, 1, 2)
+            new_BxHx1xK = jnp.swapaxes(of_token(new_Bx1xHxK), 1, 2)
             whole = jax.lax.dynamic_update_slice_in_dim(old_BxHxCxK, new_BxHx1xK, cache.column, axis=2)
             return jnp.swapaxes(whole, 1, 2)  # as the model has them; it swaps them back, and neither is computed
 
@@ -99,13 +106,16 @@ def extend(model: Decoded, params, cache: Cache | State, token_B) -> tuple[jax.A
     def mask(score_BxHx1xC):
         return jnp.where(visible_BxC[:, None, None], score_BxHx1xC, MASKED)
 
-    place_B = jnp.minimum(cache.position_B, model.max_length - 1)
     edits = {}
-    if model.max_length:
-        edits["embed"] = lambda _: (embed["token"][token_B] + embed["position"][place_B])[:, None]
+    if isinstance(model, Transformer) and model.max_length:
+        embed, place_B = params["embed"], jnp.minimum(cache.position_B, model.max_length - 1)
+        edits["embed"] = lambda _: (embed["token"]["embedding"][token_B] + embed["position"]["embedding"][place_B])[
+            :, None
+        ]
     for i in range(model.n_layers):
         edits |= {
-            f"block_{i}/attn/k": written_into(cache.keys_N[i]),
+            f"block_{i}/attn/q": placed,
+            f"block_{i}/attn/k": written_into(cache.keys_N[i], placed),
             f"block_{i}/attn/v": written_into(cache.values_N[i]),
             f"block_{i}/attn/score": mask,
         }

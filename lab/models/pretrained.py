@@ -1,149 +1,171 @@
-"""Trained weights from elsewhere as the lab's own transformer, so that every analysis applies to them unchanged.
+"""Trained weights from elsewhere as the lab's own models, so that every analysis applies to them unchanged; and back.
 
-`pretrained_files` reads them. Nothing is folded or centred: each tensor of the file becomes one leaf (the joint
-query-key-value matrix three), with the values it has there. GPT-2 is `Transformer` with pre-norm, biases, a final norm
-and a tied head without bias; the score is q.k / sqrt(d_head), every LayerNorm has eps 1e-5, and "gelu_new" is our
-`gelu_tanh`.
-
-| GPT-2                   | ours                                                      |
-|---|---|
-| `wte`, `wpe`            | `embed/token`, `embed/position`                           |
-| `h.i.ln_1`, `h.i.ln_2`  | `block_i/attn_norm`, `block_i/mlp_norm`: `weight` is `scale` |
-| `h.i.attn.c_attn`       | `block_i/attn/query`, `/key`, `/value`: thirds of its columns |
-| `h.i.attn.c_proj`       | `block_i/attn/out`                                        |
-| `h.i.mlp.c_fc`          | `block_i/mlp/in`                                          |
-| `h.i.mlp.c_proj`        | `block_i/mlp/out`                                         |
-| `ln_f`                  | `final_norm`                                              |
-
-GPT-2's "Conv1D" matrices are (in, out), as Flax's kernels: none is transposed.
+`lab.models.formats` says which tensor is which leaf, `lab.models.pretrained_files` reads and writes files.
 """
 
 import re
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lab import tree
+from lab.models.decoder import Decoder
+from lab.models.formats import FORMATS, Format, Tensor
 from lab.models.transformer import READOUTS, Transformer
 
-NUMBERS = ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")  # config.json must hold these
-ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "tanh": "tanh"}
-# What our transformer computes; the values are also the format's own defaults, for a config.json without them.
-COMPUTED = {
-    "model_type": "gpt2",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
 FLOATS = ("float32", "float16", "bfloat16")
-MASKS = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"  # constants that some files keep beside the weights
+WIDTHS, HEADS = ("n_embd", "hidden_size"), ("n_head", "num_attention_heads")
 NAMED = 3  # tensors an error names before it only counts
 
 
 def gpt2(config: Mapping, tensors: Mapping[str, np.ndarray], readout: str = "all") -> tuple[Transformer, dict]:
-    """`(model, params)` of GPT-2's config and tensors, by the names that Hugging Face gives them.
+    """As `read`, of GPT-2; its config may leave out `model_type`."""
+    _refuse_others("model_type", config.get("model_type", "gpt2"), ("gpt2",))
+    return read({**config, "model_type": "gpt2"}, tensors, readout)
+
+
+def read(
+    config: Mapping, tensors: Mapping[str, np.ndarray], readout: str = "all"
+) -> tuple[Transformer | Decoder, dict]:
+    """`(model, params)` of a checkpoint's config and tensors, by the names that Hugging Face gives them.
 
     `params` are float32 (half precision is widened, which is exact), for `models.forward(model, params, tokens_BxL)`
-    with int32 token ids below `vocab_size` and L <= `n_positions`. Names may carry the prefix `transformer.`.
+    with int32 token ids below `vocab_size`. GPT-2 is a `Transformer`; GPT-NeoX and Llama are a `Decoder`, whose layers
+    are stacked. Names may carry the format's prefix (`transformer.`, `gpt_neox.`, `model.`).
 
     Raises:
-      ValueError: the config lacks a number or asks for what our transformer does not compute; a tensor is missing,
-        unexpected, or of another shape or type; the head is not the token embedding; `readout` is unknown.
+      ValueError: the config is of no format of `lab.models.formats`, lacks a number or asks for what our models do not
+        compute; a tensor is missing, unexpected, or of another shape or type; a tied head is not the token embedding;
+        `readout` is unknown.
     """
     if readout not in READOUTS:
         raise ValueError(f"readout={readout!r}: one of {', '.join(READOUTS)}")
-    _check_config(config)
-    model = _model(config, readout)
-    prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
-    shapes = {prefix + name: shape for name, shape in _shapes(model).items()}
-    _check_names(tensors, shapes)
-    _check_arrays(tensors, shapes)
-    head, wte = tensors.get("lm_head.weight"), tensors[prefix + "wte.weight"]
-    if head is not None and not np.array_equal(head, wte):
-        raise ValueError(f"lm_head.weight differs from {prefix}wte.weight; accepted: a head tied to the embedding")
-    return model, _params(
-        model, {name.removeprefix(prefix): jnp.asarray(tensors[name], jnp.float32) for name in shapes}
-    )
+    form = format_of(config)
+    model = form.model(config).clone(readout=readout)
+    entries = named_tensors(form, model, tensors)
+    _check_names(form, model, tensors, entries)
+    _check_arrays(tensors, entries)
+    _check_head(form, model, tensors, entries)
+    leaves = {}
+    for name, entry in entries.items():
+        values = entry.split(np.asarray(tensors[name]).astype(np.float32))
+        leaves |= dict(zip(entry.leaves, map(jnp.asarray, values), strict=True))
+    params = _nested(leaves)
+    return model, tree.stack_layers(params) if isinstance(model, Decoder) and model.scan_layers else params
 
 
-def _check_config(config: Mapping) -> None:
-    for name in NUMBERS:
+def tensors_of(form: Format, model: Transformer | Decoder, params) -> dict[str, np.ndarray]:
+    """The inverse of `read`: name, without prefix, of every tensor, float32."""
+    layers = params if tree.STACKED not in params else tree.unstack_layers(params)
+    leaves = {name: np.asarray(leaf, np.float32) for name, leaf in tree.named_leaves(layers).items()}
+    return {
+        name: np.ascontiguousarray(entry.join([leaves[leaf] for leaf in entry.leaves]))
+        for name, entry in form.tensors(model).items()
+    }
+
+
+def format_of(config: Mapping) -> Format:
+    """The format that a config is of.
+
+    Raises:
+      ValueError: none, it lacks a number, or asks for what our models do not compute.
+    """
+    known = {kind: form for form in FORMATS for kind in form.model_types}
+    _refuse_others("model_type", config.get("model_type"), known)
+    form = known[config["model_type"]]
+    for name in form.numbers:
         if name not in config:
-            raise ValueError(f"the config lacks {name}; it must give {', '.join(NUMBERS)}")
-    for name in (*NUMBERS, "n_inner"):
+            raise ValueError(f"the config lacks {name}; it must give {', '.join(form.numbers)}")
+    for name in (*form.numbers, *form.optional):
         value = config.get(name)
-        if name == "n_inner" and value is None:  # the format's way to say 4 n_embd
+        if name in form.optional and value is None:  # the format's way to leave it to the other sizes
             continue
         if type(value) is not int or value < 1:
             raise ValueError(f"{name}={value!r}; accepted: a positive integer")
-    for name, value in COMPUTED.items():
+    for name, value in form.computed.items():
         if config.get(name, value) != value:
             raise ValueError(f"{name}={config[name]!r}; accepted: {value!r}")
-    if config["n_embd"] % config["n_head"]:
-        raise ValueError(f"n_embd={config['n_embd']} is not a multiple of n_head={config['n_head']}")
-    activation = config.get("activation_function", "gelu_new")
-    if activation not in ACTIVATION:
-        raise ValueError(f"activation_function={activation!r}; accepted: {', '.join(ACTIVATION)}")
+    rope = config.get("rope_parameters") or {}
+    _refuse_others("rope_parameters.rope_type", rope.get("rope_type", "default"), ("default",))
+    width, n_heads = (next(name for name in names if name in form.numbers) for names in (WIDTHS, HEADS))
+    if config[width] % config[n_heads] and not config.get("head_dim"):
+        raise ValueError(f"{width}={config[width]} is not a multiple of {n_heads}={config[n_heads]}")
+    option, accepted = form.activations
+    _refuse_others(option, config.get(option, next(iter(accepted))), accepted)
+    return form
 
 
-def _model(config: dict, readout: str) -> Transformer:
-    d_model = config["n_embd"]
-    return Transformer(
-        vocab_size=config["vocab_size"],
-        max_length=config["n_positions"],
-        n_layers=config["n_layer"],
-        n_heads=config["n_head"],
-        d_model=d_model,
-        d_head=d_model // config["n_head"],
-        d_ff=config.get("n_inner") or 4 * d_model,
-        activation=ACTIVATION[config.get("activation_function", "gelu_new")],
-        norm="pre",
-        use_bias=True,
-        head_bias=False,
-        final_norm=True,
-        tied_head=True,
-        readout=readout,
+def format_for(model: Transformer | Decoder) -> tuple[Format, dict]:
+    """The format that can say a model, and the config that says it.
+
+    Raises:
+      ValueError: none can.
+    """
+    for form in FORMATS:
+        if (config := form.config(model)) is not None:
+            return form, config
+    raise ValueError(
+        f"{type(model).__name__} {_options(model)}: no format says such a model; accepted: "
+        "a Transformer as GPT-2 (norm='pre', use_bias, final_norm, tied_head), a Decoder as GPT-NeoX (gated=False, "
+        "norm_kind='layer', use_bias) or as Llama (gated, norm_kind='rms'), without embed_norm and sandwich_norm"
     )
 
 
-def _shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
-    """Name, without prefix, and shape of every tensor that GPT-2 must hold."""
-    d, f = model.d_model, model.d_ff
-    shapes = {"wte.weight": (model.vocab_size, d), "wpe.weight": (model.max_length, d)}
-    affine = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, f), "mlp.c_proj": (f, d)}
-    for i in range(model.n_layers):
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"h.{i}.{name}.weight": (d,), f"h.{i}.{name}.bias": (d,)}
-        for name, (n_in, n_out) in affine.items():
-            shapes |= {f"h.{i}.{name}.weight": (n_in, n_out), f"h.{i}.{name}.bias": (n_out,)}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+def _options(model) -> str:
+    """The options of a model that say what it computes, for people."""
+    names = ("norm", "norm_kind", "gated", "use_bias", "tied_head", "embed_norm", "sandwich_norm", "activation")
+    return ", ".join(f"{name}={getattr(model, name)!r}" for name in names if hasattr(model, name))
 
 
-def _check_names(tensors, shapes) -> None:
-    missing = [name for name in shapes if name not in tensors]
+def named_tensors(form: Format, model: Transformer | Decoder, names) -> dict[str, Tensor]:
+    """The tensors of a model, with a prefix where the names given have it."""
+    prefix = form.prefix if any(name.startswith(form.prefix) for name in names) else ""
+    return {name if name == form.head else prefix + name: entry for name, entry in form.tensors(model).items()}
+
+
+def is_constant(form: Format, name: str) -> bool:
+    """Whether a tensor of a layer is none of its parameters."""
+    return re.sub(r"^.*?\.\d+\.", "", name) in form.constants
+
+
+def _refuse_others(option: str, value, accepted) -> None:
+    if value not in accepted:
+        one = repr(next(iter(accepted)))
+        raise ValueError(f"{option}={value!r}; accepted: {one if len(accepted) == 1 else ', '.join(accepted)}")
+
+
+def _check_names(form: Format, model, tensors, entries) -> None:
+    missing = [name for name in entries if name not in tensors]
     if missing:
         raise ValueError(f"missing tensors: {_few(missing)}; found {len(tensors)} tensors: {_few(sorted(tensors))}")
     unexpected = [
-        name
-        for name in sorted(tensors)
-        if name not in shapes and name != "lm_head.weight" and not re.fullmatch(MASKS, name)
+        name for name in sorted(tensors) if name not in entries and name != form.head and not is_constant(form, name)
     ]
     if unexpected:
         raise ValueError(
-            f"unexpected tensors: {_few(unexpected)}; accepted: the {len(shapes)} of a GPT-2 with the config's layers, "
-            "lm_head.weight and the constants attn.bias and attn.masked_bias"
+            f"unexpected tensors: {_few(unexpected)}; accepted: the {len(entries)} of a {form.title} with the config's "
+            f"layers, {form.head} and the constants {' and '.join(form.constants)}"
         )
 
 
-def _check_arrays(tensors, shapes) -> None:
-    for name, shape in shapes.items():
+def _check_arrays(tensors, entries) -> None:
+    for name, entry in entries.items():
         found = tensors[name]
-        if found.shape != shape:
-            raise ValueError(f"{name} has shape {found.shape}; accepted by the config: {shape}")
+        if found.shape != entry.shape:
+            raise ValueError(f"{name} has shape {found.shape}; accepted by the config: {entry.shape}")
         if found.dtype.name not in FLOATS:
             raise ValueError(f"{name} is {found.dtype.name}; accepted: {', '.join(FLOATS)}")
+
+
+def _check_head(form: Format, model, tensors, entries) -> None:
+    """A copy of the embedding may stand where the head of a tied model would."""
+    if not model.tied_head or form.head not in tensors:
+        return
+    embedding = next(name for name, entry in entries.items() if entry.is_embedding)
+    if not np.array_equal(tensors[form.head], tensors[embedding]):
+        raise ValueError(f"{form.head} differs from {embedding}; accepted: a head tied to the embedding")
 
 
 def _few(names) -> str:
@@ -151,26 +173,13 @@ def _few(names) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _params(model: Transformer, tensors) -> dict:
-    def norm(name):
-        return {"scale": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
-
-    def affine(name):
-        return {"kernel": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
-
-    def attention(name):
-        thirds = {leaf: jnp.split(joint, 3, axis=-1) for leaf, joint in affine(f"{name}.c_attn").items()}
-        qkv = {part: {leaf: thirds[leaf][i] for leaf in thirds} for i, part in enumerate(("query", "key", "value"))}
-        return qkv | {"out": affine(f"{name}.c_proj")}
-
-    def block(name):
-        return {
-            "attn_norm": norm(f"{name}.ln_1"),
-            "attn": attention(f"{name}.attn"),
-            "mlp_norm": norm(f"{name}.ln_2"),
-            "mlp": {"in": affine(f"{name}.mlp.c_fc"), "out": affine(f"{name}.mlp.c_proj")},
-        }
-
-    embed = {"token": {"embedding": tensors["wte.weight"]}, "position": {"embedding": tensors["wpe.weight"]}}
-    blocks = {f"block_{i}": block(f"h.{i}") for i in range(model.n_layers)}
-    return {"embed": embed, **blocks, "final_norm": norm("ln_f")}
+def _nested(leaves: Mapping[str, jax.Array]) -> dict:
+    """`{"a/b": leaf}` -> `{"a": {"b": leaf}}`."""
+    nested = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = leaf
+    return nested

@@ -5,12 +5,14 @@ import inspect
 import math
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from lab import config as configs
-from lab import models, studies
-from lab.configs import base
+from lab import models, rng, studies, tree
+from lab.configs import base, large
 from lab.optim import Optim
 
 PRESETS = [(name, preset) for name in base.names() for preset in base.presets(name)]
@@ -24,6 +26,9 @@ def test_every_option_is_listed_and_no_other():
     assert set(made.start) == set(configs.START)
     fields = {field.name for field in dataclasses.fields(models.Transformer)} - {"parent", "name"}
     assert set(base.transformer()) == {*fields, "family"}
+    assert set(base.decoder()) == {field.name for field in dataclasses.fields(models.Decoder)} - {"parent", "name"} | {
+        "family"
+    }
 
 
 def test_what_a_study_does_not_say_stays_and_what_it_says_counts():
@@ -37,7 +42,7 @@ def test_what_a_study_does_not_say_stays_and_what_it_says_counts():
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_shipped_preset_is_a_possible_training(name, preset):
     config = base.load(name, preset)
-    assert config.preset == preset and config.study == ("composition" if name == "large" else name)
+    assert config.preset == preset and config.study in ({"composition", "scaling_law"} if name == "large" else {name})
     if "path" in config.task:
         config.task.path = "anywhere"  # nothing is read yet
     for variant in configs.variants(config).values():
@@ -47,6 +52,18 @@ def test_every_shipped_preset_is_a_possible_training(name, preset):
         assert experiment.steps == variant.steps
         assert getattr(experiment.task, "setting", None) == variant.task.get("setting")
         assert variant.model.family != "transformer" or variant.model.compute_dtype == "float32"
+
+
+def test_large_decoders_have_the_parameters_that_their_names_say():
+    shapes = {name: _parameters(large.SIZES[name]) for name in large.SIZES}
+    said = {"50m": 50e6, "100m": 100e6, "200m": 200e6, "400m": 400e6, "800m": 800e6, "2b": 2.4e9}
+    for name, count in said.items():
+        assert abs(shapes[name] / count - 1) < 0.1
+
+
+def _parameters(size):
+    model = models.Decoder(vocab_size=large.LARGE_VOCABULARY, max_length=0, norm_eps=1e-12, **size)
+    return tree.size(jax.eval_shape(lambda: models.init(model, rng.key(0, "init"), jnp.zeros((1, 1), jnp.int32))))
 
 
 @pytest.mark.parametrize("name", base.names())

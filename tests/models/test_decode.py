@@ -23,6 +23,10 @@ VARIANTS = {
     "no positions": dict(max_length=0),
     "trained on answers": dict(norm="post", use_bias=True, readout="last", n_layers=1),
 }
+DECODERS = {
+    "decoder": dict(n_heads=4, n_kv_heads=2, qk_norm=True, embed_norm=True),
+    "decoder, in a loop": dict(scan_layers=False, parallel=True, gated=False, norm_kind="layer", rope_share=0.5),
+}
 greedy = jax.jit(decode.greedy, static_argnums=(0, 4))
 prefill = jax.jit(decode.prefill, static_argnums=(0, 4))
 extend = jax.jit(decode.extend, static_argnums=0)
@@ -35,6 +39,13 @@ def transformer(**changes):
         norm="pre", use_bias=False, head_bias=False, final_norm=True, tied_head=False, readout="all",
     )  # fmt: skip
     return models.Transformer(**options | changes)
+
+
+def model_of(variant):
+    if variant in VARIANTS:
+        return transformer(**VARIANTS[variant])
+    sizes = dict(vocab_size=V, max_length=LONGEST, n_layers=2, n_heads=2, d_model=8, d_head=4, d_ff=10, norm_eps=1e-5)
+    return models.Decoder(**sizes | DECODERS[variant])
 
 
 def row(model, seed=1):
@@ -77,9 +88,9 @@ def filled(said, n_new):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *DECODERS])
 def test_what_is_said_is_what_forward_passes_without_a_cache_say(variant):
-    model = transformer(**VARIANTS[variant])
+    model = model_of(variant)
     spoken = set()
     for seed, stop in ((1, 0), (2, 3), (3, 7)):
         params, prompt_BxL = row(model, seed), prompts(seed)
@@ -94,9 +105,9 @@ def test_what_is_said_is_what_forward_passes_without_a_cache_say(variant):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("variant", ["pre", "no norm, tied, biases", "trained on answers"])
+@pytest.mark.parametrize("variant", ["pre", "no norm, tied, biases", "trained on answers", *DECODERS])
 def test_logits_of_every_step_are_those_of_forward_passes_without_a_cache(variant):
-    model = transformer(**VARIANTS[variant])
+    model = model_of(variant)
     params, prompt_BxL, more_NxB = row(model), prompts(), np.random.default_rng(5).integers(0, V, (N, len(LENGTHS)))
 
     logits_BxV, cache = prefill(model, params, prompt_BxL, LENGTHS, N)

@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from lab import models
+from lab.models import pretrained
 from lab.models.pretrained import gpt2
 from lab.tree import named_leaves
 
@@ -190,3 +193,81 @@ def test_config_without_a_needed_number_is_refused(missing):
 def test_unknown_readout_is_refused():
     with pytest.raises(ValueError, match="readout='first': one of last, all"):
         gpt2(CONFIG, checkpoint(), readout="first")
+
+
+# --- what transformers computes: see benchmarks/decoder_golden.py ---
+
+GOLDEN = np.load(Path(__file__).with_name("decoder_golden.npz"))
+KINDS = sorted({name.split("/")[0] for name in GOLDEN.files} - {"tokens", "versions"})
+
+
+def golden(kind):
+    """Config, tensors and logits of one model."""
+    prefix = f"{kind}/tensors/"
+    tensors = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN.files if name.startswith(prefix)}
+    return json.loads(str(GOLDEN[f"{kind}/config"])), tensors, GOLDEN[f"{kind}/logits"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_transformers(kind):
+    config, tensors, expected = golden(kind)
+    model, params = pretrained.read(config, tensors)
+    logits, _ = forward(model, params, GOLDEN["tokens"])
+    # Both are float32: some sixty operations from token to logit, errors of each growing at most tenfold, 6e-8 of the
+    # largest. Another epsilon, rotation or order of heads changes the first or second digit.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=60 * 10 * 2.0**-24 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_become_leaves_and_leaves_the_same_tensors(kind):
+    config, tensors, _ = golden(kind)
+    model, params = pretrained.read(config, tensors)
+    expected = jax.eval_shape(lambda: models.init(model, jax.random.key(0), TOKENS[:, :1]))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
+    form = pretrained.format_of(config)
+    back = pretrained.tensors_of(form, model, params)
+    assert {name if name == form.head else form.prefix + name for name in back} == tensors.keys()
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, tensors.get(name, tensors.get(form.prefix + name)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_config_that_is_made_of_a_model_says_that_model(kind):
+    config, tensors, _ = golden(kind)
+    model, _ = pretrained.read(config, tensors)
+    form, made = pretrained.format_for(model)
+    assert form is pretrained.format_of(config) and form.model(made) == model
+    if isinstance(model, models.Decoder):
+        assert pretrained.format_for(model.clone(scan_layers=False, remat=True, compute_dtype="bfloat16"))[0] is form
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(embed_norm=True), dict(sandwich_norm=True), dict(gated=False), dict(use_bias=True)]
+)
+def test_model_that_no_format_says_is_refused(changes):
+    config, tensors, _ = golden("llama")
+    model, _ = pretrained.read(config, tensors)
+    with pytest.raises(ValueError, match=r"^Decoder .*no format says such a model; accepted: a Transformer as GPT-2"):
+        pretrained.format_for(model.clone(**changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("llama", dict(model_type="mamba"), "model_type='mamba'; accepted: gpt2, gpt_neox, llama, qwen3"),
+        ("llama", dict(rope_scaling={"factor": 2.0}), "rope_scaling=.*; accepted: None"),
+        ("llama", dict(rope_parameters={"rope_type": "llama3"}), "rope_parameters.rope_type='llama3'; accepted: 'd"),
+        ("llama", dict(attention_bias=True), "attention_bias=True; accepted: False"),
+        ("llama", dict(num_key_value_heads=3), r"model\.n_kv_heads=3: must divide model\.n_heads=4"),
+        ("llama", dict(hidden_act="selu"), "hidden_act='selu'; accepted: silu, gelu"),
+        ("neox", dict(attention_bias=False), "attention_bias=False; accepted: True"),
+        ("neox", dict(num_attention_heads=3), "hidden_size=16 is not a multiple of num_attention_heads=3"),
+        ("neox", dict(intermediate_size=13), r"mlp\.dense_h_to_4h\.weight has shape \(12, 16\); accepted .*\(13, 16\)"),
+        ("neox", dict(num_hidden_layers=3), r"missing tensors: gpt_neox\.layers\.2\.input_layernorm\.weight"),
+    ],
+)  # fmt: skip
+def test_decoder_that_ours_is_not_is_refused_by_its_option(kind, change, message):
+    config, tensors, _ = golden(kind)
+    with pytest.raises(ValueError, match=message) as caught:
+        pretrained.read(config | change, tensors)
+    assert "\n" not in str(caught.value)
