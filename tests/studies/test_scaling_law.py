@@ -204,7 +204,7 @@ def test_a_training_that_is_too_short_for_its_decay_is_refused_before_it_begins(
     made = config.smoke()
     made.task.path = str(words)
     made.optim.least_decay = 1.0
-    said = r"steps=8: too few .* 1 / \(learning_rate=0.01 x weight_decay=1\) = 100 steps; .*wants 100 or more"
+    said = r"steps=8: too few .* 1 / \(learning_rate=0.00333333 x weight_decay=1\) = 300 steps; .*wants 300 or more"
     with pytest.raises(ValueError, match=said):
         train_variants(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
