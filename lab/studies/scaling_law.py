@@ -158,7 +158,7 @@ def the_lead_grows(runs: Runs):
     centred = log_size - log_size.mean()
     slope = (lead * centred).sum("size", skipna=False) / (centred**2).sum()
     said = ", ".join(f"{size:,.0f}: {median_of(lead.sel(size=size)):+.3f}" for size in lead["size"].values)
-    return slope, f"Leads by parameters, medians: {said}."
+    return slope, f"Leads by parameters, medians, negative where it is behind: {said}."
 
 
 @claim(
