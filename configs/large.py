@@ -2,6 +2,7 @@
 
     python -m lab plan --config=large:full --simulate=8    # compiled only: what each device holds
     python -m lab train --config=large:reduced --workdir=runs/large
+    python -m lab plan --config=large:language --variants=small_50m --simulate=8 --config.task.path=FILE
     python -m lab plan --config=large:language_2b --simulate=64 --config.data_devices=64 --config.task.path=FILE
 
 FILE is any text of 50,000 characters or more; tokens of a real training come from `--config.task.tokenizer=FILE.json`.
@@ -37,9 +38,9 @@ def reduced() -> ConfigDict:
     return config
 
 
-def language_50m() -> ConfigDict:
-    """A decoder of 50 million parameters, 10^9 tokens, on 8 devices (not yet timed)."""
-    return _language("50m", batch_size=128, tokens=10**9)
+def language() -> ConfigDict:
+    """Decoders of 50 million to 0.8 billion parameters, 10^9 tokens each, on 8 devices (not yet timed)."""
+    return _language([size for size in SIZES if size != "2b"], batch_size=128, tokens=10**9)
 
 
 def full() -> ConfigDict:
@@ -52,25 +53,22 @@ def full() -> ConfigDict:
 
 
 def language_2b() -> ConfigDict:
-    """A decoder of 2.4 billion parameters, 10^12 tokens, on 64 devices (not yet timed); see docs/engine.md."""
-    return _language("2b", batch_size=512, tokens=10**12)
+    """A pair of decoders of 2.4 billion parameters, 10^12 tokens, on 64 devices (not yet timed); see docs/engine.md."""
+    return _language(["2b"], batch_size=512, tokens=10**12)
 
 
-def _language(size: str, batch_size: int, tokens: int) -> ConfigDict:
+def _language(sizes, batch_size: int, tokens: int) -> ConfigDict:
+    """Small and large complexity at every size: variants `small_50m`, `large_50m`, ..."""
     steps = -(-tokens // (batch_size * WINDOW))
     text = dict(hf_id="", path="", separator="line", tokenizer="char", vocab_size=LARGE_VOCABULARY, column="text")
+    arms = {"small": dict(gamma=(1.0,), weight_decay=(1.0,)), "large": dict(gamma=(0.5,), weight_decay=(0.1,))}
     return base.config(
         study="scaling_law",
         task=dict(family="text", length=WINDOW, loss="all", valid_share=0.1, valid_path="", **text),
-        model=base.decoder(
-            **SIZES[size], vocab_size=LARGE_VOCABULARY, max_length=WINDOW, remat=True, compute_dtype="bfloat16"
-        ),
+        model=base.decoder(vocab_size=LARGE_VOCABULARY, max_length=WINDOW, remat=True, compute_dtype="bfloat16"),
         optim=dict(warmup_steps=min(2000, steps // 20), decay_mask="matrices", b2=0.95),
         grid=dict(learning_rate=(3e-4,), seed=(0,)),
-        variants=dict(
-            small=dict(grid=dict(gamma=(1.0,), weight_decay=(1.0,))),
-            large=dict(grid=dict(gamma=(0.5,), weight_decay=(0.1,))),
-        ),
+        variants={f"{arm}_{size}": dict(model=SIZES[size], grid=grid) for size in sizes for arm, grid in arms.items()},
         steps=steps,
         batch_size=batch_size,
         eval_every=max(1, steps // 1000),

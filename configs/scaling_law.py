@@ -52,9 +52,9 @@ def smoke() -> ConfigDict:
 
 
 def cpu() -> ConfigDict:
-    """12 minutes on two CPU cores (estimated; 18 on shared ones); needs --config.task.path=FILE of 1.2 million characters or more.
+    """12 minutes on two CPU cores (estimated; 18 on shared ones); needs --config.task.path=FILE.
 
-    Widths 8 to 64 and a million characters, 800 to 12 a parameter: directions only.
+    Of 1.2 million characters or more. Widths 8 to 64 and a million characters, 800 to 12 a parameter: directions only.
 
     Decides SL1, SL2a, SL2b, SL3, SL5a, SL5b, SL6.
     """

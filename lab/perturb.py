@@ -41,7 +41,7 @@ def weight_noise(params, key, sigma, matrices: Collection[str] | None = None):
     def moved(name, leaf):
         if name not in matrices:
             return leaf
-        rms = jnp.sqrt(jnp.mean(jnp.square(leaf)))
+        rms = tree.each_layer(lambda leaf: jnp.sqrt(jnp.mean(jnp.square(leaf))), name, leaf)
         return leaf + sigma * rms * jax.random.normal(rng.named(key, name), leaf.shape, leaf.dtype)
 
     return tree.map_named(moved, params)

@@ -46,6 +46,13 @@ def by_layer(params) -> list:
     return [jax.tree.map(lambda leaf_Nx, i=i: leaf_Nx[i], params[STACKED]) for i in range(n_layers)]
 
 
+def each_layer(function: Callable, name: str, leaf):
+    """`function(leaf)`, a number or what broadcasts to the leaf; of every layer apart where `blocks` stacks them."""
+    if not name.startswith(f"{STACKED}/"):
+        return function(leaf)
+    return jax.vmap(lambda of_layer: jnp.broadcast_to(function(of_layer), of_layer.shape))(leaf)
+
+
 def stack_layers(params) -> dict:
     """A tree of `block_0`, `block_1`, ... as one with its blocks stacked in `blocks`; `unstack_layers` undoes it."""
     others = {name: leaf for name, leaf in params.items() if not re.fullmatch(r"block_\d+", name)}

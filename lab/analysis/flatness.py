@@ -7,6 +7,7 @@ stacked as (M, size, ...). A difference of two float32 means is rounding below a
 L: mean score; theta: parameters; P: how many `where` chooses; the others stay where they are.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,7 +18,7 @@ from lab.analysis import estimate
 from lab.analysis.estimate import Estimate
 from lab.analysis.loss_fn import Loss, everything, flatten, mean_loss, over_minibatches
 from lab.analysis.scale import unit
-from lab.tree import map_named
+from lab.tree import each_layer, map_named
 
 Score = Loss
 Where = Callable[[str], bool]
@@ -25,7 +26,7 @@ Where = Callable[[str], bool]
 
 def tensor_normalized(key, params, where: Where = everything):
     """A Gaussian direction d with |d_i| = |theta_i| for every tensor i; 0 for the leaves `where` refuses."""
-    return _normalized(key, params, where, lambda name, leaf: jnp.linalg.norm(leaf.ravel()))
+    return _normalized(key, params, where, functools.partial(each_layer, lambda leaf: jnp.linalg.norm(leaf.ravel())))
 
 
 def filter_normalized(key, params, where: Where = everything):
@@ -113,7 +114,9 @@ def weight_noise(score: Score, params, key, sigmas_S, n_draws: int, batches, whe
     """
 
     def rms(name, leaf):
-        return jnp.sqrt(jnp.mean(jnp.square(leaf))) if where(name) else jnp.zeros((), leaf.dtype)
+        if not where(name):
+            return jnp.zeros((), leaf.dtype)
+        return each_layer(lambda leaf: jnp.sqrt(jnp.mean(jnp.square(leaf))), name, leaf)
 
     def curve_S(key):
         noise = map_named(lambda name, leaf: rms(name, leaf) * _normal(key, name, leaf), params)
@@ -181,12 +184,17 @@ def _normalized(key, params, where, norms):
 def _filter_norms(name, leaf):
     """The norm of the filter that each entry belongs to, broadcastable to the leaf."""
     described = init.describe(name, leaf.shape)
-    if described is None:
-        return jnp.linalg.norm(leaf.ravel())
     if name.endswith("embedding"):
         return jnp.linalg.norm(leaf, axis=-1, keepdims=True)
-    columns_IxO = leaf.reshape(described[1], -1)
-    return jnp.broadcast_to(jnp.linalg.norm(columns_IxO, axis=0, keepdims=True), columns_IxO.shape).reshape(leaf.shape)
+
+    def norms(leaf):
+        if described is None:
+            return jnp.linalg.norm(leaf.ravel())
+        columns_IxO = leaf.reshape(described[1], -1)
+        of_columns = jnp.linalg.norm(columns_IxO, axis=0, keepdims=True)
+        return jnp.broadcast_to(of_columns, columns_IxO.shape).reshape(leaf.shape)
+
+    return each_layer(norms, name, leaf)
 
 
 def _curve(score, params, directions: Sequence, steps_AxK, batches):

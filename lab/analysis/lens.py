@@ -1,6 +1,7 @@
 """The logit lens, and direct attribution of a logit to embedding, heads and MLPs.
 
-Activations (`acts`) are those of an unedited run of a `Transformer`. All of this is deterministic in them.
+Activations (`acts`) are those of an unedited run of a `Transformer`, for the lens also of a `Decoder`. All of this is
+deterministic in them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from lab import models
 from lab.analysis import estimate
+from lab.models.decoder import NORM_KINDS
 from lab.models.layers import LayerNorm, dense
 
 
@@ -35,7 +37,10 @@ class Attribution(NamedTuple):
         return self.embed_BxQ + heads_BxQ + jnp.sum(self.mlps_NxBxQ, axis=0) + self.bias_BxQ
 
 
-def logit_lens(model: models.Transformer, params, h_BxQxD):
+Lensed = models.Transformer | models.Decoder
+
+
+def logit_lens(model: Lensed, params, h_BxQxD):
     """logits_BxQxV that the final norm (if the model has one) and the unembedding read off a state of the stream.
 
     At the last `resid_post` these are the model's own logits (nostalgebraist 2020, "interpreting GPT: the logit
@@ -43,11 +48,12 @@ def logit_lens(model: models.Transformer, params, h_BxQxD):
     that it is not known. Exact up to rounding.
 
     Raises:
-      ValueError: the model is no transformer.
+      ValueError: the model is no transformer and no decoder.
     """
-    _refuse_others(model)
+    _refuse_others(model, Lensed)
     if model.final_norm:
-        h_BxQxD = LayerNorm().apply({"params": params["final_norm"]}, h_BxQxD)
+        norm = NORM_KINDS[model.norm_kind](model.norm_eps) if isinstance(model, models.Decoder) else LayerNorm()
+        h_BxQxD = norm.apply({"params": params["final_norm"]}, h_BxQxD)
     if model.tied_head:
         return jnp.einsum("bqd,vd->bqv", h_BxQxD, params["embed"]["token"]["embedding"])
     head = dense(model.d_model, model.vocab_size, model.head_bias, "head")
@@ -64,14 +70,15 @@ def target_rank(logits_BxQxV, target_B):
     return logits_BxQxV.shape[-1] - jnp.sum(logits_BxQxV < target_logit_BxQx1, axis=-1)
 
 
-def lens_mrr(model: models.Transformer, params, acts: Mapping, target_B, names: Sequence[str]) -> estimate.Estimate:
+def lens_mrr(model: Lensed, params, acts: Mapping, target_B, names: Sequence[str]) -> estimate.Estimate:
     """Mean reciprocal rank of the target in the logit lens, of N states at L positions: an (N, L) estimate.
 
     MRR = mean over items of 1 / rank, in (0, 1], as arXiv 2502.04667 reads bridge entities.
     N unembeddings, no forward; `patching.stream_names(n_layers)` are the states after 0 ... N blocks.
 
     Raises:
-      ValueError: the model is no transformer; a state lacks positions (`readout='last'`); no such activation.
+      ValueError: the model is no transformer and no decoder; a state lacks positions (`readout='last'`); no such
+        activation.
     """
     length = acts["embed"].shape[1]
     reciprocal = []
@@ -104,7 +111,7 @@ def logit_attribution(model: models.Transformer, params, acts: Mapping, target_B
       ValueError: the model is no transformer, or is post-norm: its stream is renormalized after each sum, and no
         part keeps its size.
     """
-    _refuse_others(model)
+    _refuse_others(model, models.Transformer)
     if model.norm == "post":
         raise ValueError("norm='post': the stream is no sum of what was written to it; 'pre' or 'none'")
     n_queries = acts["final"].shape[1]
@@ -152,6 +159,6 @@ def _readout(model, params, acts, target_B):
     return direction_BxQxD, bias_BxQ
 
 
-def _refuse_others(model):
-    if not isinstance(model, models.Transformer):
+def _refuse_others(model, accepted):
+    if not isinstance(model, accepted):
         raise ValueError(f"the lens reads a residual stream: a Transformer, not {type(model).__name__}")

@@ -21,101 +21,15 @@ Of GPT-2's joint matrix query, key and value are thirds, of GPT-NeoX' those of e
 GPT-2's matrices are (in, out), as Flax's kernels; those of the others are transposed.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
-
+from lab.models import checkpoint
+from lab.models.checkpoint import Format, Tensor
 from lab.models.decoder import Decoder
 from lab.models.transformer import Transformer
 
 ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "tanh": "tanh"}
 GATED = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One tensor of a file.
-
-    Attributes:
-      shape: in the file.
-      leaves: those of ours that it holds.
-      split: the tensor -> their values.
-      join: the inverse.
-    """
-
-    shape: tuple[int, ...]
-    leaves: tuple[str, ...]
-    split: Callable = lambda array: (array,)
-    join: Callable = lambda values: values[0]
-
-    @property
-    def is_embedding(self) -> bool:
-        """Of tokens, which a tied head is, too."""
-        return self.leaves == ("embed/token/embedding",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """One kind of checkpoint.
-
-    Attributes:
-      title: for people.
-      model_types: those of its configs.
-      prefix: that names of all tensors but the head's may carry.
-      head: name of the head's tensor, which a model with a tied one may have, too, as a copy.
-      constants: of every layer, that are no parameters, and that some files keep beside the weights.
-      numbers: what the config must give, positive integers; optional: positive integers that it may give.
-      computed: option -> the value of it that our model computes, and that stands for a missing one.
-      activations: option, and its values -> ours.
-      model: config -> model.
-      tensors: model -> name, without prefix, of every tensor.
-      config: model -> config; None of a model that the format cannot say.
-    """
-
-    title: str
-    model_types: tuple[str, ...]
-    prefix: str
-    head: str
-    constants: tuple[str, ...]
-    numbers: tuple[str, ...]
-    optional: tuple[str, ...]
-    computed: Mapping
-    activations: tuple[str, Mapping[str, str]]
-    model: Callable[[Mapping], Transformer | Decoder]
-    tensors: Callable[[Transformer | Decoder], dict[str, Tensor]]
-    config: Callable[[Transformer | Decoder], dict | None]
-
-
-def _transposed(shape, leaf: str) -> Tensor:
-    return Tensor(shape, (leaf,), lambda array: (array.T,), lambda values: values[0].T)
-
-
-def _thirds(shape, leaf: str) -> Tensor:
-    """Query, key and value side by side."""
-    leaves = tuple(leaf.format(part) for part in ("query", "key", "value"))
-    return Tensor(shape, leaves, lambda a: tuple(np.split(a, 3, axis=-1)), lambda values: np.concatenate(values, -1))
-
-
-def _thirds_of_heads(n_heads: int, shape, leaf: str) -> Tensor:
-    """Query, key and value of every head below each other: (H 3 K, D), or (H 3 K)."""
-    leaves = tuple(leaf.format(part) for part in ("query", "key", "value"))
-
-    def split(array):
-        parts = np.moveaxis(array.reshape(n_heads, 3, -1, *array.shape[1:]), 1, 0)
-        return tuple(part.reshape(-1, *array.shape[1:]).T for part in parts)
-
-    def join(values):
-        parts = [value.T.reshape(n_heads, -1, *value.T.shape[1:]) for value in values]
-        return np.stack(parts, axis=1).reshape(shape)
-
-    return Tensor(shape, leaves, split, join)
-
-
-def _first(config: Mapping, *names: str, usual):
-    """Of an option with several names; some configs keep it among `rope_parameters`."""
-    within = config.get("rope_parameters") or {}
-    return next((place[name] for place in (config, within) for name in names if name in place), usual)
 
 
 # --- GPT-2 ---
@@ -144,21 +58,16 @@ def _gpt2_tensors(model: Transformer) -> dict[str, Tensor]:
     }  # fmt: skip
     for i in range(model.n_layers):
         for name, norm in (("ln_1", "attn_norm"), ("ln_2", "mlp_norm")):
-            found |= _norm(f"h.{i}.{name}", f"block_{i}/{norm}", d)
+            found |= checkpoint.norm(f"h.{i}.{name}", f"block_{i}/{norm}", d)
         for name, (leaf, n_in, n_out) in affine.items():
-            kind = _thirds if "{}" in leaf else lambda shape, leaf: Tensor(shape, (leaf,))
+            kind = checkpoint.thirds if "{}" in leaf else lambda shape, leaf: Tensor(shape, (leaf,))
             found[f"h.{i}.{name}.weight"] = kind((n_in, n_out), f"block_{i}/{leaf}/kernel")
             found[f"h.{i}.{name}.bias"] = kind((n_out,), f"block_{i}/{leaf}/bias")
-    return found | _norm("ln_f", "final_norm", d)
-
-
-def _norm(name: str, leaf: str, d: int, biased: bool = True) -> dict[str, Tensor]:
-    words = {"weight": "scale", "bias": "bias"} if biased else {"weight": "scale"}
-    return {f"{name}.{theirs}": Tensor((d,), (f"{leaf}/{ours}",)) for theirs, ours in words.items()}
+    return found | checkpoint.norm("ln_f", "final_norm", d)
 
 
 def _gpt2_config(model: Transformer | Decoder) -> dict | None:
-    named = _named(ACTIVATION, model)
+    named = checkpoint.named(ACTIVATION, model)
     if not isinstance(model, Transformer) or named is None or model.n_heads * model.d_head != model.d_model:
         return None
     config = dict(
@@ -166,7 +75,7 @@ def _gpt2_config(model: Transformer | Decoder) -> dict | None:
         n_embd=model.d_model, vocab_size=model.vocab_size, n_positions=model.max_length, n_inner=model.d_ff,
         activation_function=named, layer_norm_epsilon=1e-5, tie_word_embeddings=True,
     )  # fmt: skip
-    return config if model.max_length and is_same(model, _gpt2_model(config)) else None
+    return config if model.max_length and checkpoint.is_same(model, _gpt2_model(config)) else None
 
 
 # --- GPT-NeoX ---
@@ -177,8 +86,8 @@ def _neox_model(config: Mapping) -> Decoder:
         **_sizes(config), activation=ACTIVATION[config.get("hidden_act", "gelu")], gated=False, norm_kind="layer",
         norm_eps=config.get("layer_norm_eps", 1e-5), use_bias=True,
         parallel=config.get("use_parallel_residual", True),
-        rope_theta=float(_first(config, "rotary_emb_base", "rope_theta", usual=10000.0)),
-        rope_share=float(_first(config, "rotary_pct", "partial_rotary_factor", usual=0.25)),
+        rope_theta=float(checkpoint.first(config, "rotary_emb_base", "rope_theta", usual=10000.0)),
+        rope_share=float(checkpoint.first(config, "rotary_pct", "partial_rotary_factor", usual=0.25)),
     )  # fmt: skip
 
 
@@ -197,35 +106,35 @@ def _neox_tensors(model: Decoder) -> dict[str, Tensor]:
     found = {"embed_in.weight": Tensor((model.vocab_size, d), ("embed/token/embedding",))}
     for i in range(model.n_layers):
         at, to = f"layers.{i}", f"block_{i}"
-        found |= _norm(f"{at}.input_layernorm", f"{to}/attn_norm", d)
-        found |= _norm(f"{at}.post_attention_layernorm", f"{to}/mlp_norm", d)
+        found |= checkpoint.norm(f"{at}.input_layernorm", f"{to}/attn_norm", d)
+        found |= checkpoint.norm(f"{at}.post_attention_layernorm", f"{to}/mlp_norm", d)
         for leaf, shape in (("kernel", (3 * d, d)), ("bias", (3 * d,))):
             name = {"kernel": "weight"}.get(leaf, leaf)
-            joint = _thirds_of_heads(model.n_heads, shape, f"{to}/attn/{{}}/{leaf}")
+            joint = checkpoint.thirds_of_heads(model.n_heads, shape, f"{to}/attn/{{}}/{leaf}")
             found[f"{at}.attention.query_key_value.{name}"] = joint
         affine = {
             "attention.dense": ("attn/out", d, d), "mlp.dense_h_to_4h": ("mlp/in", f, d),
             "mlp.dense_4h_to_h": ("mlp/out", d, f),
         }  # fmt: skip
         for name, (leaf, n_out, n_in) in affine.items():
-            found[f"{at}.{name}.weight"] = _transposed((n_out, n_in), f"{to}/{leaf}/kernel")
+            found[f"{at}.{name}.weight"] = checkpoint.transposed((n_out, n_in), f"{to}/{leaf}/kernel")
             found[f"{at}.{name}.bias"] = Tensor((n_out,), (f"{to}/{leaf}/bias",))
-    return found | _norm("final_layer_norm", "final_norm", d) | _head("embed_out.weight", model)
+    return found | checkpoint.norm("final_layer_norm", "final_norm", d) | _head("embed_out.weight", model)
 
 
 def _head(name: str, model: Decoder) -> dict[str, Tensor]:
-    return {} if model.tied_head else {name: _transposed((model.vocab_size, model.d_model), "head/kernel")}
+    return {} if model.tied_head else {name: checkpoint.transposed((model.vocab_size, model.d_model), "head/kernel")}
 
 
 def _neox_config(model: Transformer | Decoder) -> dict | None:
-    named = _named(ACTIVATION, model)
+    named = checkpoint.named(ACTIVATION, model)
     if not isinstance(model, Decoder) or named is None or model.n_heads * model.d_head != model.d_model:
         return None
     config = _of_sizes(model) | dict(
         model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], hidden_act=named, layer_norm_eps=model.norm_eps,
         use_parallel_residual=model.parallel, rotary_emb_base=model.rope_theta, rotary_pct=model.rope_share,
     )  # fmt: skip
-    return config if not model.tied_head and is_same(model, _neox_model(config)) else None
+    return config if not model.tied_head and checkpoint.is_same(model, _neox_model(config)) else None
 
 
 def _of_sizes(model: Decoder) -> dict:
@@ -243,7 +152,8 @@ def _llama_model(config: Mapping) -> Decoder:
     return Decoder(
         **_sizes(config), n_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         activation=GATED[config.get("hidden_act", "silu")], norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(_first(config, "rope_theta", usual=10000.0)), qk_norm=config["model_type"] == "qwen3",
+        rope_theta=float(checkpoint.first(config, "rope_theta", usual=10000.0)),
+        qk_norm=config["model_type"] == "qwen3",
     )  # fmt: skip
 
 
@@ -262,14 +172,14 @@ def _llama_tensors(model: Decoder) -> dict[str, Tensor]:
     found = {"embed_tokens.weight": Tensor((model.vocab_size, d), ("embed/token/embedding",))}
     for i in range(model.n_layers):
         for name, (leaf, n_out, n_in) in matrices.items():
-            found[f"layers.{i}.{name}.weight"] = _transposed((n_out, n_in), f"block_{i}/{leaf}/kernel")
+            found[f"layers.{i}.{name}.weight"] = checkpoint.transposed((n_out, n_in), f"block_{i}/{leaf}/kernel")
         for name, (leaf, size) in norms.items():
-            found |= _norm(f"layers.{i}.{name}", f"block_{i}/{leaf}", size, biased=False)
-    return found | _norm("norm", "final_norm", d, biased=False) | _head("lm_head.weight", model)
+            found |= checkpoint.norm(f"layers.{i}.{name}", f"block_{i}/{leaf}", size, biased=False)
+    return found | checkpoint.norm("norm", "final_norm", d, biased=False) | _head("lm_head.weight", model)
 
 
 def _llama_config(model: Transformer | Decoder) -> dict | None:
-    named = _named(GATED, model)
+    named = checkpoint.named(GATED, model)
     if not isinstance(model, Decoder) or named is None:
         return None
     kind, architecture = ("qwen3", "Qwen3ForCausalLM") if model.qk_norm else ("llama", "LlamaForCausalLM")
@@ -277,22 +187,7 @@ def _llama_config(model: Transformer | Decoder) -> dict | None:
         model_type=kind, architectures=[architecture], num_key_value_heads=model.n_key_heads, head_dim=model.d_head,
         hidden_act=named, rms_norm_eps=model.norm_eps, rope_theta=model.rope_theta, attention_bias=False,
     )  # fmt: skip
-    return config if is_same(model, _llama_model(config)) else None
-
-
-def _named(activations: Mapping[str, str], model) -> str | None:
-    """What a format calls a model's activation."""
-    return next((name for name, ours in activations.items() if ours == model.activation), None)
-
-
-def is_same(model: Transformer | Decoder, said: Transformer | Decoder) -> bool:
-    """Whether two models are one function of one tree of parameters, however it is computed."""
-    changes = dict(readout=said.readout, compute_dtype=said.compute_dtype, max_length=said.max_length)
-    if isinstance(said, Decoder):
-        changes |= dict(n_kv_heads=said.n_kv_heads, scan_layers=said.scan_layers, remat=said.remat)
-        if model.n_key_heads != said.n_key_heads:
-            return False
-    return model.clone(**changes) == said
+    return config if checkpoint.is_same(model, _llama_model(config)) else None
 
 
 NEOX_NUMBERS = (

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lab import tree
+from lab.models.checkpoint import Format, Tensor
 from lab.models.decoder import Decoder
-from lab.models.formats import FORMATS, Format, Tensor
+from lab.models.formats import FORMATS
 from lab.models.transformer import READOUTS, Transformer
 
 FLOATS = ("float32", "float16", "bfloat16")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lab.models import formats, pretrained
+from lab.models import checkpoint, pretrained
 from lab.models.pretrained import FLOATS
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -119,7 +119,7 @@ def _alike(model, params, like: Path) -> tuple[dict[str, bytes], dict[str, File]
     except ValueError as error:
         raise ValueError(f"{like}: {error}") from None
     said = form.model(config)
-    if type(model) is not type(said) or not formats.is_same(model, said):
+    if not checkpoint.is_same(model, said):
         raise ValueError(f"{like} is of another model: {said}; given: {model}")
     held = [name for file in files.values() for name in file.tensors]
     mine = pretrained.tensors_of(form, model, params)

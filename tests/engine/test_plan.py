@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import tree
+from lab import models, tree
 from lab.engine import compiled, estimate, memory, plan, shard, step, widths
 from lab.engine.sweep import Options
 
@@ -126,6 +126,18 @@ def test_flops_are_those_of_the_products(echo):
     experiment = echo.experiment(batch_size=1000)
     products = 3 * 2 * 1000 * (8 * 8 + 8 * 8)
     assert products < estimate.flops(experiment, echo.four_rows()) < 2 * products
+
+
+def test_operations_of_scanned_layers_are_those_of_layers_in_a_loop(echo):
+    """XLA counts one turn of a loop; as many layers one after the other are what it stands for."""
+    tokens = echo.experiment().task
+    model = models.Decoder(tokens.vocab_size, 0, 5, 2, 8, 4, 16, 1e-5)
+    scanned, in_a_loop = (
+        dataclasses.replace(echo.experiment(), model=model.clone(scan_layers=scan)) for scan in (True, False)
+    )
+    assert estimate.flops(scanned, echo.four_rows()) == pytest.approx(
+        estimate.flops(in_a_loop, echo.four_rows()), rel=1e-6
+    )
 
 
 def test_parameters_split_over_devices_need_less_memory_on_each(echo):

@@ -37,6 +37,7 @@ FEW = dict(
 MODELS = {
     "transformer": dict(d_model=8, d_ff=8, n_layers=1, n_heads=2, d_head=4),
     "post": dict(d_model=8, d_ff=8, n_layers=1, n_heads=2, d_head=4, norm="post", final_norm=False),
+    "decoder": base.decoder(d_model=8, d_ff=8, n_layers=1, n_heads=2, n_kv_heads=1, d_head=4, max_length=0),
     "emb_mlp": dict(family="emb_mlp", vocab_size=VOCAB, d_model=4, d_ff=3, activation="tanh"),
     "mamba2": base.mamba(d_model=8, d_inner=12, d_state=4, n_layers=1, n_heads=2),
     "mamba1": {name: value for name, value in base.mamba().items() if name != "n_heads"}
@@ -48,6 +49,7 @@ OF_STREAM = ("focus", "heads", "head_cosines", "lens", "tracing")
 OFFERED = {
     "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges"},
     "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges"},
+    "decoder": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM},
     "emb_mlp": {*OF_WEIGHTS, *OF_LOSS},
     "mamba2": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},
     "mamba1": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},
@@ -64,6 +66,7 @@ OFF_THE_SCALE = {
 SLOW = {("transformer", name) for name in OF_LOSS if name != "quantization"}
 SLOW |= {("post", name) for name in (*OF_WEIGHTS, *OF_LOSS)}
 SLOW |= {(model, name) for model in ("mamba1", "mamba2") for name in (*OF_WEIGHTS, *OF_LOSS)}
+SLOW |= {("decoder", name) for name in (*OF_LOSS, "rank", "directions", "norm", "laziness")}
 SLOW |= {("emb_mlp", name) for name in ("rank", "directions", "norm", "laziness", "sharpness")}
 RUNS = [
     pytest.param(model, name, marks=[pytest.mark.long] if (model, name) in SLOW else [])

@@ -142,3 +142,18 @@ def test_training_learns_what_it_learns_in_float32():
     # gradients are off by some 3 U sqrt(8), and the first steps move the loss by about 1 in all
     assert abs(rounded_T[:10] - plain_T[:10]).max() < 3 * U * np.sqrt(8)
     assert (rounded_T != plain_T).any()
+
+
+def test_products_inside_a_scanned_block_and_no_others_are_of_bfloat16():
+    model = models.Decoder(12, 0, 3, 2, 16, 8, 24, 1e-5, compute_dtype="bfloat16")
+    inside = 9  # of the one body: q, k, v, score, mix, out, and gate, in and out of the MLP
+    params = params_of(model)
+    found = products(functools.partial(models.forward, model), params, TOKENS)
+    assert found == {(BF16, BF16): inside, (F32, F32): 1}
+    of_gradient = products(jax.grad(functools.partial(loss, model)), params)
+    assert of_gradient == {(BF16, BF16): 3 * inside, (F32, F32): 3}
+    logits, acts = forward(model, params, TOKENS)
+    assert {logits.dtype, *(act.dtype for act in acts.values())} == {F32}
+    exact, _ = forward(model.clone(compute_dtype="float32"), params, TOKENS)
+    error = np.abs(np.asarray(logits - exact))
+    assert 0 < error.max() < 0.1 * np.abs(exact).max()  # some twenty roundings of 2^-9 each

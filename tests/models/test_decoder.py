@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lab import init, matrices, models, tree
-from lab.analysis import rank, weights
+from lab import init, matrices, models, perturb, tree
+from lab.analysis import flatness, lens, rank, weights
 from lab.models import acts as acts_module
 from lab.models.decoder import rotate
 from lab.tree import named_leaves
@@ -221,6 +221,9 @@ def test_every_layers_matrices_have_their_own_inputs_and_std(scan_layers):
     model = decoder(n_kv_heads=2, scan_layers=scan_layers).clone(d_model=48, d_ff=96, vocab_size=60)
     found = init.leaves_of(model, TOKENS)
     assert found == init.by_name(shapes(model))  # names alone say it, too
+    authors = init.leaves_of(model, TOKENS, "authors")
+    assert authors == init.by_name(shapes(model), "authors")
+    assert {leaf.factor for leaf in authors.values()} == {1.0, 1 / math.sqrt(2 * N_LAYERS)}
     groups = {
         "query": ("qk", 48), "key": ("qk", 48), "value": ("vo", 48), "attn/out": ("vo", H * K), "gate": ("mlp", 48),
         "mlp/in": ("mlp", 48), "mlp/out": ("mlp", 96), "embed": ("embed", 48), "head": ("head", 48),
@@ -267,6 +270,21 @@ def test_stacked_matrices_and_circuits_are_those_of_the_layers_apart():
     }
 
 
+def test_noise_and_filter_norms_are_relative_to_every_layer_apart():
+    """As they are where layers are not stacked: noise of each layer has its own size, a filter one layer's columns."""
+    params = jax.tree.map(np.float32, row(decoder()))
+    apart = tree.by_layer(params)
+    name = "mlp/in/kernel"
+    kernels_NxDxF = np.stack([named_leaves(layer)[name] * 10**i for i, layer in enumerate(apart)])
+    params["blocks"]["mlp"]["in"]["kernel"] = kernels_NxDxF
+    direction = flatness.filter_normalized(jax.random.key(0), params)["blocks"]["mlp"]["in"]["kernel"]
+    columns = [np.linalg.norm(np.asarray(a, np.float64), axis=1) for a in (direction, kernels_NxDxF)]
+    np.testing.assert_allclose(*columns, rtol=1e-5)
+    noised = perturb.weight_noise(params, jax.random.key(0), 0.1)["blocks"]["mlp"]["in"]["kernel"]
+    moved_N, size_N = (np.sqrt(np.mean(np.square(a), axis=(1, 2))) for a in (noised - kernels_NxDxF, kernels_NxDxF))
+    assert (abs(moved_N / size_N / 0.1 - 1) < 4 / np.sqrt(2 * D * F)).all()  # four standard errors
+
+
 def test_circuits_of_grouped_heads_have_the_key_of_their_group():
     """Score q (A B) k^T and output v (A B) by the factors are the model's own, where nothing is rotated or normed."""
     model = decoder(n_kv_heads=2, rope_share=0.0).clone(n_layers=1)
@@ -280,6 +298,15 @@ def test_circuits_of_grouped_heads_have_the_key_of_their_group():
     np.testing.assert_allclose(np.tril(score), np.tril(seen), rtol=0, atol=1e-4)
     out = np.einsum("bhql,bld,hdk,hke->bqe", acts["block_0/attn/pattern"], x, a_v[0], b_v[0])
     np.testing.assert_allclose(out, acts["block_0/attn/out"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lens_reads_the_models_own_logits_off_its_last_state(variant):
+    model = decoder(**VARIANTS[variant])
+    params = jax.tree.map(np.float32, row(model))
+    logits, acts = forward(model, params, TOKENS)
+    read = lens.logit_lens(model, params, acts[f"block_{N_LAYERS - 1}/resid_post"])
+    np.testing.assert_allclose(read, logits, rtol=0, atol=1e-5)
 
 
 def test_last_readout_is_the_last_position_of_all():

@@ -34,6 +34,10 @@ def transformer(experiment: Experiment) -> str | None:
     return f"it is of a transformer's attention, this model is {type(experiment.model).__name__}"
 
 
+def attention_heads(experiment: Experiment) -> str | None:
+    return None if isinstance(experiment.model, models.Decoder) else transformer(experiment)
+
+
 def mamba(experiment: Experiment) -> str | None:
     if isinstance(experiment.model, MAMBAS):
         return None
@@ -41,7 +45,7 @@ def mamba(experiment: Experiment) -> str | None:
 
 
 def residual_stream(experiment: Experiment) -> str | None:
-    if isinstance(experiment.model, (models.Transformer, *MAMBAS)):
+    if isinstance(experiment.model, (models.Transformer, models.Decoder, *MAMBAS)):
         return None
     return f"it is of a residual stream, which {type(experiment.model).__name__} does not have"
 
@@ -79,10 +83,10 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "learning_coefficient": (loss.singular, (cross_entropy,)),
     "quantization": (loss.quantized, (cross_entropy,)),
     "subspace": (loss.subspace, (cross_entropy,)),
-    "focus": (attention.attention, (transformer,)),
-    "heads": (attention.head_scores, (transformer,)),
-    "head_cosines": (attention.head_cosines, (transformer,)),
-    "lens": (attention.logit_lens, (transformer,)),
+    "focus": (attention.attention, (attention_heads,)),
+    "heads": (attention.head_scores, (attention_heads,)),
+    "head_cosines": (attention.head_cosines, (attention_heads,)),
+    "lens": (attention.logit_lens, (attention_heads,)),
     "tracing": (attention.tracing, (residual_stream,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
     "edges": (attention.edges, (transformer, few_edges)),
