@@ -51,6 +51,7 @@ OPTIONS = dict(
         eps=1e-8,  # adamw only
         momentum=0.0,  # sgd only
         frozen=(),  # groups of matrices that stay as they are drawn: embed, qk, vo, mlp, head
+        # least_decay: may be given: training must last so many times 1 / (learning rate x decay) steps, or is refused
     ),
     grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
         gamma=(0.5,),  # initial std fan_in^-gamma; (): beside an axis sigma, the std itself

@@ -38,6 +38,8 @@ class Optim:
       decay_mask: `all` parameters (the papers' choice), or `matrices` only (no biases, no norm parameters), or of these
         only the `kernels` (no embeddings either).
       frozen: groups of `lab.init` whose matrices stay as they are drawn.
+      least_decay: training that is shorter than so many times 1 / (peak wd) steps (`independent`: 1 / wd), in which
+        decay acts, is refused for a row that decays; 0: none is. See `check_decay`.
     """
 
     family: str
@@ -53,6 +55,7 @@ class Optim:
     eps: float
     momentum: float
     frozen: tuple[str, ...] = ()
+    least_decay: float = 0.0
 
     def __post_init__(self):
         accepted_values = {"family": FAMILIES, "decay": DECAYS, "schedule": SCHEDULES, "decay_mask": MASKS}
@@ -71,6 +74,8 @@ class Optim:
         for name in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r}: must lie in [0, 1)")
+        if not self.least_decay >= 0:
+            raise ValueError(f"optim.least_decay={self.least_decay!r}: must not be negative")
         for group in self.frozen:
             if group not in init.GROUPS:
                 raise ValueError(f"optim.frozen={self.frozen!r}: {group!r} is none of {', '.join(init.GROUPS)}")
@@ -86,6 +91,22 @@ def schedule(optim: Optim, n_steps: int):
     else:
         after = optax.cosine_decay_schedule(1.0, n_steps - optim.warmup_steps, optim.end_factor)
     return optax.join_schedules([warmup, after], [optim.warmup_steps]) if optim.warmup_steps else after
+
+
+def check_decay(optim: Optim, n_steps: int, columns: Mapping) -> None:
+    """
+    Raises:
+      ValueError: a row of a grid's columns whose decay has fewer steps than `least_decay` wants.
+    """
+    rows = zip(columns["learning_rate"], columns["weight_decay"], strict=True)
+    for rate, decay in dict.fromkeys(rows):
+        per_step = decay * (rate if optim.decay == "scaled" else 1)
+        if per_step and n_steps * per_step < optim.least_decay * (1 - 1e-6):  # 1e-2 x 0.1 x 1000 rounds
+            said = f"learning_rate={rate:g} x weight_decay={decay:g}" if optim.decay == "scaled" else f"{decay:g}"
+            raise ValueError(
+                f"steps={n_steps}: too few for weight decay to act, which takes 1 / ({said}) = {1 / per_step:,.0f} "
+                f"steps; optim.least_decay={optim.least_decay:g} wants {optim.least_decay / per_step:,.0f} or more"
+            )
 
 
 def is_matrix(params, leaves: Mapping[str, init.Leaf] = {}):

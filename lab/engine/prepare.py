@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from lab import config as configs
-from lab import families, tree
+from lab import families, optim, tree
 from lab.disk import files, verify
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
@@ -192,7 +192,8 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
 
 
 def _check_rows(experiment: Experiment, grid: Grid) -> None:
-    """What a task or objective refuses as its own value is refused in a grid, where rows would diverge at once."""
+    """What a task, objective or optimizer refuses as its own value is refused in a grid."""
+    optim.check_decay(experiment.optim, experiment.steps, grid.columns)
     for owner in (experiment.task, experiment.objective):
         varied = [name for name in owner.hparams if name in grid.columns]
         for values in dict.fromkeys(zip(*(grid.columns[name] for name in varied), strict=True)):

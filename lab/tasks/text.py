@@ -1,4 +1,4 @@
-"""Next-token prediction on real text: random windows of one long array of tokens.
+"""Next-token prediction on real text: windows of one long array of tokens, random ones or each once.
 
 Nothing is read when the task is made. The text is prepared (see `lab.text.corpus`) when the first batch is asked for,
 traced or not, and kept for the life of the process.
@@ -20,6 +20,7 @@ from lab.text.corpus import SPLITS, Corpus
 from lab.text.recipe import Recipe
 
 LOSSES = ("last", "all")
+WINDOWS = ("random", "packed")
 BLOCK = 2**24  # tokens counted at once
 IDENTITY = ("format", "sources", "separator", "tokenizer", "vocab_size", "valid_share", "vocabulary", "splits")
 
@@ -32,6 +33,9 @@ class Text(Task):
       path, hf_id, separator, tokenizer, vocab_size, valid_share, valid_path, column: see `lab.text.recipe.Recipe`.
       length: tokens of a window.
       loss: `last`: the token after the window is predicted, `all`: every next token.
+      windows: `random`: they start anywhere; `packed`: the text is cut into windows, one behind the other, and those
+        drawn at once are distinct. A finite training set of packed windows is one pass over so much text, see
+        `n_windows`; and evaluation says how certain its loss is.
     """
 
     path: str
@@ -44,10 +48,11 @@ class Text(Task):
     valid_share: float
     valid_path: str
     column: str = "text"
+    windows: str = "random"
     splits = SPLITS
 
     def __post_init__(self):
-        limits.check("task", self, choices={"loss": LOSSES}, bounds={"length": (1, None)})
+        limits.check("task", self, choices={"loss": LOSSES, "windows": WINDOWS}, bounds={"length": (1, None)})
         self.recipe  # noqa: B018  refuses what cannot be
 
     @property
@@ -55,14 +60,18 @@ class Text(Task):
         return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
 
     def sample(self, key, n: int, split: str, hparams: Mapping) -> Batch:
-        """`n` windows that start anywhere in the split, each place as likely; documents follow one another in them.
+        """`n` windows of the split, each place as likely; documents follow one another in them.
 
         Raises:
-          ValueError: unknown split, a split shorter than a window, or as `lab.text.corpus.prepare`.
+          ValueError: unknown split, a split shorter than a window or of fewer packed ones than `n`, or as
+            `lab.text.corpus.prepare`.
         """
         check_split(self, split)
         token_N = _on_device(self, split)
-        start_B = jax.random.randint(key, (n,), 0, token_N.size - self.length, jnp.int32)
+        if self.windows == "random":
+            start_B = jax.random.randint(key, (n,), 0, token_N.size - self.length, jnp.int32)
+        else:
+            start_B = self.length * jax.random.permutation(key, self._enough(n, split))[:n]
         place_BxL = start_B[:, None] + jnp.arange(self.length + 1, dtype=jnp.int32)[None]
         window_BxL = token_N[place_BxL].astype(jnp.int32)
         weights_BxL = jnp.ones((n, self.length), jnp.float32)
@@ -74,7 +83,9 @@ class Text(Task):
         """At the positions that count: `accuracy`, and `over_unigram` in nats.
 
         The latter is the loss minus that of always answering with the frequencies of the training tokens (plus 1/2
-        each), on the same targets: 0 on the plateau at the unigram entropy, negative once the context is used.
+        each), on the same targets: 0 on the plateau at the unigram entropy, negative once the context is used. Of
+        packed windows also `loss_error`, the standard error of the loss: they do not overlap, so they are nearly
+        independent.
         """
         targets_BxQ, weights_BxQ = (
             losses.last(values_BxL, logits_BxQxV.shape[1]) for values_BxL in (batch.targets_BxL, batch.weights_BxL)
@@ -84,16 +95,53 @@ class Text(Task):
         sum_nll, sum_weights = losses.cross_entropy(logits_BxQxV, batch.targets_BxL, batch.weights_BxL)
         correct_BxQ = jnp.argmax(logits_BxQxV, axis=-1).astype(targets_BxQ.dtype) == targets_BxQ
         sum_unigram = jnp.sum(weights_BxQ * unigram_V[targets_BxQ])
+        error = {"loss_error": _standard_error(logits_BxQxV, batch)} if self.windows == "packed" else {}
         return {
             "accuracy": jnp.sum(weights_BxQ * correct_BxQ.astype(weights_BxQ.dtype)) / sum_weights,
             "over_unigram": (sum_nll - sum_unigram.astype(sum_nll.dtype)) / sum_weights,
-        }
+        } | error
 
     def files(self) -> dict[str, bytes]:
         """`tokenizer.json`, and in `corpus.json` the hashes of the text and of its tokens; not where the text lies."""
         prepared = _prepared(self.recipe)
         said = {name: prepared.provenance[name] for name in IDENTITY}
         return {"tokenizer.json": prepared.tokenizer.to_bytes(), "corpus.json": json.dumps(said, indent=1).encode()}
+
+    def _enough(self, n: int, split: str) -> int:
+        """How many packed windows a split has.
+
+        Raises:
+          ValueError: fewer than `n`.
+        """
+        there = n_windows(self, split)
+        if n > there:
+            option = "train_size" if split == "train" else "eval_size"
+            again = ", which trains on them again and again" if split == "train" else ""
+            raise ValueError(
+                f"{option}={n}: {self.path or self.hf_id} has {there} windows of {self.length} tokens in split "
+                f"{split!r}; give a longer text, or --config.{option}={there}{again}"
+            )
+        return there
+
+
+def _standard_error(logits_BxQxV, batch: Batch) -> jax.Array:
+    """Of the mean loss over windows, which all weigh the same; NaN of a single one."""
+
+    def loss_of(logits_QxV, targets_L, weights_L):
+        sum_nll, sum_weights = losses.cross_entropy(logits_QxV[None], targets_L[None], weights_L[None])
+        return sum_nll / sum_weights
+
+    loss_B = jax.vmap(loss_of)(losses.at_positions(logits_BxQxV), batch.targets_BxL, batch.weights_BxL)
+    return jnp.std(loss_B, ddof=1) / jnp.sqrt(jnp.asarray(loss_B.size, loss_B.dtype))
+
+
+def n_windows(task: Text, split: str) -> int:
+    """How many windows of `task.length` tokens, and the token behind each, lie in a split without overlap.
+
+    Raises:
+      ValueError: as `lab.text.corpus.prepare`.
+    """
+    return (prepared(task).tokens[split].size - 1) // task.length
 
 
 def prepared(task: Text) -> Corpus:
@@ -114,6 +162,26 @@ def frequencies(task: Text) -> np.ndarray:
         count_V += np.bincount(token_N[first : first + BLOCK], minlength=task.vocab_size)
     count_V.flags.writeable = False
     return count_V
+
+
+@functools.cache
+def bigram_entropy(task: Text) -> np.ndarray:
+    """Entropy in nats of the token that follows each token in split `train`: float64, (vocab_size,); not to be written.
+
+    The plug-in estimate: of tokens that are seen a few times it is too small. NaN for those that nothing follows.
+    """
+    token_N, n = prepared(task).tokens["train"], task.vocab_size
+    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for first in range(0, token_N.size - 1, BLOCK):
+        block_N = np.asarray(token_N[first : first + BLOCK + 1], np.int64)
+        found, count = np.unique(block_N[:-1] * n + block_N[1:], return_counts=True)
+        pairs, place = np.unique(np.concatenate([pairs, found]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, count])).astype(np.int64)
+    total_V = np.bincount(pairs // n, counts, n)
+    share = counts / total_V[pairs // n]
+    entropy_V = np.where(total_V > 0, np.bincount(pairs // n, -share * np.log(share), n), np.nan)
+    entropy_V.flags.writeable = False
+    return entropy_V
 
 
 def windows_ending_in(task: Text, key, token_I, n: int, split: str) -> np.ndarray:

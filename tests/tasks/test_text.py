@@ -10,7 +10,7 @@ import pytest
 from lab import config as configs
 from lab.configs import base, focus_dilution_text
 from lab.tasks import Text
-from lab.tasks.text import frequencies, prepared, windows_ending_in
+from lab.tasks.text import bigram_entropy, frequencies, n_windows, prepared, windows_ending_in
 
 EPS = 2.0**-23  # float32
 LENGTH = 5
@@ -71,6 +71,48 @@ def test_every_place_is_as_likely(tmp_path):
     # chi-square with fewer than 77 degrees of freedom exceeds 126 in one seed of 10,000; the seed is fixed
     assert np.sum((seen - expected) ** 2 / expected) < 126
     assert seen.sum() == n
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_packed_windows_are_each_of_them_once(task, split):
+    packed = dataclasses.replace(task, windows="packed", loss="all")
+    words, n = stream(split), n_windows(packed, split)
+    assert n * LENGTH < len(words) <= (n + 1) * LENGTH
+    batch = packed.sample(jax.random.key(6), n, split, {})
+    cut = sorted(words[i * LENGTH : (i + 1) * LENGTH] for i in range(n))
+    drawn = [named(packed, tokens_L) for tokens_L in batch.tokens_BxL]
+    assert sorted(drawn) == cut and drawn != cut  # all, in a random order
+    following = [named(packed, targets_L)[-1] for targets_L in batch.targets_BxL]
+    after = {tuple(words[i * LENGTH : (i + 1) * LENGTH + 1]) for i in range(n)}
+    assert all((*window, word) in after for window, word in zip(drawn, following, strict=True))
+    option = {"train": "train_size", "valid": "eval_size"}[split]
+    with pytest.raises(ValueError, match=rf"{option}={n + 1}: .*has {n} windows of 5 tokens.*--config.{option}={n}"):
+        packed.sample(jax.random.key(6), n + 1, split, {})
+
+
+def test_loss_of_packed_windows_comes_with_its_standard_error(task):
+    packed = dataclasses.replace(task, windows="packed", loss="all")
+    batch = jax.tree.map(np.asarray, packed.sample(jax.random.key(7), 8, "train", {}))
+    logits_BxLxV = np.random.default_rng(1).standard_normal((8, LENGTH, 20)).astype(np.float32)
+    log_probs = logits_BxLxV - np.log(np.exp(logits_BxLxV.astype(float)).sum(axis=-1, keepdims=True))
+    nll_BxL = -np.take_along_axis(log_probs, batch.targets_BxL[..., None], axis=-1)[..., 0]
+    found = jax.jit(packed.score)(logits_BxLxV, batch)["loss_error"]
+    # means of five numbers below 10 in float32, and their spread, which is about one
+    assert found == pytest.approx(nll_BxL.mean(axis=1).std(ddof=1) / np.sqrt(8), abs=100 * EPS)
+    assert "loss_error" not in jax.jit(task.score)(logits_BxLxV, batch)
+
+
+def test_bigram_entropy_is_that_of_the_next_word(task, monkeypatch):
+    monkeypatch.setattr("lab.tasks.text.BLOCK", 7)
+    words, names = stream("train"), prepared(task).tokenizer.names
+    entropy_V = bigram_entropy(task)
+    for token, name in enumerate(names):
+        after = [words[i + 1] for i in range(len(words) - 1) if words[i] == name]
+        if not after:
+            assert np.isnan(entropy_V[token])
+            continue
+        shares = [after.count(word) / len(after) for word in set(after)]
+        assert entropy_V[token] == pytest.approx(-sum(share * math.log(share) for share in shares), abs=1e-12)
 
 
 def test_traced_batches_are_the_eager_ones_and_the_first_trace_leaves_nothing_behind(task):
