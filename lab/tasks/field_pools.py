@@ -196,9 +196,12 @@ def _array(path: Path) -> np.ndarray:
         return np.load(path)[KEY]
     if path.suffix == ".mat":
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
 
         try:
             return loadmat(path)[KEY]
+        except MatReadError as error:
+            raise ValueError(str(error)) from error
         except NotImplementedError:  # version 7.3, an HDF5 file whose axes are reversed
             return np.moveaxis(_of_hdf5(path), (0, 1, 2, 3), (3, 2, 1, 0))
     return _of_hdf5(path)
