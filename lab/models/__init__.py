@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
+from lab.models.fno import FNO2D
 from lab.models.layers import ACTIVATIONS
 from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
@@ -20,6 +21,7 @@ __all__ = [
     "ACTIVATIONS",
     "ANYTHING",
     "FAMILIES",
+    "FNO2D",
     "NORMS",
     "READOUTS",
     "AttentionMLP",
@@ -48,6 +50,7 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "mamba1": Mamba1,
     "mamba2": Mamba2,
+    "fno2d": FNO2D,
 }
 
 
