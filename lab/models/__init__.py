@@ -11,6 +11,7 @@ from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.fno import FNO2D
 from lab.models.layers import ACTIVATIONS
+from lab.models.m2m import M2M
 from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
@@ -22,6 +23,7 @@ __all__ = [
     "ANYTHING",
     "FAMILIES",
     "FNO2D",
+    "M2M",
     "NORMS",
     "READOUTS",
     "AttentionMLP",
@@ -51,6 +53,7 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "mamba1": Mamba1,
     "mamba2": Mamba2,
     "fno2d": FNO2D,
+    "m2m": M2M,
 }
 
 

@@ -5,16 +5,17 @@ Fourier space, on the lowest modes, to a linear map of the channels at each poin
 
     h <- activation(F^-1(R_k F(h)_k) + W h + b),        k in -m ... m-1 along one axis, 0 ... m-1 along the other.
 
-The transform onto the few modes that are kept is a product with cosines and sines: no complex number, no FFT. Frames are
-predicted one after the other, each from those before (the roll-out).
+The transform onto the few modes that are kept is a product with cosines and sines: no complex number, no FFT. Frames
+are predicted one after the other, each from those before (the roll-out).
 
 **Init rate of spectral weights.** R_k is a complex matrix of as many inputs as there are channels, d_in. Its parts are
-kept as two real numbers of std d_in^-gamma, and R_k = (real + i imaginary) / sqrt(2): so E|R_k|^2 = d_in^(-2 gamma), the
-std over both parts is that of every other matrix of d_in inputs, and at gamma = 1/2 a mode keeps its power. As a matrix
-of ranks and condensation it is a convolution's: a column holds all that enters an output channel, mode by mode.
+kept as two real numbers of std d_in^-gamma, and R_k = (real + i imaginary) / sqrt(2): so an entry of R_k has
+E|r|^2 = d_in^(-2 gamma), as the entries of every other matrix of d_in inputs, and at gamma = 1/2 a mode keeps its
+power. For ranks and condensation it is one matrix as a convolution is: a column holds all that enters an output
+channel, of every mode.
 
 Activations of the frame t + 1 of T (B fields of H x W points, D = `width`, i from 0): `lift` (B T H W D),
-`block_i/spectral`, `block_i/local` and `block_i/out` (B T H W D), `hidden` (B T H W `projection`) and `frame` (B T H W).
+`block_i/spectral`, `block_i/local`, `block_i/out` (B T H W D), `hidden` (B T H W `projection`), `frame` (B T H W).
 An edit is given them without the axis T, at every step.
 """
 
@@ -165,10 +166,9 @@ class SpectralConv(nn.Module):
     def __call__(self, h_BxHxWxI):
         height, width, d_in = h_BxHxWxI.shape[1:]
         m = self.modes
-        if 2 * m > min(height, width):
-            raise ValueError(
-                f"model.modes={m}: a field of {height} x {width} points, with its padding, has {min(height, width) // 2}"
-            )
+        most = min(height, width) // 2
+        if m > most:
+            raise ValueError(f"model.modes={m}: {height} x {width} points, padding included, have at most {most}")
         spectrum = self.param("spectrum", UnitNormal(d_in), (2, 2 * m, m, d_in, self.features), jnp.float32)
         forward, backward = (
             [jnp.asarray(matrix, h_BxHxWxI.dtype) for matrix in matrices]
@@ -198,8 +198,10 @@ def analysis(height: int, width: int, m: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def synthesis(height: int, width: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """Back from them: along H (K, 2, 2, H), along W (2, m, W) to a real field, as `numpy.fft.irfft2` with all other modes
-    zero."""
+    """Back from them: along H (K, 2, 2, H), along W (2, m, W) to a real field.
+
+    One after the other they are `numpy.fft.irfft2` where all other modes are zero.
+    """
     twice_M = np.where(np.arange(m) == 0, 1, 2) / (height * width)  # a mode and its conjugate
     cosine_WxM, sine_WxM = _waves(width, np.arange(m), 1)
     along_width = np.stack([cosine_WxM * twice_M, -sine_WxM * twice_M]).transpose(0, 2, 1)
