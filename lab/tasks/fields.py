@@ -19,6 +19,7 @@ from lab.tasks import field_pools, spectral
 from lab.tasks.field_pools import Pools, Recipe
 from lab.tasks.task import Batch, Task, check_split
 
+PRECISIONS = ("float32", "float64")
 STARTS = ("gaussian", "two_scales")
 OF_RECIPE = ("size", "skip", "interval", "step", "refine", "start", "low", "high", "amplitude", "precision")
 TINY = 1e-24  # added to squared norms: one is divided by, and the root of the other has a derivative at 0
@@ -37,6 +38,7 @@ class Fields(Task):
       frames: how many are read, at least 1; 1 is a Markov operator.
       horizon: how many follow.
       interval: time between frames, a multiple of `step`, the solver's.
+      speed, flow: of what is carried by a flow that is given, `uniform` or `cells`; see `lab.tasks.spectral`.
       start: `gaussian` or `two_scales`; of the latter `low` and `high` are the wavenumbers, `amplitude` scales both.
       skip: frames before the first one that is read.
       refine: the solver's grid is so many times finer.
@@ -55,6 +57,7 @@ class Fields(Task):
     step: float = 0.01
     viscosity: float = 1e-3
     speed: float = 1.0
+    flow: str = "uniform"
     start: str = "two_scales"
     low: int = 2
     high: int = 8
@@ -72,7 +75,12 @@ class Fields(Task):
     splits = ("train", "test")
 
     def __post_init__(self):
-        choices = {"equation": spectral.EQUATIONS, "start": STARTS, "precision": ("float32", "float64")}
+        choices = {
+            "equation": spectral.EQUATIONS,
+            "start": STARTS,
+            "flow": spectral.FLOWS,
+            "precision": ("float32", "float64"),
+        }
         least = {"size": 8, "horizon": 1, "frames": 1, "low": 1, "high": 1, "skip": 0, "refine": 1}
         limits.check_sizes("task", self, least | {"n_train": 1, "n_test": 1, "fields_seed": 0})
         limits.check("task", self, choices, {"viscosity": (0, None), "speed": (0, None), "amplitude": (0, None)})
@@ -102,7 +110,7 @@ class Fields(Task):
         n_frames, n_of = self.frames + self.horizon, (("train", self.n_train), ("test", self.n_test))
         if self.path:
             return field_pools.published(self.path, self.size, n_frames, self.skip, n_of)
-        equation = spectral.Equation(self.equation, self.viscosity, self.speed)
+        equation = spectral.Equation(self.equation, self.viscosity, self.speed, self.flow)
         own = {name: getattr(self, name) for name in OF_RECIPE}
         return field_pools.computed(
             Recipe(**own | dict(equation=equation, n_frames=n_frames, seed=self.fields_seed, n_of=n_of))

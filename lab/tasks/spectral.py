@@ -9,10 +9,11 @@ wavenumbers |k_x|, |k_y| < N / 3 alone are kept (the 2/3 rule), so that products
 | equation              | field     | N                                                                         |
 |---|---|---|
 | `navier_stokes`       | vorticity | -v . grad w + 0.1 (sin 2 pi (x + y) + cos 2 pi (x + y)), v of -Laplace(psi) = w |
-| `advection_diffusion` | scalar    | -v . grad u, v of psi = speed / (2 pi) sin 2 pi x sin 2 pi y: four cells    |
+| `advection_diffusion` | scalar    | -v . grad u, v a given flow                                                |
 | `burgers`             | scalar    | -(d/dx + d/dy) u^2 / 2                                                     |
 
-The streamlines of the four cells do not cross: but for viscosity, what is in a quadrant of the torus stays there.
+Flows: `uniform`, v = speed (2/3, 1/3); `cells`, v of psi = speed / (2 pi) sin 2 pi x sin 2 pi y, four cells whose
+streamlines do not cross: but for viscosity, what is in a quadrant of the torus stays there.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ import numpy as np
 
 from lab import limits
 
+FLOWS = ("uniform", "cells")
 EQUATIONS = ("navier_stokes", "advection_diffusion", "burgers")
 FORCING = 0.1
 ALPHA, TAU = 2.5, 7.0  # of the published start, a Gaussian random field
@@ -36,15 +38,16 @@ SHARPNESS = 8.0  # of the border of a quadrant, in widths of the torus / 2 pi
 
 @dataclasses.dataclass(frozen=True)
 class Equation:
-    """What a field obeys; `viscosity` per time unit, `speed` of the four cells, `forcing` of Navier-Stokes."""
+    """What a field obeys; `viscosity` per time unit, `speed` and kind of a given `flow`, `forcing` of Navier-Stokes."""
 
     name: str
     viscosity: float
     speed: float = 1.0
+    flow: str = "cells"
     forcing: float = FORCING
 
     def __post_init__(self):
-        limits.check("task", self, choices={"name": EQUATIONS}, bounds={"viscosity": (0, None)})
+        limits.check("task", self, {"name": EQUATIONS, "flow": FLOWS}, {"viscosity": (0, None)})
 
 
 def largest_kept(size: int) -> int:
@@ -75,7 +78,7 @@ def tendency(equation: Equation, size: int, dtype) -> Callable:
     if equation.name == "burgers":
         return lambda u: -keep * (dx + dy) * jnp.fft.rfft2(0.5 * jnp.square(grid(u)))
     if equation.name == "advection_diffusion":
-        vx, vy = (jnp.asarray(v, dtype) for v in cells(size, equation.speed))
+        vx, vy = (jnp.asarray(v, dtype) for v in given_flow(size, equation.flow, equation.speed))
         return lambda u: -keep * jnp.fft.rfft2(vx * grid(dx * u) + vy * grid(dy * u))
 
     stream = _complex(_inverse_laplacian(size), dtype)
@@ -90,9 +93,11 @@ def tendency(equation: Equation, size: int, dtype) -> Callable:
     return of_vorticity
 
 
-def cells(size: int, speed: float) -> tuple[np.ndarray, np.ndarray]:
-    """Velocity (d psi / dy, -d psi / dx) of the four cells on the grid; |v_x| + |v_y| is at most `speed`."""
+def given_flow(size: int, kind: str, speed: float) -> tuple[np.ndarray, np.ndarray]:
+    """Velocity on the grid, without divergence; |v_x| + |v_y| is at most `speed`."""
     x, y = np.meshgrid(*(2 * np.pi * np.arange(size) / size,) * 2, indexing="ij")
+    if kind == "uniform":
+        return speed * 2 / 3 * np.ones_like(x), speed / 3 * np.ones_like(x)
     return speed * np.sin(x) * np.cos(y), -speed * np.cos(x) * np.sin(y)
 
 

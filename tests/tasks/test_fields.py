@@ -40,7 +40,7 @@ def test_frames_that_are_said_follow_those_that_are_read():
 
 def test_a_frame_is_the_solver_s_at_its_time():
     pools = SMALL.pools
-    equation = spectral.Equation("advection_diffusion", SMALL.viscosity)
+    equation = spectral.Equation("advection_diffusion", SMALL.viscosity, flow="uniform")
     first, *rest = pools.fields["test"][0]
     again = np.asarray(spectral.solve(equation, jnp.asarray(first), 0.01, 10, 4))
     np.testing.assert_allclose(again[1:], rest, atol=1e-5)  # float32, of numbers of about 1

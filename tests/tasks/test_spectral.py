@@ -73,6 +73,14 @@ def test_energy_is_lost_to_viscosity_and_given_by_the_forcing():
     assert rate == pytest.approx(expected, rel=1e-4)  # h^2 = 1e-6, times the rates of the field, squared: below 100
 
 
+def test_a_uniform_flow_moves_what_it_carries():
+    equation, size = Equation("advection_diffusion", 0.0, 0.75, "uniform"), 24
+    field = np.fft.irfft2(spectral.kept(size) * np.fft.rfft2(np.asarray(start(size))), (size, size))
+    found = np.asarray(spectral.solve(equation, jnp.asarray(field), 1 / 3000, 1000, 2))[1]
+    # a third of a time unit at speeds 1/2 and 1/4; of h = 1/3000 the fourth power, times (2 pi 7 speed)^5 / 120 and 1/3
+    np.testing.assert_allclose(found, np.roll(field, (4, 2), (0, 1)), rtol=0, atol=1e-6 * np.abs(field).max())
+
+
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_error_falls_with_the_fourth_power_of_the_step(name):
     equation = Equation(name, 1e-3, speed=0.5)
