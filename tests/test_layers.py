@@ -20,6 +20,7 @@ VALUES = {
     "tree",
     "perturb",
     "objective",
+    "controller",
     "limits",
     "cache",
     "verdicts",
