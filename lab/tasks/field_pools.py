@@ -109,21 +109,21 @@ def _compute(recipe: Recipe) -> dict[str, np.ndarray]:
             chunks = []
             for first in range(0, n, AT_ONCE):
                 index = jnp.arange(first, min(first + AT_ONCE, n), dtype=jnp.int32)
-                chunks.append([np.asarray(part) for part in _trajectories(recipe, split, index)])
+                keys = jax.vmap(functools.partial(rng.key, recipe.seed, f"fields/{split}"))(index)
+                chunks.append([np.asarray(part) for part in _trajectories(recipe, keys)])
             fields, region, fastest = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
             _check_step(recipe, fields, float(np.max(fastest)))
             arrays |= {split: fields.astype(np.float32), f"{split}_region": region}
     return arrays
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "split"))
-def _trajectories(recipe: Recipe, split: str, index_N):
+@functools.partial(jax.jit, static_argnames="recipe")
+def _trajectories(recipe: Recipe, keys_N):
     dtype = jnp.dtype(recipe.precision)
     fine = recipe.size * recipe.refine
     per_frame = round(recipe.interval / recipe.step)
 
-    def one(index):
-        key = rng.key(recipe.seed, f"fields/{split}", index)
+    def one(key):
         region = jnp.int32(NO_REGION)
         if recipe.start == "two_scales":
             start, region = spectral.two_scales(key, fine, recipe.low, recipe.high, dtype)
@@ -134,7 +134,7 @@ def _trajectories(recipe: Recipe, split: str, index_N):
         fastest = jnp.max(jax.vmap(lambda field: spectral.fastest(recipe.equation, field))(fields))
         return spectral.coarsen(fields[recipe.skip :], recipe.size), region, fastest
 
-    return jax.vmap(one)(index_N)
+    return jax.vmap(one)(keys_N)
 
 
 def _check_step(recipe: Recipe, fields: np.ndarray, fastest: float) -> None:
