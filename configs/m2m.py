@@ -69,13 +69,13 @@ def cpu() -> ConfigDict:
         model=M2M,
         optim=dict(warmup_steps=20),
         grid=dict(learning_rate=(5e-3,), seed=FIVE),
-        steps=400,
+        steps=300,
         batch_size=8,
         train_size=160,
-        eval_every=40,
+        eval_every=30,
         eval_size=64,
         snapshots=3,
-        checkpoint_every=200,
+        checkpoint_every=150,
         variants=dict(fno=_single(), m2m=PI, free=FREE),
     )
 

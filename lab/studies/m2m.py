@@ -64,8 +64,9 @@ def measures(experiment: Experiment) -> list[Measure]:
     if not isinstance(experiment.task, Fields) or not isinstance(experiment.model, models.FNO2D | models.M2M):
         given = f"{type(experiment.model).__name__} on {type(experiment.task).__name__}"
         raise ValueError(f"m2m measures Fourier operators and mixtures of operators on fields, not {given}")
-    wanted = [operators.rollout(experiment)]
-    return wanted + [operators.routing(experiment)] if isinstance(experiment.model, models.M2M) else wanted
+    if isinstance(experiment.model, models.FNO2D):
+        return [operators.rollout(experiment)]
+    return [operators.rollout(experiment), operators.routing(experiment)]
 
 
 @claim(
