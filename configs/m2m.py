@@ -69,13 +69,13 @@ def cpu() -> ConfigDict:
         model=M2M,
         optim=dict(warmup_steps=20),
         grid=dict(learning_rate=(5e-3,), seed=FIVE),
-        steps=300,
+        steps=240,
         batch_size=8,
         train_size=160,
-        eval_every=30,
+        eval_every=40,
         eval_size=64,
         snapshots=3,
-        checkpoint_every=150,
+        checkpoint_every=120,
         variants=dict(fno=_single(), m2m=PI, free=FREE),
     )
 
