@@ -116,11 +116,11 @@ def gpu() -> ConfigDict:
     config.update(steps=10_000, batch_size=16, train_size=1000, eval_every=500, eval_size=200, checkpoint_every=2500)
     config.optim.warmup_steps = 300
     config.grid.update(learning_rate=(1e-3,), seed=FIVE)
-    config.model.update(widths=(20, 20), modes=(14, 8), n_layers=4, projection=128, horizon=8, resolution=64)
-    single = dict(width=20, modes=16, n_layers=4, projection=128, horizon=8)
+    config.model.update(widths=(20, 20), modes=(11, 5), n_layers=4, projection=128, horizon=8, resolution=64)
+    single = dict(width=20, modes=12, n_layers=4, projection=128, horizon=8)
     for name in ("fno", "ns_fno"):
         config.variants[name].model.update(single)
-    config.variants.all_modes.model.update(single | dict(width=10, modes=32))
+    config.variants.all_modes.model.update(single | dict(width=10, modes=24))
     config.variants.halo.model = dict(halo=4, resolution=64)
     config.variants.gamma.grid.update(gamma=(0.3, 0.4, 0.5, 0.6, 0.7), weight_decay=(0.01, 0.1, 0.3))
     return config
