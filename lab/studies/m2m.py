@@ -275,7 +275,8 @@ def _montage(rows: dict, choice, frames=None) -> Figure:
     wide = len(labels) if len(frames) == 1 else len(frames)
     high = 1 if len(frames) == 1 else len(labels)
     figure = Figure(figsize=(1.5 * wide + 1.2, 1.5 * high + 0.6), layout="constrained")
-    figure.suptitle("Fields, predictions, errors and who predicts", x=0.02, ha="left", weight="bold")
+    when = f", at t + {frames[0]}" if len(frames) == 1 else ""
+    figure.suptitle(f"Fields, predictions, errors and who predicts{when}", x=0.02, ha="left", weight="bold")
     axes = figure.subplots(high, wide, squeeze=False)
     axes = axes.T if len(frames) == 1 else axes
     for ax_row, label in zip(axes, labels, strict=True):
@@ -293,8 +294,6 @@ def _montage(rows: dict, choice, frames=None) -> Figure:
                 ax.set_title(f"t + {frame}" if frame else "read", fontsize=9)
         if len(frames) > 1:
             ax_row[0].set_ylabel(label.replace(", ", ",\n"), fontsize=8)
-    if len(frames) == 1:
-        figure.text(0.99, 0.02, f"frame t + {frames[0]}", ha="right", fontsize=8)
     return figure
 
 

@@ -102,6 +102,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "mixing": (state_space.mixing, (mamba,)),
     "rollout": (operators.rollout, (fields,)),
     "routing": (operators.routing, (fields, mixture)),
+    "rollout_sharpness": (operators.sharp, (fields,)),
 }
 
 
