@@ -4,6 +4,7 @@ from lab.tasks.addition import Addition
 from lab.tasks.anchor import Anchor
 from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
+from lab.tasks.fields import Fields
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
 from lab.tasks.inverse_matching import InverseMatching
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "Cogs",
     "Composition",
+    "Fields",
     "Finetune",
     "GraphPath",
     "InverseMatching",
@@ -60,4 +62,5 @@ FAMILIES: dict[str, type[Task]] = {
     "two_hop": TwoHop,
     "symmetric_composition": SymmetricComposition,
     "inverse_matching": InverseMatching,
+    "fields": Fields,
 }

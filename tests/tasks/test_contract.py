@@ -43,6 +43,7 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     "symmetric_composition": {},
     "inverse_matching": dict(n_fillers=0, high=30),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
+    "fields": dict(equation="burgers", size=8, horizon=2, low=1, high=2, amplitude=0.1, n_train=9, n_test=9),
 }  # fmt: skip
 OURS = [name for name, kind in FAMILIES.items() if kind.__module__.startswith("lab.")]  # tests may register others
 

@@ -1,0 +1,80 @@
+"""Measurements of an operator: where its roll-out is wrong, and where its gate sends which patch."""
+
+import jax.numpy as jnp
+
+from lab import models
+from lab.analysis import operators
+from lab.experiment import Experiment
+from lab.measuring.declare import Measure
+from lab.tasks.fields import relative_error
+
+FIELDS = 64  # trajectories of split test
+SHOWN = 2  # of them kept to be looked at
+QUADRANTS = 2  # along each axis; the patches of a model that has none
+
+
+def rollout(experiment: Experiment) -> Measure:
+    """Where the roll-out is wrong: error by frame, by band of wavenumbers, on borders of patches over inside; spectra.
+
+    Relative L2 errors, of `FIELDS` trajectories. `true`, `said`: the first ones, the last frame that is read and those
+    that follow.
+    """
+    patches = getattr(experiment.model, "patches", QUADRANTS)
+    task = experiment.task
+
+    def function(row):
+        read, true = row.batch.tokens_BxL, row.batch.targets_BxL
+        said = models.forward(row.model, row.params, read)[0].astype(true.dtype)
+        shells = operators.shells(task.size)
+        shown = {"true": true, "said": said}
+        start = read[:SHOWN, -1:].astype(true.dtype)
+        return {
+            "error": jnp.mean(relative_error(said, true, (1, 2, 3))),
+            "by_frame": jnp.mean(relative_error(said, true, (2, 3)), axis=0),
+            "by_band": operators.band_errors(said, true),
+            "seam": operators.seam(said, true, patches),
+            "true_power": operators.power(true[:, -1:], shells) / len(true),
+            "said_power": operators.power(said[:, -1:], shells) / len(true),
+            "error_power": operators.power((said - true)[:, -1:], shells) / len(true),
+            **{name: jnp.concatenate([start, of[:SHOWN]], axis=1) for name, of in shown.items()},
+        }
+
+    pixels = ("example", "time_ahead", "down", "right")
+    dims = {"by_frame": ("frame",), "by_band": ("band",), "true": pixels, "said": pixels}
+    dims |= dict.fromkeys(("true_power", "said_power", "error_power"), ("wavenumber",))
+    units = dict.fromkeys(("error", "by_frame", "by_band"), "relative error") | {"seam": "ratio of errors"}
+    units |= dict.fromkeys(("true_power", "said_power", "error_power"), "mean square")
+    units |= dict.fromkeys(("true", "said"), "field")
+    coords = {"band": operators.BANDS, "frame": tuple(range(1, task.horizon + 1))}
+    coords |= {"time_ahead": tuple(range(task.horizon + 1))}
+    return Measure("rollout", function, units, dims, coords, snapshots="last", split="test", n=FIELDS)
+
+
+def routing(experiment: Experiment) -> Measure:
+    """Where the gate sends patches: to the expert that they need (`accuracy`), how many of all, how sure it is.
+
+    First choices, of which the roll-out is made; `kl` and `entropy` are of probabilities, in nats. `accuracy` is NaN
+    where no quadrant is known to be fine.
+    """
+    n_experts = len(experiment.model.widths)
+
+    def function(row):
+        acts = models.forward(row.model, row.params, row.batch.tokens_BxL)[1]
+        choice_BxTxP, region_B = acts["gate/choice"], row.batch.info["region_B"]
+        expert_E = jnp.arange(n_experts, dtype=choice_BxTxP.dtype)
+        share_E = jnp.mean(choice_BxTxP[..., None] == expert_E[None, None, None], axis=(0, 1, 2), dtype=jnp.float32)
+        return {
+            "accuracy": operators.routing_accuracy(choice_BxTxP, region_B),
+            "share": share_E,
+            "largest_share": jnp.max(share_E),
+            "kl": jnp.mean(acts["gate/kl"]),
+            "entropy": jnp.mean(acts["gate/entropy"]),
+            "choice": choice_BxTxP[:SHOWN],
+            "region": region_B[:SHOWN],
+        }
+
+    dims = {"share": ("expert",), "choice": ("example", "frame", "patch"), "region": ("example",)}
+    units = {"accuracy": "share", "share": "share of patches", "largest_share": "share of patches"}
+    units |= {"kl": "nats", "entropy": "nats", "choice": "expert", "region": "quadrant"}
+    coords = {"frame": tuple(range(1, experiment.task.horizon + 1))}
+    return Measure("routing", function, units, dims, coords, snapshots="last", split="test", n=FIELDS)
