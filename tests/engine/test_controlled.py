@@ -15,8 +15,9 @@ from lab.configs import base
 from lab.controller import Controller
 from lab.disk import metrics
 from lab.disk.load import load
+from lab.engine import batches, train, verify_row
 from lab.engine import step as engine
-from lab.engine import train, verify_row
+from lab.tasks import Fields
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
@@ -141,6 +142,27 @@ def test_constant_of_zero_trains_as_without(bench, echo):
     _, plain = bench(4, 2, 1).train(echo.four_rows(learning_rate=STEERED["learning_rate"]), (12,))
     assert not found["coefficient"].any() and {*plain} == {"train_loss", "grad_norm"}
     np.testing.assert_allclose(found["train_loss"], plain["train_loss"], rtol=0, atol=4 * 12 * 0.01 * 320 * EPS)
+
+
+def test_gate_is_pulled_to_its_prior_as_hard_as_its_row_says(bench, echo):
+    """Operators train in the engine; of two rows alike but for the coefficient the heavier one's gate is nearer."""
+    task = Fields(
+        equation="advection_diffusion", size=8, horizon=2, low=1, high=2, interval=0.1, step=0.05, n_train=6, n_test=2
+    )
+    model = models.M2M(
+        2, (2, 2), (2, 1), n_layers=1, projection=2, horizon=2, resolution=4, gate_width=2, prior=(0.9, 0.1)
+    )
+    controller = Controller(family="constant", signal="gate/kl", most=10.0)
+    columns = dict(gamma=(0.5, 0.5), weight_decay=(0.0, 0.0), learning_rate=(0.01, 0.01), seed=(0, 0))
+    columns |= {"control_constant": (0.0, 10.0)}
+    steered = bench(2, 2, 1, model=model, task=task, controller=controller, train_size=6)
+    train_set = batches.train_set(steered.experiment)
+    state, found = steered.train(grids.zipped(columns, Controller.hparams), (12,), train_set)
+    assert state.diverged_at.tolist() == [-1, -1]
+    kl_RxT = found["controlled"]
+    assert kl_RxT[0, 0] == kl_RxT[1, 0] and kl_RxT[1, -1] < 0.8 * kl_RxT[0, -1]
+    assert found["coefficient"].tolist() == [[0.0] * 12, [10.0] * 12]
+    assert np.isfinite(steered.evaluate(state, train_set)["test.error"]).all()
 
 
 # --- on disk ---

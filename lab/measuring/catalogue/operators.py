@@ -1,14 +1,18 @@
-"""Measurements of an operator: where its roll-out is wrong, and where its gate sends which patch."""
+"""Measurements of an operator: where its roll-out is wrong, how sharp its loss is, where its gate sends which patch."""
 
+import jax
 import jax.numpy as jnp
 
 from lab import models
-from lab.analysis import operators
+from lab.analysis import curvature, loss_fn, operators, sharpness
+from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
+from lab.measuring.catalogue import loss
 from lab.measuring.declare import Measure
 from lab.tasks.fields import relative_error
 
 FIELDS = 64  # trajectories of split test
+CURVED, AT_ONCE = 32, 8  # trajectories of split train that curvature is of, and of a minibatch
 SHOWN = 2  # of them kept to be looked at
 QUADRANTS = 2  # along each axis; the patches of a model that has none
 
@@ -78,3 +82,24 @@ def routing(experiment: Experiment) -> Measure:
     units |= {"kl": "nats", "entropy": "nats", "choice": "expert", "region": "quadrant"}
     coords = {"frame": tuple(range(1, experiment.task.horizon + 1))}
     return Measure("routing", function, units, dims, coords, snapshots="last", split="test", n=FIELDS)
+
+
+def curved(experiment: Experiment) -> Measure:
+    """Extreme eigenvalues and trace of the Hessian of the roll-out loss, through all that a model reads of itself.
+
+    Of the loss outside of training steps: behind a gate that makes a first choice, of which no gradient knows, the
+    gate's parameters are flat.
+    """
+
+    def function(row):
+        batches = loss_fn.weighted_minibatches(row.batch, AT_ONCE)
+        matvec, like_P = curvature.hessian(loss_fn.own_loss(row.model, experiment.task), row.params, batches)
+        ends_key, trace_key = jax.random.split(row.key)
+        top, bottom = sharpness.extremes(matvec, like_P, ends_key, loss.EIGENVALUES, loss.MATVECS, loss.TOLERANCE)
+        found = loss.ritz("top", top) | loss.ritz("bottom", bottom)
+        return found | named("trace", sharpness.trace(matvec, like_P, trace_key, loss.TRACE_PROBES))
+
+    pairs = [f"{name}{end}" for name in ("top", "bottom") for end in ("", "_residual", "_converged")]
+    units = dict.fromkeys(pairs, "loss per weight^2") | errors({"trace": "loss per weight^2"})
+    units |= dict.fromkeys(("top_converged", "bottom_converged"), "yes or no")
+    return Measure("curvature", function, units, dict.fromkeys(pairs, ("eigenvalue",)), snapshots="last", n=CURVED)
