@@ -30,6 +30,8 @@ from lab import limits
 from lab.models.acts import Tape
 from lab.models.layers import ACTIVATIONS, Model, UnitNormal, dense
 
+UNROLLED = 4  # steps of a roll-out that are one piece of program: a quarter faster on a CPU than one by one
+
 
 class FNO2D(Model):
     """`__call__(fields_BxFxHxW, edits) -> (frames_BxTxHxW, acts)`: F frames in, the oldest first, the T next ones out.
@@ -101,7 +103,8 @@ def roll_out(module: nn.Module, step: Callable, fields_BxFxHxW, horizon: int):
         fields_BxFxHxW = jnp.concatenate([fields_BxFxHxW[:, 1:], frame_BxHxW[:, None]], axis=1)
         return fields_BxFxHxW, (frame_BxHxW, acts)
 
-    scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False}, length=horizon, out_axes=1)
+    shared = dict(variable_broadcast="params", split_rngs={"params": False})
+    scan = nn.scan(body, **shared, length=horizon, out_axes=1, unroll=min(horizon, UNROLLED))
     return scan(module, fields_BxFxHxW, None)[1]
 
 
