@@ -129,9 +129,9 @@ def test_at_the_usual_rate_a_mode_keeps_its_power():
 def test_operator_equals_the_one_written_out(options):
     model = MODEL.clone(horizon=1, **options)
     inputs = fields(height=8, width=6, dtype=jnp.float64)
-    params = models.init(model, jax.random.key(0), inputs)
+    params = jax.jit(lambda: models.init(model, jax.random.key(0), inputs))()
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) + 0.1, params)  # norms and biases, too
-    found, _ = models.forward(model, params, inputs)
+    found, _ = jax.jit(lambda params: models.forward(model, params, inputs))(params)
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params["operator"]).items()}
 
     def dense(h, name):

@@ -79,8 +79,8 @@ def test_resizing_keeps_what_is_linear_away_from_the_border_and_what_has_its_siz
 def test_mixture_of_one_expert_and_one_patch_is_that_operator():
     alone = models.FNO2D(4, 3, n_layers=2, projection=4, horizon=2, residual=True)
     one = models.M2M(1, (4,), (3,), n_layers=2, projection=4, horizon=2, residual=True, gate_width=2)
-    drawn = models.init(one, jax.random.key(0), fields())
-    expected, _ = models.forward(alone, {"operator": drawn["mixture"]["expert_0"]}, fields())
+    drawn = jax.jit(lambda: models.init(one, jax.random.key(0), fields()))()
+    expected, _ = run(alone, {"operator": drawn["mixture"]["expert_0"]}, fields())
     for training in (False, True):
         np.testing.assert_allclose(run(one, drawn, fields(), training)[0], expected, rtol=0, atol=64 * EPS)
 
@@ -136,11 +136,16 @@ def test_unets_may_be_experts():
     model = MODEL.clone(kinds=("unet", "fno"), horizon=1)
     found = matrices.find(model, fields()).matrices
     assert "mixture/expert_0/down_1/in/kernel" in found and "mixture/expert_1/block_0_spectral/spectrum" in found
-    drawn = models.init(model, jax.random.key(0), fields())
+    drawn = jax.jit(lambda: models.init(model, jax.random.key(0), fields()))()
     frames, acts = run(model, drawn, fields())
     assert np.isfinite(frames).all() and acts["experts"].shape == (2, 1, 4, 8, 8, 2)
-    moved = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(models.forward(model, p, fields(), dropout_key=key)[0]))))
-    assert np.any(named_leaves(moved(drawn))["mixture/expert_0/middle/in/kernel"])
+    changed = {
+        **drawn["mixture"]["expert_0"],
+        "head": jax.tree.map(jnp.zeros_like, drawn["mixture"]["expert_0"]["head"]),
+    }
+    without = run(model, {"mixture": {**drawn["mixture"], "expert_0": changed}}, fields())[1]["experts"]
+    assert not without[..., 0].any() and acts["experts"][..., 0].any()
+    np.testing.assert_array_equal(without[..., 1], acts["experts"][..., 1])
 
 
 # --- the gate and its prior ---
@@ -204,6 +209,7 @@ def test_gate_sees_neither_size_nor_mean_of_a_patch(params):
     [
         ({"modes": (3,)}, r"model\.modes=\(3,\): one for each of 2 widths"),
         ({"kinds": ("fno", "unet", "fno")}, r"model\.kinds=.*: one for each of 2 widths"),
+        ({"widths": 12}, r"model\.widths=12: expected a tuple, one entry for each expert"),
         ({"kinds": ("fno", "cnn")}, r"model\.kinds=.*fno, unet"),
         ({"prior": (0.5, 0.6)}, r"model\.prior=\(0\.5, 0\.6\): expected probabilities above 0 whose sum is 1"),
         ({"prior": (0.0, 1.0)}, r"model\.prior=.*: expected probabilities above 0"),
@@ -218,6 +224,14 @@ def test_what_cannot_be_is_refused(changes, said):
         MODEL.clone(**changes)
 
 
-def test_field_that_patches_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"model\.patches=3: does not divide a field of \(16, 16\) points"):
-        jax.eval_shape(lambda: models.init(MODEL.clone(patches=3), jax.random.key(0), fields()))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patches": 3}, r"model\.patches=3: does not divide a field of \(16, 16\) points"),
+        ({"kinds": ("unet", "fno"), "resolution": 6}, r"model\.resolution=6: a U-Net halves it twice"),
+        ({"modes": (5, 1)}, r"model\.modes=5: 8 x 8 points"),
+    ],
+)
+def test_field_that_experts_cannot_read_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(lambda: models.init(MODEL.clone(**changes), jax.random.key(0), fields()))
