@@ -19,6 +19,7 @@ Activations of the frame t + 1 of T (B fields of H x W points, D = `width`, i fr
 An edit is given them without the axis T, at every step.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -29,6 +30,8 @@ import numpy as np
 from lab import limits
 from lab.models.acts import Tape
 from lab.models.layers import ACTIVATIONS, Model, UnitNormal, dense
+
+UNROLLED = 4  # steps of a roll-out that are one piece of program: a quarter faster on a CPU than one by one
 
 
 class FNO2D(Model):
@@ -101,7 +104,8 @@ def roll_out(module: nn.Module, step: Callable, fields_BxFxHxW, horizon: int):
         fields_BxFxHxW = jnp.concatenate([fields_BxFxHxW[:, 1:], frame_BxHxW[:, None]], axis=1)
         return fields_BxFxHxW, (frame_BxHxW, acts)
 
-    scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False}, length=horizon, out_axes=1)
+    shared = dict(variable_broadcast="params", split_rngs={"params": False})
+    scan = nn.scan(body, **shared, length=horizon, out_axes=1, unroll=min(horizon, UNROLLED))
     return scan(module, fields_BxFxHxW, None)[1]
 
 
@@ -174,11 +178,13 @@ class SpectralConv(nn.Module):
             [jnp.asarray(matrix, h_BxHxWxI.dtype) for matrix in matrices]
             for matrices in (analysis(height, width, m), synthesis(height, width, m))
         )
-        modes = jnp.einsum("bhwi,wpm->bhpmi", h_BxHxWxI, forward[1])
-        modes = jnp.einsum("bhpmi,hpqk->bkmqi", modes, forward[0])
+        # A transform is no weight: rounded as a GPU's products are by default it would lose what an FFT keeps
+        transform = functools.partial(jnp.einsum, precision="highest")
+        modes = transform("bhwi,wpm->bhpmi", h_BxHxWxI, forward[1])
+        modes = transform("bhpmi,hpqk->bkmqi", modes, forward[0])
         modes = jnp.einsum("bkmqi,kmqiro->bkmro", modes, as_real(spectrum) / math.sqrt(2))
-        modes = jnp.einsum("bkmro,krsh->bhsmo", modes, backward[0])
-        return jnp.einsum("bhsmo,smw->bhwo", modes, backward[1])
+        modes = transform("bkmro,krsh->bhsmo", modes, backward[0])
+        return transform("bhsmo,smw->bhwo", modes, backward[1])
 
 
 def as_real(spectrum_2xKxMxIxO):

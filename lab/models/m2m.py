@@ -78,6 +78,9 @@ class M2M(Model):
 
     def __post_init__(self):
         limits.check("model", self, {"activation": ACTIVATIONS, "gate": GATES}, {"prior_width": (1e-3, None)})
+        for name in ("widths", "modes", "kinds", "prior"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"model.{name}={getattr(self, name)!r}: expected a tuple, one entry for each expert")
         for name in ("modes", "kinds", "prior"):
             if len(given := getattr(self, name)) != len(self.widths) and (given or name == "modes"):
                 raise ValueError(f"model.{name}={given!r}: one for each of {len(self.widths)} widths {self.widths}")
@@ -125,6 +128,8 @@ class Mixture(nn.Module):
         patches_BxPxhxwxC = cut(with_coordinates(fields_BxFxHxW), sizes.patches, sizes.halo)
         b, p, h, w, channels = patches_BxPxhxwxC.shape
         resolution = sizes.resolution or side
+        if "unet" in sizes.kinds and resolution % 4:
+            raise ValueError(f"model.resolution={resolution}: a U-Net halves it twice; use a multiple of 4")
         seen = resize(patches_BxPxhxwxC.reshape(b * p, h, w, channels), resolution, resolution)
         said = jnp.stack([self._expert(e, seen, tape) for e in range(len(sizes.widths))], axis=-1)
         inside = slice(sizes.halo, h - sizes.halo), slice(sizes.halo, w - sizes.halo)

@@ -47,18 +47,6 @@ def loss(weight, row):
     return (error / size).mean()
 
 
-def test_sharpness_of_one_weight_is_its_second_derivative(monkeypatch):
-    monkeypatch.setattr(operators, "EIGENVALUES", 1)
-    monkeypatch.setattr(operators, "MATVECS", 1)
-    with jax.enable_x64(True):
-        given = row(0.7, jnp.float64)
-        found = operators.sharp(Given).function(given)
-        h = 1e-4
-        second = (loss(0.7 + h, given) - 2 * loss(0.7, given) + loss(0.7 - h, given)) / h**2
-        assert float(found["top"][0]) == pytest.approx(second, rel=1e-5)  # h^2, and rounding over h^2
-        assert float(found["trace"]) == pytest.approx(second, rel=1e-5)
-
-
 def test_roll_out_is_measured_frame_by_frame_and_its_first_fields_are_kept():
     given = row(0.7)
     found = operators.rollout(Given).function(given)

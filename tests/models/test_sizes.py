@@ -21,6 +21,8 @@ MODELS = (
     models.OneLayerAttention(9, 4),
     models.AttentionMLP(9, 4, 4, "tanh"),
     models.UNet(8),
+    models.FNO2D(4, 2, 2, 4, 2),
+    models.M2M(2, (4, 4), (1, 1), 2, 4, 2),
     models.Mamba1(9, 6, 1, 4, 4, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
     models.Mamba2(9, 6, 1, 4, 8, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
 )  # fmt: skip
@@ -28,6 +30,7 @@ SIZES = [(model, field.name) for model in MODELS for field in dataclasses.fields
 INPUTS = {
     "tokens": jnp.zeros((1, 1), jnp.int32),
     "vectors": jnp.ones((1, 1)),
+    "fields": jnp.ones((1, 1, 4, 4)),
     "noised pictures": (jnp.ones((1, 4, 4, 1)), jnp.ones(1), jnp.ones((1, 1), jnp.int32)),
 }
 

@@ -101,8 +101,8 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "edges": (attention.edges, (transformer, few_edges)),
     "mixing": (state_space.mixing, (mamba,)),
     "rollout": (operators.rollout, (fields,)),
+    "curvature": (operators.curved, (fields,)),
     "routing": (operators.routing, (fields, mixture)),
-    "rollout_sharpness": (operators.sharp, (fields,)),
 }
 
 

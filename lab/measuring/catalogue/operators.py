@@ -1,4 +1,4 @@
-"""Measurements of an operator: where its roll-out is wrong, how sharp that is, and where its gate sends which patch."""
+"""Measurements of an operator: where its roll-out is wrong, how sharp its loss is, where its gate sends which patch."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ from lab import models
 from lab.analysis import curvature, loss_fn, operators, sharpness
 from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
+from lab.measuring.catalogue import loss
 from lab.measuring.declare import Measure
 from lab.tasks.fields import relative_error
 
 FIELDS = 64  # trajectories of split test
+CURVED, AT_ONCE = 32, 8  # trajectories of split train that curvature is of, and of a minibatch
 SHOWN = 2  # of them kept to be looked at
-CURVED, MINIBATCH = 32, 8  # trajectories of training that curvature is of, and of those at once
-EIGENVALUES, MATVECS, TOLERANCE, TRACE_PROBES = 3, 24, 0.01, 8
 QUADRANTS = 2  # along each axis; the patches of a model that has none
 
 
@@ -84,30 +84,22 @@ def routing(experiment: Experiment) -> Measure:
     return Measure("routing", function, units, dims, coords, snapshots="last", split="test", n=FIELDS)
 
 
-def sharp(experiment: Experiment) -> Measure:
-    """Largest eigenvalues of the Hessian of the roll-out's loss, and its trace; see `sharpness`, for other tasks.
+def curved(experiment: Experiment) -> Measure:
+    """Extreme eigenvalues and trace of the Hessian of the roll-out loss, through all that a model reads of itself.
 
-    Of what is predicted by the first choices of a gate: its probabilities have no curvature then.
+    Of the loss outside of training steps: behind a gate that makes a first choice, of which no gradient knows, the
+    gate's parameters are flat.
     """
 
-    def loss(row):
-        def of(params, batch):
-            said = models.forward(row.model, params, batch.tokens_BxL)[0]
-            error_B = relative_error(said, batch.targets_BxL.astype(said.dtype), (1, 2, 3))
-            return jnp.sum(error_B * batch.weights_BxL), jnp.sum(batch.weights_BxL)
-
-        return of
-
     def function(row):
-        batches = loss_fn.weighted_minibatches(row.batch, MINIBATCH)
-        matvec, like_P = curvature.hessian(loss(row), row.params, batches)
-        top_key, trace_key = jax.random.split(row.key)
-        top, _ = sharpness.extremes(matvec, like_P, top_key, EIGENVALUES, MATVECS, TOLERANCE)
-        found = {"top": top.value_K, "top_residual": top.residual_K, "top_converged": top.converged_K}
-        return found | named("trace", sharpness.trace(matvec, like_P, trace_key, TRACE_PROBES))
+        batches = loss_fn.weighted_minibatches(row.batch, AT_ONCE)
+        matvec, like_P = curvature.hessian(loss_fn.own_loss(row.model, experiment.task), row.params, batches)
+        ends_key, trace_key = jax.random.split(row.key)
+        top, bottom = sharpness.extremes(matvec, like_P, ends_key, loss.EIGENVALUES, loss.MATVECS, loss.TOLERANCE)
+        found = loss.ritz("top", top) | loss.ritz("bottom", bottom)
+        return found | named("trace", sharpness.trace(matvec, like_P, trace_key, loss.TRACE_PROBES))
 
-    units = dict.fromkeys(("top", "top_residual"), "error per weight^2") | {"top_converged": "yes or no"}
-    dims = dict.fromkeys(units, ("eigenvalue",))
-    return Measure(
-        "rollout_sharpness", function, units | errors({"trace": "error per weight^2"}), dims, snapshots="last", n=CURVED
-    )
+    pairs = [f"{name}{end}" for name in ("top", "bottom") for end in ("", "_residual", "_converged")]
+    units = dict.fromkeys(pairs, "loss per weight^2") | errors({"trace": "loss per weight^2"})
+    units |= dict.fromkeys(("top_converged", "bottom_converged"), "yes or no")
+    return Measure("curvature", function, units, dict.fromkeys(pairs, ("eigenvalue",)), snapshots="last", n=CURVED)
