@@ -139,6 +139,17 @@ DECODER = dict(
     readout="all",  # or last
     compute_dtype="float32",  # of products; or bfloat16
 )
+CONTROLLER = dict(  # of a section `controller`, which a config has or not
+    family="pi",  # or p, constant: the law of the coefficient
+    signal="gate/kl",  # the penalty: an activation, of which the mean is taken; or entropy, weight_norm
+    measured="",  # what is held at the target: "": the penalty; an activation, loss, grad_norm, entropy, weight_norm
+    least=0.0,  # coefficient
+    most=1.0,
+    control_target=0.0,  # this and the following may be axes of the grid
+    control_gain_p=0.01,  # coefficient per unit of error
+    control_gain_i=0.001,  # and step
+    control_constant=0.0,  # the first coefficient
+)
 
 
 def config(**changes) -> ConfigDict:
@@ -161,6 +172,11 @@ def mamba(**changes) -> dict:
 def decoder(**changes) -> dict:
     """The options of model family `decoder`, changed."""
     return DECODER | changes
+
+
+def controller(**changes) -> dict:
+    """The options of a controller of a penalty's coefficient, changed; see `lab.controller`."""
+    return CONTROLLER | changes
 
 
 def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2) -> ConfigDict:

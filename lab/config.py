@@ -13,6 +13,7 @@ import ml_collections
 from lab import families, limits, models, own_optim
 from lab import grid as grids
 from lab.config_json import differences, from_json, plain, to_json
+from lab.controller import Controller
 from lab.experiment import Experiment
 from lab.objective import Objective
 from lab.optim import Optim
@@ -21,6 +22,7 @@ from lab.tasks import Task
 __all__ = ["differences", "experiment", "from_json", "grid", "to_json", "variants"]
 
 SECTIONS = ("task", "objective", "model", "start", "optim", "grid", "variants")
+OPTIONAL = ("controller",)  # sections that a config may lack
 START = {"variant": str, "row": ml_collections.ConfigDict}
 SCALARS = {
     "study": str,
@@ -68,8 +70,8 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
             raise ValueError(f"variants: {name!r} cannot name a folder and pictures; use a-z, 0-9, - and _")
         variant = base.copy_and_resolve_references()
         try:
-            for section in ("task", "model"):
-                family = base[section].family
+            for section in ("task", "model", *(name for name in OPTIONAL if name in changes)):
+                family = base[section].family if section in base else None
                 if changes.get(section, {}).get("family", family) != family:
                     with variant.unlocked():
                         variant[section] = ml_collections.ConfigDict(changes[section])
@@ -86,6 +88,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     """The static half of one variant."""
     config = plain(config)
     _check_names(config, {*SCALARS, *SECTIONS} - {"variants"})
+    controller = _construct(Controller, config.controller.to_dict(), "controller") if "controller" in config else None
     task = _build("task", config.task.to_dict(), "task")
     model = _build("model", config.model.to_dict(), "model")
     objective = _construct(Objective, config.objective.to_dict(), "objective")
@@ -101,7 +104,8 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     for name in own_optim.hparams(optim.family, required=True):
         if name not in config.grid:
             raise ValueError(f"grid.{name} is missing: optim.family={optim.family!r} wants it")
-    return Experiment(model=model, task=task, optim=optim, objective=objective, init_convention=config.init, **values)
+    static = dict(model=model, task=task, optim=optim, objective=objective, controller=controller)
+    return Experiment(**static, init_convention=config.init, **values)
 
 
 def grid(config: ml_collections.ConfigDict) -> grids.Grid:
@@ -119,6 +123,7 @@ def grid(config: ml_collections.ConfigDict) -> grids.Grid:
             "sequences; use train_size=0, an endless stream"
         )
     extra = (*task.hparams, *(Objective.hparams if task.has_answer else ()), *own_optim.hparams(config.optim.family))
+    extra += Controller.hparams if "controller" in config else ()
     return grids.product(config.grid.to_dict(), extra)
 
 
@@ -140,14 +145,14 @@ def sources_first(resolved: Mapping) -> dict[str, ml_collections.ConfigDict]:
 
 
 def _check_names(config, needed: Collection[str]) -> None:
-    known = {*SCALARS, *SECTIONS}
+    known = {*SCALARS, *SECTIONS, *OPTIONAL}
     for name in config:
         if name not in known:
             raise ValueError(f"config.{name}: unknown option{_nearest(name, known)}")
     for name in sorted(needed):
         if name not in config:
             raise ValueError(f"config.{name} is missing")
-    for name in SECTIONS:
+    for name in (*SECTIONS, *OPTIONAL):
         if name in config and not isinstance(config[name], ml_collections.ConfigDict):
             raise ValueError(f"config.{name}={config[name]!r}: expected dict")
     for name, kind in SCALARS.items():

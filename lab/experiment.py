@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from lab import init, models, module, optim, rng
+from lab.controller import Controller
 from lab.limits import SEED_BOUND
 from lab.objective import DEFAULT, Objective
 from lab.tasks import Task
@@ -28,6 +29,7 @@ class Experiment:
       data_seed: of the training set, the shared order and the evaluation sets.
       eval_size: sequences per split at each evaluation; the same ones every time.
       objective: what rows are trained on in place of the task's clean sequences.
+      controller: of the coefficient of a penalty beside the task's loss; None: there is none.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Experiment:
     data_seed: int
     eval_size: int
     objective: Objective = DEFAULT
+    controller: Controller | None = None
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("train_size", 0), ("eval_size", 1)):
@@ -74,24 +77,26 @@ class Experiment:
 
         Raises:
           ValueError: a model that takes, keeps or returns what `lab.module` does not allow, or leaves that
-            `init.leaves_of` refuses.
+            `init.leaves_of` refuses; or it does not give what the controller measures.
         """
         _ = self.leaves
-        example, outputs = self._traced()
+        example, outputs, acts = self._traced()
         if self.task.inputs == "tokens":
             module.check_outputs(self.model, outputs, example, self.task.vocab_size, self.task.classifies)
+        if self.controller is not None:
+            self.controller.check_fit(self.task, acts)
 
     @property
     def n_classes(self) -> int:
         """Of a classifier of arrays, outputs (B, C) and cross-entropy: C, which labels are below; 0 of all else."""
         if self.task.inputs == "tokens" or not self.task.cross_entropy:
             return 0
-        _, outputs = self._traced()
+        _, outputs, _ = self._traced()
         return outputs.shape[1] if len(getattr(outputs, "shape", ())) == 2 else 0
 
     def _traced(self) -> tuple:
-        """The task's example, and the shapes of what the model says of it."""
+        """The task's example, and the shapes of what the model says of it and of its activations."""
         example = self.task.example()
         params = jax.eval_shape(lambda: models.init(self.model, rng.key(0, "init"), example))
-        outputs, _ = jax.eval_shape(lambda params: models.forward(self.model, params, example), params)
-        return example, outputs
+        outputs, acts = jax.eval_shape(lambda params: models.forward(self.model, params, example), params)
+        return example, outputs, acts

@@ -7,6 +7,7 @@ embedding the last axis (as the papers count). A module says of its own leaves, 
     fan_in = {"*/table": None}        # None: no matrix, it stays as the module draws it
     groups = {"readout/kernel": "head"}    # the group whose rate it follows, where names don't tell: see `lab.init`
     unit_leaves = ("w",)              # the module itself draws these with std d_in^-1/2
+    matrix_rows = {"w": (0, 1, 2)}    # the axes that are rows of its matrix, where these are more than the inputs
 
 Such attributes stand in the class, or are fields. The outermost module's word counts.
 """
@@ -110,7 +111,7 @@ def _find(model: nn.Module, structure, inputs) -> Found:
     with nn.intercept_methods(_noting(modules, owners, of_nnx)):
         params = jax.eval_shape(lambda: module.draw(model, rng.key(0, "init"), example()))
     leaves = tree.named_leaves(params)
-    said = {name: _words(modules, leaves, name) for name in ("fan_in", "groups", "unit_leaves")}
+    said = {name: _words(modules, leaves, name) for name in ("fan_in", "groups", "unit_leaves", "matrix_rows")}
 
     d_in, undecided = {}, []
     for name, leaf in leaves.items():
@@ -136,7 +137,8 @@ def _find(model: nn.Module, structure, inputs) -> Found:
     for name, n in d_in.items():
         drawn = "constant" if name in constant else "unit" if name in unit_drawn else "anew"
         projection = _projection(modules, name)
-        layout = _layout(owners.get(name), name, leaves[name].shape, said["fan_in"].get(name, n), projection)
+        rows = said["matrix_rows"].get(name, said["fan_in"].get(name, n))
+        layout = _layout(owners.get(name), name, leaves[name].shape, rows, projection)
         found[name] = Matrix(n, said["groups"].get(name, PROJECTIONS.get(projection, "")), drawn, layout)
     return Found(found, {name: leaf.shape for name, leaf in leaves.items()}, constant)
 

@@ -15,7 +15,7 @@ SUFFIX = ".npy"
 def hold(arrays: Mapping[str, np.ndarray]) -> str:
     """Keeps a table in this process; returns its hash."""
     arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
-    sha256 = _hash(files(arrays))
+    sha256 = hash_of(arrays)
     HELD[sha256] = arrays
     return sha256
 
@@ -52,6 +52,11 @@ def files(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
         np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
         contents[f"{name}{SUFFIX}"] = buffer.getvalue()
     return contents
+
+
+def hash_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """The sha256 of a table."""
+    return _hash(files(arrays))
 
 
 def _hash(contents: Mapping[str, bytes]) -> str:

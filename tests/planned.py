@@ -10,7 +10,7 @@ from lab import config as configs
 from lab import rng, schedule
 from lab.claims import evaluate
 from lab.disk.load import _along_axes, _dataset
-from lab.disk.metrics import TRAIN_METRICS
+from lab.disk.metrics import train_metrics
 from lab.engine import batches, step
 from lab.measuring import run
 from lab.measuring.declare import Row, in_float32
@@ -43,7 +43,7 @@ def dataset(study, variant) -> xr.Dataset:
         return np.broadcast_to(row_R, shape if time is None else (len(times[time]), *shape))
 
     variables = {"diverged_at": ((), np.full(len(grid), -1))}
-    for name in TRAIN_METRICS:
+    for name in train_metrics(variant):
         variables[name] = (("train_step",), some(state.diverged_at, "train_step"))
     for name, leaf in scores.items():
         variables[name] = (("step",), some(leaf, "step"), task.dims.get(name.split(".")[-1], ()))

@@ -82,7 +82,7 @@ def test_a_task_says_itself_that_no_training_set_may_be_kept():
 
 
 def test_models_say_what_they_read_and_a_task_that_gives_something_else_is_refused():
-    others = {"unet": "noised pictures", "vector_attention": "sequences of vectors"}
+    others = {"unet": "noised pictures", "vector_attention": "sequences of vectors", "fno2d": "fields", "m2m": "fields"}
     for name, family in models.FAMILIES.items():
         assert ":" in name or models.reads(family) == others.get(name, "tokens")
     assert models.reads(models.TwoLayerMLP) == "vectors"

@@ -20,6 +20,7 @@ VALUES = {
     "tree",
     "perturb",
     "objective",
+    "controller",
     "limits",
     "cache",
     "verdicts",
@@ -174,6 +175,7 @@ ACTING = {
     "lab.text.notes": {"print"},  # what a user should know of the text that was read
 }
 WRITERS = {
+    "lab.tasks.field_pools",
     "lab.disk.files",  # the only writer of single files
     "lab.disk.store",  # folders of saves, renamed into place
     "lab.disk.metrics",  # deletes chunks that will be written again

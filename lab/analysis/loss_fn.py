@@ -48,6 +48,16 @@ def answer_loss(model) -> Loss:
     return score(model, answer_loss_of)
 
 
+def own_loss(model, task) -> Loss:
+    """The loss that a task has of its own, `Task.mean_loss`: a mean by the weights (B,) of its batches."""
+
+    def loss(params, batch):
+        weight = jnp.sum(batch.weights_BxL)
+        return task.mean_loss(models.forward(model, params, batch.tokens_BxL)[0], batch) * weight, weight
+
+    return loss
+
+
 def minibatches(batch, size: int):
     """The batch cut into M minibatches: every leaf (N, ...) becomes (M, size, ...); as one where size >= N.
 

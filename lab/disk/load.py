@@ -12,7 +12,7 @@ from lab import config as configs
 from lab import limits
 from lab.disk import measurements
 from lab.disk.files import DamagedError, WorkdirError
-from lab.disk.metrics import TRAIN_METRICS, read_chunks
+from lab.disk.metrics import STEP_METRICS, read_chunks
 from lab.disk.workdir import EXTENSIONS, Workdir, find, united, variants_in
 from lab.grid import Grid
 
@@ -28,7 +28,8 @@ def load(workdir: str | Path, variant: str | None = None, without: Container[str
     Returns:
       A Dataset. Dimensions: `step` (evaluations), `train_step` (training steps), `snapshot`, and the grid's axes
       (`gamma`, `weight_decay`, `learning_rate`, `seed`, ...), or `row` where the grid is not a product. Variables:
-      `train_loss` and `grad_norm` (train_step, ...), `<split>.<score>` (step, ...), `diverged_at` (...; -1 = healthy),
+      `train_loss` and `grad_norm` (train_step, ...), and `controlled` and `coefficient` where there is a controller;
+      `<split>.<score>` (step, ...), `diverged_at` (...; -1 = healthy),
       `<measure>.<name>` (snapshot, ...), with `units`, `split` and `n_sequences` in its attributes.
       `dataset.lab.params(gamma=0.8, ...)` gives a row's parameters.
 
@@ -96,7 +97,7 @@ def _rows_of(work: Workdir, without: Container[str], over_time: Container[str]) 
     diverged_at = columns.pop("diverged_at")[-1]
     variables = {"diverged_at": ((), diverged_at)}
     for name, parts in columns.items():
-        time = "train_step" if name in TRAIN_METRICS else "step"
+        time = "train_step" if name in STEP_METRICS else "step"
         variables[name] = ((time,), np.concatenate(parts), task.dims.get(name.split(".")[-1], ()))
     coords = {**steps, **{name: np.array(values) for name, values in task.coords.items()}}
     dataset = _dataset(variables, coords)

@@ -1,15 +1,22 @@
 """Metrics of a training on disk: one npz file a chunk, (n, R) per metric, named after the step at which it ends."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from lab import schedule
+from lab import controller, schedule
 from lab.disk import files
 from lab.disk.files import DamagedError, WorkdirError, is_step, read_npz
 from lab.disk.workdir import Workdir
 
 TRAIN_METRICS = ("train_loss", "grad_norm")  # one value a step; all others one an evaluation
+STEP_METRICS = (*TRAIN_METRICS, *controller.METRICS)  # with those of a training that has a controller
+
+
+def train_metrics(config: Mapping) -> tuple[str, ...]:
+    """Those that a training has a value of at every step."""
+    return STEP_METRICS if "controller" in config else TRAIN_METRICS
 
 
 def metric_files(folder: Path) -> list[Path]:

@@ -192,9 +192,10 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
 
 
 def _check_rows(experiment: Experiment, grid: Grid) -> None:
-    """What a task, objective or optimizer refuses as its own value is refused in a grid."""
+    """What a task, objective, optimizer or controller refuses as its own value is refused in a grid."""
     optim.check_decay(experiment.optim, experiment.steps, grid.columns)
-    for owner in (experiment.task, experiment.objective):
+    owners = (experiment.task, experiment.objective, *filter(None, [experiment.controller]))
+    for owner in owners:
         varied = [name for name in owner.hparams if name in grid.columns]
         for values in dict.fromkeys(zip(*(grid.columns[name] for name in varied), strict=True)):
             try:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lab import init, models, optim, own_optim, perturb, rng, tree
+from lab import controller, init, models, optim, own_optim, perturb, rng, tree
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
@@ -20,6 +20,20 @@ class RowState(NamedTuple):
     params: dict
     opt_state: tuple
     diverged_at: jax.Array
+
+
+class ControlledState(NamedTuple):
+    """The `RowState` of an experiment with a controller."""
+
+    params: dict
+    opt_state: tuple
+    diverged_at: jax.Array
+    control: controller.State
+
+
+def metric_names(experiment: Experiment) -> tuple[str, ...]:
+    """What `train_step` records."""
+    return ("train_loss", "grad_norm", *(controller.METRICS if experiment.controller else ()))
 
 
 def transform(experiment: Experiment, hparams: Mapping, packed: bool = False) -> optax.GradientTransformation:
@@ -38,11 +52,12 @@ def packing(experiment: Experiment, state: RowState) -> tree.Packing | None:
     return optim.packing(experiment.optim, state.params, experiment.leaves)
 
 
-def start(experiment: Experiment, hparams: Mapping) -> RowState:
+def start(experiment: Experiment, hparams: Mapping) -> RowState | ControlledState:
     """The row before training. Rows with the same seed start from the same draw, scaled to their own rates."""
     params = models.init(experiment.model, rng.key(hparams["seed"], "init"), experiment.task.example())
     params = init.rescale(params, init.rates(hparams), experiment.init_convention, experiment.leaves)
-    return RowState(params, transform(experiment, hparams).init(params), jnp.int32(-1))
+    state = RowState(params, transform(experiment, hparams).init(params), jnp.int32(-1))
+    return state if experiment.controller is None else ControlledState(*state, experiment.controller.start(hparams))
 
 
 def train_step(
@@ -56,41 +71,55 @@ def train_step(
     Returns:
       `(state, {"train_loss", "grad_norm"})`: `Task.mean_loss` on the batch before the step, and the global
       norm of the gradient before clipping; NaN once the row has diverged. See `value_and_grad` for rows with a
-      `sam_radius` or `weight_noise`.
+      `sam_radius` or `weight_noise`. With a controller the gradient is of the loss and its penalty, and there are
+      `controlled`, what was measured, and `coefficient`, that of this step.
     """
+    steered = experiment.controller
 
     def dropout_key():
         return rng.key(hparams["seed"], "dropout", step)
 
     def loss(params):
-        outputs, _ = models.forward(experiment.model, params, batch.tokens_BxL, dropout_key=dropout_key)
-        return experiment.task.mean_loss(outputs, batch)
+        outputs, acts = models.forward(experiment.model, params, batch.tokens_BxL, dropout_key=dropout_key)
+        value = experiment.task.mean_loss(outputs, batch)
+        if steered is None:
+            return value
+        return steered.penalized(state.control, controller.Seen(value, outputs, batch, params), acts)
 
-    if packed is None:
-        value, grads = value_and_grad(loss, experiment, hparams, state.params, step)
-    else:
-        value, grads = value_and_grad(loss, experiment, hparams, packed.unpack(state.params), step)
-        grads = packed.pack(grads)
+    params = state.params if packed is None else packed.unpack(state.params)
+    value, grads = value_and_grad(loss, experiment, hparams, params, step, steered is not None)
+    value, seen = (value, {}) if steered is None else value
+    grads = grads if packed is None else packed.pack(grads)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to powers that are int32
         update = transform(experiment, hparams, packed is not None).update
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
     grad_norm = optax.tree.norm(grads)
+    metrics = {"train_loss": value, "grad_norm": grad_norm}
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
+    control = ()
+    if steered is not None:
+        measured = seen.get("measured", grad_norm)
+        control = (steered.update(state.control, measured, hparams),)
+        finite &= jnp.isfinite(measured)
+        metrics |= {"train_loss": seen["loss"], "controlled": measured, "coefficient": state.control.coefficient}
     alive = state.diverged_at < 0
     diverged_at = jnp.where(alive & ~finite, jnp.int32(step), state.diverged_at)
-    moved = tree.where(alive & finite, (params, opt_state), (state.params, state.opt_state))
-    metrics = {"train_loss": value, "grad_norm": grad_norm}
-    return RowState(*moved, diverged_at), {name: jnp.where(alive, m, jnp.nan) for name, m in metrics.items()}
+    moved = tree.where(alive & finite, (params, opt_state, *control), (state.params, state.opt_state, *state[3:]))
+    state = type(state)(*moved[:2], diverged_at, *moved[2:])
+    return state, {name: jnp.where(alive, m, jnp.nan) for name, m in metrics.items()}
 
 
-def value_and_grad(loss: Callable, experiment: Experiment, hparams: Mapping, params, step):
+def value_and_grad(loss: Callable, experiment: Experiment, hparams: Mapping, params, step, has_aux: bool = False):
     """Loss and the gradient to descend, of a row that may have a `weight_noise` or a `sam_radius`: see `lab.perturb`.
 
     Noise comes first, drawn anew at every step; SAM ascends from there, at the cost of a second gradient. Frozen
     matrices are not perturbed. A grid without these hyperparameters compiles neither; a value of 0 is the plain step up
     to rounding.
+
+    Args:
+      has_aux: whether the loss also says something else, which is returned beside its value.
 
     Returns:
       `(value, grads)`: the value is that of the plain weights under SAM, and of the noisy ones under noise, where the
@@ -105,10 +134,11 @@ def value_and_grad(loss: Callable, experiment: Experiment, hparams: Mapping, par
     if "weight_noise" in hparams:
         key = rng.key(hparams["seed"], "weight_noise", step)
         around = unless_frozen(perturb.weight_noise(params, key, hparams["weight_noise"], experiment.leaves), params)
-    value, grads = jax.value_and_grad(loss)(around)
+    value, grads = jax.value_and_grad(loss, has_aux=has_aux)(around)
     if "sam_radius" in hparams:
         upward = unless_frozen(grads, jax.tree.map(jnp.zeros_like, grads))
-        grads = jax.grad(loss)(perturb.sam_ascent(around, upward, hparams["sam_radius"]))
+        grads = jax.grad(loss, has_aux=has_aux)(perturb.sam_ascent(around, upward, hparams["sam_radius"]))
+        grads = grads[0] if has_aux else grads
     return value, grads
 
 

@@ -83,7 +83,7 @@ def build(experiment: Experiment, max_steps: int, width: int, mesh: Mesh, option
             state, metrics = step.train_step(experiment, hparams, state, split_batch(batch_at(now)), now, packed)
             return split_state(state), {name: recorded[name].at[i].set(value) for name, value in metrics.items()}
 
-        nothing = {name: jnp.full((max_steps,), jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm")}
+        nothing = {name: jnp.full((max_steps,), jnp.nan, jnp.float32) for name in step.metric_names(experiment)}
         state = split_state(state) if packed is None else packed.pack_within(state)
         state, recorded = jax.lax.fori_loop(0, n_steps, body, (state, nothing))
         return (state if packed is None else packed.unpack_within(state)), recorded

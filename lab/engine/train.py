@@ -280,7 +280,10 @@ def _save(work: Workdir, layout: Layout, chunk: Chunk, state, keep: bool, checkp
     """Metrics first: a checkpoint promises that everything before it is on disk."""
     n_steps = chunk.end - chunk.first
     nothing = np.zeros((0, layout.n_rows), np.float32)
-    record = {"train_step": np.arange(chunk.first, chunk.end), **dict.fromkeys(metrics.TRAIN_METRICS, nothing)}
+    record = {
+        "train_step": np.arange(chunk.first, chunk.end),
+        **dict.fromkeys(metrics.train_metrics(work.config), nothing),
+    }
     if chunk.metrics is not None:
         # The order in memory is in the file, and a file shall not depend on the parts of a chunk: as it was with one.
         order = "F" if n_steps == schedule.longest_chunk(work.config) else "C"

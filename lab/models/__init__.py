@@ -10,8 +10,10 @@ import flax.linen as nn
 from lab.matrices import unit as init
 from lab.models.attention import AttentionMLP, OneLayerAttention
 from lab.models.decoder import Decoder
+from lab.models.fno import FNO2D
 from lab.models.in_context import VectorAttention
 from lab.models.layers import ACTIVATIONS
+from lab.models.m2m import M2M
 from lab.models.mamba import Mamba1, Mamba2
 from lab.models.mlp import EmbLinear, EmbMLP, EmbTable, TwoLayerMLP
 from lab.models.transformer import NORMS, READOUTS, Transformer
@@ -22,6 +24,8 @@ __all__ = [
     "ACTIVATIONS",
     "ANYTHING",
     "FAMILIES",
+    "FNO2D",
+    "M2M",
     "NORMS",
     "READOUTS",
     "AttentionMLP",
@@ -54,6 +58,8 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "mamba2": Mamba2,
     "vector_attention": VectorAttention,
     "decoder": Decoder,
+    "fno2d": FNO2D,
+    "m2m": M2M,
 }
 
 

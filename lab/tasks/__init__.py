@@ -4,6 +4,7 @@ from lab.tasks.addition import Addition
 from lab.tasks.anchor import Anchor
 from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
+from lab.tasks.fields import Fields
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
 from lab.tasks.induction import Induction
@@ -28,6 +29,7 @@ __all__ = [
     "Batch",
     "Cogs",
     "Composition",
+    "Fields",
     "Finetune",
     "GraphPath",
     "Induction",
@@ -66,4 +68,5 @@ FAMILIES: dict[str, type[Task]] = {
     "inverse_matching": InverseMatching,
     "linear_regression": LinearRegression,
     "induction": Induction,
+    "fields": Fields,
 }

@@ -22,6 +22,8 @@ MODELS = (
     models.AttentionMLP(9, 4, 4, "tanh"),
     models.UNet(8),
     models.VectorAttention(3, 4, beta=0.5, augment="parallel"),
+    models.FNO2D(4, 2, 2, 4, 2),
+    models.M2M(2, (4, 4), (1, 1), 2, 4, 2),
     models.Mamba1(9, 6, 1, 4, 4, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
     models.Mamba2(9, 6, 1, 4, 8, 2, 2, "learned", "none", False, True, "pre", True, "last", 2),
     models.Decoder(9, 6, 1, 8, 4, 2, 4, 1e-5),
@@ -31,6 +33,7 @@ INPUTS = {
     "tokens": jnp.zeros((1, 1), jnp.int32),
     "vectors": jnp.ones((1, 1)),
     "sequences of vectors": jnp.ones((1, 2, 1)),
+    "fields": jnp.ones((1, 1, 4, 4)),
     "noised pictures": (jnp.ones((1, 4, 4, 1)), jnp.ones(1), jnp.ones((1, 1), jnp.int32)),
 }
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from lab import models
 from lab.engine import numerics
 from lab.experiment import Experiment
-from lab.measuring.catalogue import attention, loss, state_space, weights
+from lab.measuring.catalogue import attention, loss, operators, state_space, weights
 from lab.measuring.declare import Measure
+from lab.tasks import Fields
 
 MOST_EDGES = 1000  # that are cut one by one
 MAMBAS = (models.Mamba1, models.Mamba2)
@@ -42,6 +43,18 @@ def mamba(experiment: Experiment) -> str | None:
     if isinstance(experiment.model, MAMBAS):
         return None
     return f"it is of a Mamba's state space, this model is {type(experiment.model).__name__}"
+
+
+def fields(experiment: Experiment) -> str | None:
+    if isinstance(experiment.task, Fields):
+        return None
+    return f"it is of fields that are continued, this task is {type(experiment.task).__name__}"
+
+
+def mixture(experiment: Experiment) -> str | None:
+    if isinstance(experiment.model, models.M2M):
+        return None
+    return f"it is of a gate before experts, this model is {type(experiment.model).__name__}"
 
 
 def residual_stream(experiment: Experiment) -> str | None:
@@ -91,6 +104,9 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
     "edges": (attention.edges, (transformer, few_edges)),
     "mixing": (state_space.mixing, (mamba,)),
+    "rollout": (operators.rollout, (fields,)),
+    "curvature": (operators.curved, (fields,)),
+    "routing": (operators.routing, (fields, mixture)),
 }
 
 

@@ -75,7 +75,7 @@ def sharp(experiment: Experiment) -> Measure:
         gauss_newton, _ = curvature.gauss_newton(logits, loss_fn.answer_loss_of, row.params, batches)
         peak = row.hparams["learning_rate"]
         rates = {"": peak * jnp.asarray(factor(row.step), like_P.dtype), "_at_peak": peak}
-        found = _ritz("top", top) | _ritz("bottom", bottom)
+        found = ritz("top", top) | ritz("bottom", bottom)
         found |= largest("gauss_newton", gauss_newton, like_P, keys[1], MATVECS // 2)
         edges = {}
         if not own:
@@ -238,7 +238,7 @@ def top_eigenvalue(experiment: Experiment, matvecs: int) -> Measure:
 def largest(name: str, matvec, like_P, key, matvecs: int) -> dict[str, jax.Array]:
     """The largest eigenvalue of an operator as `<name>`, its residual as `<name>_residual`, and `<name>_converged`."""
     found = sharpness.top(matvec, like_P, key, 1, matvecs, TOLERANCE)
-    return {output: values_1[0] for output, values_1 in _ritz(name, found).items()}
+    return {output: values_1[0] for output, values_1 in ritz(name, found).items()}
 
 
 def of_loss(name: str, function, units, dims=None, coords=None) -> Measure:
@@ -246,7 +246,8 @@ def of_loss(name: str, function, units, dims=None, coords=None) -> Measure:
     return Measure(name, function, units, dims or {}, coords or {}, snapshots="last", n=SEQUENCES, stream=STREAM)
 
 
-def _ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:
+def ritz(name: str, found: sharpness.Ritz) -> dict[str, jax.Array]:
+    """Eigenvalues of an operator as outputs: themselves, their residuals, and whether they have converged."""
     return {name: found.value_K, f"{name}_residual": found.residual_K, f"{name}_converged": found.converged_K}
 
 
