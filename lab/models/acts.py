@@ -36,6 +36,7 @@ width K, I = H K channels, N states and C = I + 2N convolved channels:
 `TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`
 (B V); with an axis of L positions behind B where it answers at all. `EmbLinear`, `EmbTable`: those that they have.
 `OneLayerAttention` and `AttentionMLP` (Q = H = 1, K = D): those above that they have, scores divided by sqrt(D).
+`UNet`, `FNO2D` and `M2M` list theirs in `lab.models.unet`, `lab.models.fno` and `lab.models.m2m`.
 """
 
 from collections.abc import Callable, Mapping
