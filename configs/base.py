@@ -141,7 +141,7 @@ DECODER = dict(
 )
 CONTROLLER = dict(  # of a section `controller`, which a config has or not
     family="pi",  # or p, constant: the law of the coefficient
-    signal="gate/kl",  # the penalty: an activation, of which the mean is taken; or entropy, weight_norm
+    signal="gate/kl",  # the penalty: an activation, of which the mean is taken; or loss, entropy, weight_norm
     measured="",  # what is held at the target: "": the penalty; an activation, loss, grad_norm, entropy, weight_norm
     least=0.0,  # coefficient
     most=1.0,

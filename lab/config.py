@@ -56,8 +56,9 @@ LEAST = {
 def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
     """The static variants of a config: `config.variants.<name>` holds what differs from the rest of the config.
 
-    A variant with a task or model of another family says all of it: nothing of the first one's options is left. They
-    come in the order of their names, but behind the variant they start from (`start.variant`), where that is here too.
+    A variant with a task, model or controller of another family says all of it: nothing of the first one's options is
+    left; so does one with a section that the config lacks. They come in the order of their names, but behind the
+    variant they start from (`start.variant`), where that is here too.
     """
     base = plain(config)
     _check_names(base, (*SCALARS, *SECTIONS))
@@ -71,8 +72,8 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
         variant = base.copy_and_resolve_references()
         try:
             for section in ("task", "model", *(name for name in OPTIONAL if name in changes)):
-                family = base[section].family if section in base else None
-                if changes.get(section, {}).get("family", family) != family:
+                asked = changes.get(section, {})
+                if section not in base or asked.get("family", base[section].family) != base[section].family:
                     with variant.unlocked():
                         variant[section] = ml_collections.ConfigDict(changes[section])
             # a variant may vary what the others do not; `grid` and `init_from.matched` know the names

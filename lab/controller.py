@@ -18,13 +18,13 @@ conditional integration): else it would have to be undone before the coefficient
 (arXiv 2004.05988) steers KL in this way, with 1 / (1 + exp(-e)) in place of e in the first term.
 
 The coefficient of a step is of what was measured up to the step before, so the gradient norm can be controlled as well.
-A law is a pure function of numbers, all of them the row's own: target, gains and constant may be axes of a grid, with
-rows of family `pi` for all laws (gains of 0).
+A law is a pure function of numbers, all of them the row's own: target, gains and constant may be axes of a grid, where
+the law reads them; rows of family `pi` with gains of 0 are those of the other laws.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -82,7 +82,8 @@ class Controller:
       least, most: bounds of the coefficient. Penalties are positive coefficients' work; where a signal is to be driven
         up as well, `least` is negative.
       control_target: of what is measured.
-      control_gain_p, control_gain_i: K_p, in coefficient per unit of error, and K_i, that per step.
+      control_gain_p, control_gain_i: K_p, in coefficient per unit of error, and K_i, that per step; negative where the
+        coefficient raises what is measured.
       control_constant: the coefficient of the first step, to which the others are added.
 
     Raises:
@@ -95,8 +96,8 @@ class Controller:
     least: float = 0.0
     most: float = 1.0
     control_target: float = 0.0
-    control_gain_p: float = 0.0
-    control_gain_i: float = 0.0
+    control_gain_p: float = 0.01
+    control_gain_i: float = 0.001
     control_constant: float = 0.0
 
     hparams = ("control_target", "control_gain_p", "control_gain_i", "control_constant")  # those that a grid may vary
@@ -131,7 +132,7 @@ class Controller:
         """
         number = {name: self._number(name, hparams) for name in self.hparams}
         error = jnp.asarray(measured, jnp.float32) - number["control_target"]
-        coefficient, integral = FAMILIES[self.family](self, number, state.integral, error)
+        coefficient, integral = FAMILIES[self.family].steer(self, number, state.integral, error)
         return State(self._clip(coefficient), integral)
 
     def penalized(self, state: State, seen: Seen, acts: Mapping) -> tuple:
@@ -149,17 +150,35 @@ class Controller:
 
     def check_fit(self, task, acts: Mapping) -> None:
         """
+        Args:
+          acts: the model's activations, or their shapes and dtypes.
+
         Raises:
-          ValueError: a quantity that the model does not give.
+          ValueError: a quantity that the model does not give, a penalty without a gradient.
         """
         for field, name in (("signal", self.signal), ("measured", self.target_of)):
-            if name == "entropy" and task.inputs != "tokens":
-                raise ValueError(
-                    f"controller.{field}={name!r}: of answers in tokens, and {type(task).__name__} has none"
-                )
-            if name not in (*acts, *QUANTITIES) and (name != GRAD_NORM or field == "signal"):
-                hint = limits.nearest(name, (*acts, *QUANTITIES)) or f"; there are {', '.join((*QUANTITIES, *acts))}"
+            known = (*QUANTITIES, *((GRAD_NORM,) if field == "measured" else ()), *acts)
+            if name not in known:
+                hint = limits.nearest(name, known) or f"; there are {', '.join(known)}"
                 raise ValueError(f"controller.{field}={name!r}: no activation of the model{hint}")
+            if name == "entropy" and not task.cross_entropy:
+                own = f"{type(task).__name__} has its own loss"
+                raise ValueError(f"controller.{field}={name!r}: of answers of cross-entropy, and {own}")
+        if self.signal in acts and not jnp.issubdtype(dtype := acts[self.signal].dtype, jnp.floating):
+            raise ValueError(f"controller.signal={self.signal!r}: {dtype}, of which there is no gradient")
+
+    def check_axes(self, axes: Collection[str]) -> None:
+        """
+        Args:
+          axes: the axes of the grid.
+
+        Raises:
+          ValueError: one that the law does not read, along which all rows would be alike.
+        """
+        read = FAMILIES[self.family].hparams
+        for name in self.hparams:
+            if name in axes and name not in read:
+                raise ValueError(f"grid.{name}: controller.family={self.family!r} reads {', '.join(read)} alone")
 
     def _number(self, name: str, hparams: Mapping):
         return jnp.asarray(hparams.get(name, getattr(self, name)), jnp.float32)
@@ -184,5 +203,20 @@ def proportional_integral(controller: Controller, number: Mapping, integral, err
     return at_once + integral, integral
 
 
-# `(controller, numbers, integral, error) -> (coefficient before it is clipped, integral)`
-FAMILIES: dict[str, Callable] = {"constant": constant, "p": proportional, "pi": proportional_integral}
+class Law(NamedTuple):
+    """How a coefficient follows from an error.
+
+    Attributes:
+      steer: `(controller, numbers, integral, error) -> (coefficient before it is clipped, integral)`.
+      hparams: the numbers that it reads.
+    """
+
+    steer: Callable
+    hparams: tuple[str, ...]
+
+
+FAMILIES: dict[str, Law] = {
+    "constant": Law(constant, ("control_constant",)),
+    "p": Law(proportional, ("control_target", "control_gain_p", "control_constant")),
+    "pi": Law(proportional_integral, Controller.hparams),
+}

@@ -10,7 +10,8 @@
 | embedding | (V, D) | V x D, as it is |
 | stacked by `nn.scan`, `nn.vmap`, batch axes, a kernel for each place | (N, I, O) | I x O of every copy: `name[i]` |
 
-A module that says `fan_in = {"w": (0, 1)}` says the rows with it.
+A module that says `fan_in = {"w": (0, 1)}` says the rows with it, unless it says `matrix_rows`, as that of a Fourier
+layer does: its weights (2, 2m, m, I, O) have I inputs, and are a (4 m m I) x O matrix.
 """
 
 import itertools

@@ -78,7 +78,8 @@ def find(model: nn.Module, inputs) -> Found:
 
     Raises:
       ValueError: as `lab.module.draw`; a leaf with two axes or more that is drawn at random by a module that does not
-        say how many inputs it has; a `fan_in` or `groups` that cannot be; a layer whose weights no rate can scale.
+        say how many inputs it has; a `fan_in`, `matrix_rows` or `groups` that cannot be; a layer whose weights no rate
+        can scale.
     """
     leaves, structure = jax.tree.flatten(inputs)
     try:
@@ -137,7 +138,7 @@ def _find(model: nn.Module, structure, inputs) -> Found:
     for name, n in d_in.items():
         drawn = "constant" if name in constant else "unit" if name in unit_drawn else "anew"
         projection = _projection(modules, name)
-        rows = said["matrix_rows"].get(name, said["fan_in"].get(name, n))
+        rows = _said_rows(name, said, n, leaves[name].shape if name not in owners else owners[name].shape)
         layout = _layout(owners.get(name), name, leaves[name].shape, rows, projection)
         found[name] = Matrix(n, said["groups"].get(name, PROJECTIONS.get(projection, "")), drawn, layout)
     return Found(found, {name: leaf.shape for name, leaf in leaves.items()}, constant)
@@ -251,12 +252,26 @@ def _words(modules: Mapping, leaves: Mapping, attribute: str) -> dict:
 
 
 def _said_inputs(name: str, word, shape: tuple[int, ...]) -> int:
-    axes = word if isinstance(word, tuple) else ()
-    if axes and all(isinstance(axis, int) and -len(shape) <= axis < len(shape) for axis in axes):
-        return math.prod(shape[axis] for axis in axes)
+    if _are_axes(word, shape):
+        return math.prod(shape[axis] for axis in word)
     if isinstance(word, int) and not isinstance(word, bool) and word > 0:
         return word
     raise ValueError(f"fan_in of {name!r} {shape}: {word!r}; accepted: a number from 1, a tuple of its axes, or None")
+
+
+def _said_rows(name: str, said: Mapping, d_in: int, shape: tuple[int, ...]) -> int | tuple[int, ...]:
+    """What a module says of a matrix's rows: by its `matrix_rows`, else its `fan_in`, else `d_in`."""
+    if name not in said["matrix_rows"]:
+        return said["fan_in"].get(name, d_in)
+    word = said["matrix_rows"][name]
+    if not _are_axes(word, shape):
+        raise ValueError(f"matrix_rows of {name!r} {shape}: {word!r}; accepted: a tuple of its axes")
+    return word
+
+
+def _are_axes(word, shape: tuple[int, ...]) -> bool:
+    axes = word if isinstance(word, tuple) else ()
+    return bool(axes) and all(isinstance(axis, int) and -len(shape) <= axis < len(shape) for axis in axes)
 
 
 def _constants(model: nn.Module, example: Callable, names: tuple[str, ...]) -> set[str]:

@@ -313,6 +313,10 @@ class SaysNoAxis(foreign.Param):
     fan_in = {"w": (2,)}
 
 
+class RowsOfNoAxis(foreign.SaidInputs):
+    matrix_rows = {"w": (0, 2)}
+
+
 class NoSuchGroup(foreign.SaidInputs):
     groups = {"w": "middle"}
 
@@ -337,6 +341,10 @@ class OfLists(nn.Module):
         (
             foreign.layers(SaysNoAxis()),
             r"fan_in of 'parts_0/w' \(48, 48\): \(2,\); accepted: .* its axes",
+        ),
+        (
+            foreign.layers(RowsOfNoAxis()),
+            r"matrix_rows of 'parts_0/w' \(48, 48\): \(0, 2\); accepted: a tuple of its axes",
         ),
         (foreign.layers(NoSuchGroup()), "'parts_0/w' in 'middle', one of embed, qk, vo, mlp, head"),
         (foreign.layers(foreign.Normed()), "WeightNorm divides its kernel by its norm"),

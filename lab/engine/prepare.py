@@ -192,7 +192,7 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
 
 
 def _check_rows(experiment: Experiment, grid: Grid) -> None:
-    """What a task, objective, optimizer or controller refuses as its own value is refused in a grid."""
+    """What a task, objective, optimizer or controller refuses as its own value is refused in a grid, too."""
     optim.check_decay(experiment.optim, experiment.steps, grid.columns)
     owners = (experiment.task, experiment.objective, *filter(None, [experiment.controller]))
     for owner in owners:
@@ -206,6 +206,8 @@ def _check_rows(experiment: Experiment, grid: Grid) -> None:
                 raise ValueError(f"a row of the grid: {error}") from error
     axes = {name: tuple(dict.fromkeys(column)) for name, column in grid.columns.items()}
     experiment.objective.check_fit(experiment.task, getattr(experiment.model, "readout", "all"), axes)
+    if experiment.controller is not None:
+        experiment.controller.check_axes(axes)
 
 
 def _trace(experiment: Experiment, grid: Grid) -> None:

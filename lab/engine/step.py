@@ -88,7 +88,7 @@ def train_step(
 
     params = state.params if packed is None else packed.unpack(state.params)
     value, grads = value_and_grad(loss, experiment, hparams, params, step, steered is not None)
-    value, seen = (value, {}) if steered is None else value
+    value, said = (value, {}) if steered is None else value
     grads = grads if packed is None else packed.pack(grads)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to powers that are int32
         update = transform(experiment, hparams, packed is not None).update
@@ -100,10 +100,10 @@ def train_step(
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
     control = ()
     if steered is not None:
-        measured = seen.get("measured", grad_norm)
+        measured = said.get("measured", grad_norm)
         control = (steered.update(state.control, measured, hparams),)
         finite &= jnp.isfinite(measured)
-        metrics |= {"train_loss": seen["loss"], "controlled": measured, "coefficient": state.control.coefficient}
+        metrics |= {"train_loss": said["loss"], "controlled": measured, "coefficient": state.control.coefficient}
     alive = state.diverged_at < 0
     diverged_at = jnp.where(alive & ~finite, jnp.int32(step), state.diverged_at)
     moved = tree.where(alive & finite, (params, opt_state, *control), (state.params, state.opt_state, *state[3:]))

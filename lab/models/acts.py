@@ -40,7 +40,7 @@ width K, I = H K channels, N states and C = I + 2N convolved channels:
 `TwoLayerMLP`: `pre`, `post` (B F) and `logits`. `EmbMLP`: `embed` (B L D), `sum` (B D), `pre`, `post` (B F), `logits`
 (B V); with an axis of L positions behind B where it answers at all. `EmbLinear`, `EmbTable`: those that they have.
 `OneLayerAttention` and `AttentionMLP` (Q = H = 1, K = D): those above that they have, scores divided by sqrt(D).
-`VectorAttention` says its own.
+`UNet`, `FNO2D`, `M2M` and `VectorAttention` list theirs in `lab.models.unet`, `fno`, `m2m` and `in_context`.
 """
 
 from collections.abc import Callable, Mapping

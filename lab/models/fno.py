@@ -145,7 +145,7 @@ class Operator(nn.Module):
             local = tape(f"block_{i}/local", dense(width, width, True, f"block_{i}_local")(h))
             h = spectral + local
             if self.instance_norm:
-                h = nn.GroupNorm(None, 1, epsilon=1e-5, use_fast_variance=False, name=f"block_{i}_norm")(h)
+                h = nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, name=f"block_{i}_norm")(h)
             h = tape(f"block_{i}/out", activation(h) if i < self.n_layers - 1 else h)
         h = h[:, :height, :breadth]
         hidden = tape("hidden", activation(dense(width, self.projection, True, "projection")(h)))

@@ -12,7 +12,8 @@ Here KL(gate || prior) is an activation, `gate/kl`, which enters no task's loss:
 Activations of step t + 1 of T, in B fields of H x W points, P = g^2 patches row by row, of h x w points:
 `gate/logits`, `gate/prob` and `gate/prior` (B T P E), `gate/choice` (B T P, int32), `gate/kl` and `gate/entropy` (B T),
 means over patches in nats, `experts` (B T P h w E), what each predicts, and `frame` (B T H W). Inside Fourier experts,
-of all B P patches: `expert_0/lift` and so on, as in `lab.models.fno`. An edit is given them without the axis T.
+of all B P patches: `expert_0/lift` and so on, as in `lab.models.fno`. An edit is given them without the axis T; one of
+`gate/choice` sends patches elsewhere. The prior, the KL and the entropy enter no frame.
 """
 
 from collections.abc import Callable, Mapping
@@ -118,8 +119,8 @@ class Mixture(nn.Module):
             raise ValueError(
                 f"model.patches={sizes.patches}: does not divide a field of {fields_BxFxHxW.shape[2:]} points"
             )
-        prob_BxPxE = self._gate(fields_BxFxHxW, tape)
-        weight_BxPxE = first_choice(prob_BxPxE)
+        prob_BxPxE, choice_BxP = self._gate(fields_BxFxHxW, tape)
+        weight_BxPxE = jax.nn.one_hot(choice_BxP, len(sizes.widths), dtype=prob_BxPxE.dtype)
         if train and sizes.gate == "soft":
             weight_BxPxE = prob_BxPxE
         elif train and sizes.gate == "straight_through":
@@ -138,7 +139,7 @@ class Mixture(nn.Module):
         return join(jnp.sum(said_BxPxhxwxE * weight_BxPxE[:, :, None, None], axis=-1), sizes.patches)
 
     def _gate(self, fields_BxFxHxW, tape: Callable):
-        """Probabilities (B, P, E), with what is recorded of them."""
+        """Probabilities (B, P, E) and first choices (B, P), of several that are likeliest the first."""
         sizes = self.sizes
         frames_BxPxhxwxF = cut(jnp.moveaxis(fields_BxFxHxW, 1, -1), sizes.patches, 0)
         flat = (frames_BxPxhxwxF.shape[0], -1, len(sizes.widths))
@@ -148,7 +149,7 @@ class Mixture(nn.Module):
         logits_BxPxE = tape("gate/logits", logits.reshape(flat))
         log_prob_BxPxE = nn.log_softmax(logits_BxPxE)
         prob_BxPxE = tape("gate/prob", jnp.exp(log_prob_BxPxE))
-        tape("gate/choice", jnp.argmax(prob_BxPxE, axis=-1).astype(jnp.int32))
+        choice_BxP = tape("gate/choice", jnp.argmax(prob_BxPxE, axis=-1).astype(jnp.int32))
         last_BxPxhxw = jax.lax.stop_gradient(frames_BxPxhxwxF[..., -1])
         if sizes.prior:
             log_prior_BxPxE = jnp.broadcast_to(jnp.log(jnp.asarray(sizes.prior, prob_BxPxE.dtype)), prob_BxPxE.shape)
@@ -158,7 +159,7 @@ class Mixture(nn.Module):
         kl_BxP = jnp.sum(prob_BxPxE * (log_prob_BxPxE - log_prior_BxPxE), axis=-1)
         tape("gate/kl", jnp.mean(kl_BxP, axis=-1))
         tape("gate/entropy", -jnp.mean(jnp.sum(prob_BxPxE * log_prob_BxPxE, axis=-1), axis=-1))
-        return prob_BxPxE
+        return prob_BxPxE, choice_BxP
 
     def _expert(self, e: int, patches_NxSxSxC, tape: Callable):
         """What expert e predicts, (N, S, S)."""
@@ -191,11 +192,6 @@ class Gate(nn.Module):
         hidden = nn.relu(Conv(self.width, name="in")(centred * rate))
         hidden = nn.relu(Conv(self.width, name="middle")(hidden))
         return dense(self.width, self.n_experts, True, "out")(jnp.mean(hidden, axis=(1, 2)))
-
-
-def first_choice(prob_BxPxE):
-    """1 for the likeliest expert of each patch, the first of several, 0 for the others."""
-    return jax.nn.one_hot(jnp.argmax(prob_BxPxE, axis=-1), prob_BxPxE.shape[-1], dtype=prob_BxPxE.dtype)
 
 
 def roughness_prior(field_BxPxhxw, n_experts: int, width: float):

@@ -223,7 +223,10 @@ def test_config_names_controller_and_its_axes(echo):
     found = configs.variants(echo.config(variants=variants))
     assert [configs.experiment(found[name]).controller for name in ("off", "on")] == [None, Controller(**SECTION)]
     assert "control_target" in configs.grid(found["on"]).columns
-    assert {field.name for field in dataclasses.fields(Controller)} == base.CONTROLLER.keys()
+    assert dataclasses.asdict(Controller(family="pi", signal="gate/kl")) == base.CONTROLLER
+    half = configs.variants(echo.config(variants=dict(half=dict(controller=dict(signal="entropy")))))["half"]
+    with pytest.raises(ValueError, match=r"controller\.family is missing"):
+        configs.experiment(half)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,8 @@ def test_config_names_controller_and_its_axes(echo):
         ({"famly": "pi"}, {}, r"controller\.famly: unknown option; did you mean 'family'"),
         ({"signal": "prre"}, {}, r"controller\.signal='prre': no activation of the model; did you mean 'pre'"),
         ({"measured": "gate/kl"}, {}, r"controller\.measured='gate/kl': no activation of the model; there are loss"),
+        ({"measured": "grad_nrm"}, {}, r"controller\.measured='grad_nrm': .*; did you mean 'grad_norm'"),
+        ({"family": "p"}, {"control_gain_i": (0.0, 0.1)}, r"grid\.control_gain_i: controller\.family='p' reads"),
         ({}, {"control_constant": (3.0,)}, r"a row of the grid: controller\.control_constant=3\.0: a number from -2"),
     ],
 )
@@ -246,8 +251,11 @@ def test_mistakes_earn_one_line_before_anything_is_written(echo, tmp_path, secti
     assert not (tmp_path / "w").exists()
 
 
-def test_entropy_of_what_is_no_token_is_refused():
-    task = type("Task", (), {"inputs": "fields"})()
-    with pytest.raises(ValueError, match=r"controller\.signal='entropy': of answers in tokens"):
-        ENTROPY.check_fit(task, {"gate/kl": 0})
-    assert models.reads(models.M2M) == "fields"
+def test_entropy_of_a_loss_of_its_own_and_a_penalty_without_gradient_are_refused():
+    task = type("Task", (), {"cross_entropy": False})()
+    acts = {"gate/choice": jax.ShapeDtypeStruct((1, 2, 4), jnp.int32)}
+    with pytest.raises(ValueError, match=r"controller\.signal='entropy': of answers of cross-entropy"):
+        ENTROPY.check_fit(task, acts)
+    with pytest.raises(ValueError, match=r"controller\.signal='gate/choice': int32, of which there is no gradient"):
+        Controller(family="pi", signal="gate/choice").check_fit(task, acts)
+    Controller(family="p", signal="loss", measured="gate/choice").check_fit(task, acts)

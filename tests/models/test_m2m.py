@@ -201,6 +201,13 @@ def test_gate_sees_neither_size_nor_mean_of_a_patch(params):
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-4)  # means of 2 are taken off numbers of 7
 
 
+def test_edited_choice_sends_patches_elsewhere(params):
+    edits = {"gate/choice": lambda choice_BxP: 0 * choice_BxP + 1}
+    frames, acts = models.forward(MODEL, params, fields(), edits)
+    np.testing.assert_array_equal(frames[:, :, :8, :8], acts["experts"][:, :, 0, ..., 1])
+    assert (acts["gate/choice"] == 1).all()
+
+
 # --- refusals ---
 
 
