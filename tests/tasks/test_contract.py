@@ -42,6 +42,7 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     ),
     "symmetric_composition": {},
     "inverse_matching": dict(n_fillers=0, high=30),
+    "strings": dict(alphabet=3, length=4, order=2, concentration=0.5, law_seed=0),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
 }  # fmt: skip
 OURS = [name for name, kind in FAMILIES.items() if kind.__module__.startswith("lab.")]  # tests may register others
