@@ -80,7 +80,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention then MLP, if it has units, each with a residual; norm before each (`pre`), after each residual (`post`) or absent."""
+    """Attention, then an MLP if it has units, each with a residual; norm before each (`pre`), after each residual
+    (`post`) or absent."""
 
     n_heads: int
     d_head: int

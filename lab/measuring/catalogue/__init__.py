@@ -10,7 +10,7 @@ from collections.abc import Callable
 from lab import models
 from lab.engine import numerics
 from lab.experiment import Experiment
-from lab.measuring.catalogue import attention, loss, state_space, weights
+from lab.measuring.catalogue import attention, loss, sparsity, state_space, weights
 from lab.measuring.declare import Measure
 
 MOST_EDGES = 1000  # that are cut one by one
@@ -86,6 +86,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "tracing": (attention.tracing, (residual_stream,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
     "edges": (attention.edges, (transformer, few_edges)),
+    "sparsity": (sparsity.sparsity, (transformer,)),
     "mixing": (state_space.mixing, (mamba,)),
 }
 
