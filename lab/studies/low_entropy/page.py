@@ -48,13 +48,13 @@ def by_parameters(runs: Runs) -> Picture:
     sizes = _strings(runs)
     alone = {"attention alone": [runs["attention"]]} if "attention" in runs else {}
     depths = sorted({depth for _, depth in sizes})
-    lines = {f"{depth} layers": [run for (_, of), run in sizes.items() if of == depth] for depth in depths} | alone
+    lines = {_layers(depth): [run for (_, of), run in sizes.items() if of == depth] for depth in depths} | alone
     panels = {
         title: {label: _against_parameters(of, name) for label, of in lines.items()}
         for title, name in {"H(Q) - H(P)": "distribution.gap", "KL(P||Q)": "distribution.forward"}.items()
     }
-    for label, name in {"published: the sample itself": "sample", "published: other samples": "sample_median"}.items():
-        panels["H(Q) - H(P)"][label.replace("published: ", "")] = _sample_line([*sizes.values()], name)
+    for label, name in {"the sample itself": "sample", "other samples": "sample_median"}.items():
+        panels["H(Q) - H(P)"][label] = _sample_line([*sizes.values()], name)
     figure = comparison.curves(panels, "Entropy below the target's, by size", "parameters", xscale="log")
     return Picture("sizes", "Nats of a string. The sample's entropy is that of the training set counted out.", figure)
 
@@ -79,7 +79,7 @@ def against_divergence(runs: Runs) -> Picture:
             run.over_time(f"distribution.{name}", ("seed",)).dropna("snapshot").isel(snapshot=slice(1, None))
             for name in ("gap", "forward")
         )
-        points[f"{width} wide, {depth} layers"] = (divergence.values.ravel(), gap.values.ravel())
+        points[f"{width} wide, {_layers(depth)}"] = (divergence.values.ravel(), gap.values.ravel())
     ends = [0, max(x.max(initial=0) for x, _ in points.values())]
     panel = {"x": "KL(P||Q), nats", "y": "H(Q) - H(P), nats", "points": points, "line": (ends, [0, 0]), "log": ""}
     figure = cycles.laws({"All snapshots but the first": panel}, "Underfit above, learnt by heart below")
@@ -93,7 +93,7 @@ def by_depth(runs: Runs) -> Picture:
     lines = {}
     for width, depth in ends:
         gap = sizes[width, depth].final("distribution.gap_at", ("seed",))
-        lines[f"{width} wide, {depth} layers"] = gap.assign_coords(depth=np.arange(1, gap.sizes["depth"] + 1))
+        lines[f"{width} wide, {_layers(depth)}"] = gap.assign_coords(depth=np.arange(1, gap.sizes["depth"] + 1))
     if "fresh" in runs:
         gap = runs["fresh"].final("distribution.gap_at", ("seed",))
         lines["fresh samples"] = gap.assign_coords(depth=np.arange(1, gap.sizes["depth"] + 1))
@@ -111,7 +111,7 @@ def sparsity(runs: Runs) -> Picture:
                 run.final(f"sparsity.{name}", ("seed",)).mean("layer").assign_coords(width=width)
                 for (width, of), run in sizes.items() if of == depth
             ]  # fmt: skip
-            drawn[title][f"{depth} layers"] = xr.concat(values, "width").transpose("seed", "width")
+            drawn[title][_layers(depth)] = xr.concat(values, "width").transpose("seed", "width")
     figure = comparison.curves(drawn, "Sparsity by width and depth", "width", xscale="log")
     return Picture("sparsity", "At the end of training.", figure)
 
@@ -120,7 +120,7 @@ def sparsity_over_training(runs: Runs) -> Picture:
     panels = {"|attention| / |stream|": "ratio", "active share": "active", "dead share": "dead"}
     drawn = {
         title: {
-            f"{width} wide, {depth} layers": run.over_time(f"sparsity.{name}", ("seed",)).mean("layer")
+            f"{width} wide, {_layers(depth)}": run.over_time(f"sparsity.{name}", ("seed",)).mean("layer")
             for (width, depth), run in by_size(runs).items()
         }
         for title, name in panels.items()
@@ -193,6 +193,10 @@ def calibration(run: Run) -> Picture:
     scores = {"test.entropy": "entropy of answers", "test.law_loss": "loss", "test.excess": "excess over the target"}
     figure = figures.training_curves(run, scores, title="Entropy of answers and loss, fresh samples")
     return Picture("calibration", "Nats of a symbol.", figure)
+
+
+def _layers(depth: int) -> str:
+    return "1 layer" if depth == 1 else f"{depth} layers"
 
 
 def _strings(runs: Runs) -> dict[tuple[int, int], Run]:
