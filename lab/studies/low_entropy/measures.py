@@ -28,7 +28,7 @@ def measures(experiment: Experiment) -> list[Measure]:
     if not isinstance(model, models.Transformer) or not isinstance(task, Strings | Text):
         given = f"{type(model).__name__} on {type(task).__name__}"
         raise ValueError(f"low_entropy measures transformers on strings or text, not {given}")
-    return [sparsity(experiment)] + [distribution(experiment)] * isinstance(task, Strings)
+    return [sparsity(experiment), *([distribution(experiment)] if isinstance(task, Strings) else [])]
 
 
 def distribution(experiment: Experiment) -> Measure:
