@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from planned import outputs
 
 from lab import config as configs
-from lab import models, rng
+from lab import models, rng, studies
 from lab.analysis import sparsity as analysis
 from lab.configs import base
+from lab.engine import step
+from lab.measuring import catalogue
 from lab.measuring.catalogue import sparsity
 from lab.measuring.declare import Row
 
+NEED_DATA = ("complexity_control_language", "ntp_ctp_files", "focus_dilution_text")
 WIDTH, HIDDEN, LAYERS, LENGTH = 8, 12, 2, 5
 
 
@@ -91,3 +95,21 @@ def test_probe_has_the_tokens_it_promises(activation):
     one = sparsity.sparsity(made(activation=activation)[0])
     assert one.n * LENGTH <= sparsity.PROBE_TOKENS < (one.n + 1) * LENGTH
     assert set(one.dims) == set(one.units)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("study", [name for name in studies.names() if name not in NEED_DATA])
+def test_every_transformer_of_every_study_can_be_measured(study):
+    """By the catalogue, as `lab analyze --measure=sparsity` takes it; of equal models one, traced, not trained."""
+    found = {}
+    for variant in configs.variants(base.load(study, "smoke")).values():
+        experiment = configs.experiment(variant)
+        if isinstance(experiment.model, models.Transformer):
+            found.setdefault(experiment.model.clone(readout="all"), (experiment, configs.grid(variant)))
+    for experiment, grid in found.values():
+        hparams = {name: column[0] for name, column in grid.arrays().items()}
+        params = jax.eval_shape(lambda experiment=experiment, hparams=hparams: step.start(experiment, hparams)).params
+        (one,) = [one for one in catalogue.measures(experiment) if one.name == "sparsity"]
+        shapes = outputs(experiment, one, params, hparams)
+        assert set(shapes) == set(one.units)
+        assert {leaf.shape[0] for leaf in shapes.values()} == {experiment.model.n_layers}
