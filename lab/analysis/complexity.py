@@ -204,7 +204,7 @@ def _transformer_log_path_norm(model, params):
     log_v_D = jnp.logaddexp(_sources(token), _sources(position))
     for i in range(model.n_layers):
         block = params[f"block_{i}"]
-        for part, first, second in (("attn", "value", "out"), ("mlp", "in", "out")):
+        for part, first, second in (("attn", "value", "out"), ("mlp", "in", "out"))[: 1 + bool(model.d_ff)]:
             branch_D = _through(_through(log_v_D, block[part][first]), block[part][second])
             log_v_D = jnp.logaddexp(log_v_D, branch_D)
     return logsumexp(_through(log_v_D, {"kernel": token["embedding"].T} if model.tied_head else params["head"]))

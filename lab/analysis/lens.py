@@ -130,7 +130,10 @@ def logit_attribution(model: models.Transformer, params, acts: Mapping, target_B
         heads.append(pattern_BxHxLxL[:, :, pattern_BxHxLxL.shape[2] - n_queries :] * value_BxHxQxL)
         if model.use_bias:
             bias_BxQ = bias_BxQ + jnp.einsum("d,bqd->bq", out["bias"], direction_BxQxD)
-    mlps = [share(acts[f"block_{layer}/mlp/out"]) for layer in range(model.n_layers)]
+    if model.d_ff:
+        mlps = [share(acts[f"block_{layer}/mlp/out"]) for layer in range(model.n_layers)]
+    else:
+        mlps = [jnp.zeros_like(bias_BxQ)] * model.n_layers
     return Attribution(share(acts["embed"]), jnp.stack(heads), jnp.stack(mlps), bias_BxQ)
 
 

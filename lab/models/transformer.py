@@ -80,7 +80,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention then MLP, each with a residual; norm before each (`pre`), after each residual (`post`) or absent."""
+    """Attention, then an MLP if it has units, each with a residual; norm before each (`pre`), after each residual
+    (`post`) or absent."""
 
     n_heads: int
     d_head: int
@@ -97,7 +98,6 @@ class Block(nn.Module):
         attention = Attention(
             self.n_heads, self.d_head, self.d_model, self.use_bias, self.compute_dtype, self.conv, name="attn"
         )
-        mlp = MLP(self.d_model, self.d_ff, self.activation, self.use_bias, self.compute_dtype, name="mlp")
 
         def norm(where, name, h):
             return LayerNorm(name=name)(h) if self.norm == where else h
@@ -106,6 +106,9 @@ class Block(nn.Module):
         attn_out_BxQxD = attention(norm("pre", "attn_norm", h_BxLxD), n_queries, tape)
         h_BxQxD = h_BxLxD[:, h_BxLxD.shape[1] - n_queries :] + attn_out_BxQxD
         h_BxQxD = tape("resid_mid", norm("post", "attn_norm", h_BxQxD))
+        if not self.d_ff:
+            return tape("resid_post", h_BxQxD)
+        mlp = MLP(self.d_model, self.d_ff, self.activation, self.use_bias, self.compute_dtype, name="mlp")
         h_BxQxD = h_BxQxD + mlp(norm("pre", "mlp_norm", h_BxQxD), tape)
         return tape("resid_post", norm("post", "mlp_norm", h_BxQxD))
 
@@ -118,6 +121,7 @@ class Transformer(Model):
         all a loss on the answer reads; `all`: Q = L. Both have the same parameters and agree at the last position.
       max_length: positions, each with an embedding; 0: none, and any length: order is known by the causal mask alone,
         so it does not matter at which position a sequence begins, nor at which an answer is asked for.
+      d_ff: hidden units of the MLP; 0: blocks of attention alone, without the MLP and its norm.
       norm: `pre`, `post` or `none`.
       final_norm: a LayerNorm before the head.
       use_bias: biases in attention and MLP.
@@ -152,7 +156,7 @@ class Transformer(Model):
     compute_dtype: str = "float32"
     conv: str = "none"
 
-    least = {"max_length": 0}
+    least = {"max_length": 0, "d_ff": 0}
 
     @nn.compact
     def __call__(self, tokens_BxL, edits: Mapping[str, Callable]):

@@ -27,6 +27,7 @@ OVER_TIME = {
     "laziness.turn_whole": "1 - cos(W, W0)",
     "ntk.alignment": "alignment of the tangent kernel",
     "focus.second_ratio": "s2 / s1 of the embedding",
+    "sparsity.active": "active share of hidden units",
     "sharpness.top": "sharpness",
 }
 AGAINST_GAMMA = {

@@ -17,6 +17,7 @@ from lab.tasks.question_files import QuestionFiles
 from lab.tasks.rules import Rules
 from lab.tasks.scan import Scan
 from lab.tasks.shapes import Shapes
+from lab.tasks.strings import Strings
 from lab.tasks.symmetric_composition import SymmetricComposition
 from lab.tasks.task import Batch, Task
 from lab.tasks.text import Text
@@ -42,6 +43,7 @@ __all__ = [
     "Rules",
     "Scan",
     "Shapes",
+    "Strings",
     "SymmetricComposition",
     "Task",
     "Text",
@@ -63,6 +65,7 @@ FAMILIES: dict[str, type[Task]] = {
     "question_files": QuestionFiles,
     "sequel": Finetune,
     "shapes": Shapes,
+    "strings": Strings,
     "two_hop": TwoHop,
     "symmetric_composition": SymmetricComposition,
     "inverse_matching": InverseMatching,

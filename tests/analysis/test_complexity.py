@@ -161,6 +161,18 @@ def test_transformer_proxy_sums_the_paths_of_every_choice_of_skips_and_branches(
     assert log_path_norm(model, params) == pytest.approx(np.log(expected), abs=2 * PATH_ERROR)
 
 
+def test_path_norm_of_attention_alone_has_no_paths_through_an_mlp():
+    options = dict(
+        vocab_size=3, max_length=2, n_layers=2, n_heads=2, d_model=3, d_head=1, activation="relu", norm="none",
+        use_bias=False, head_bias=False, final_norm=False, tied_head=False, readout="all",
+    )  # fmt: skip
+    params = drawn(Transformer(d_ff=2, **options), jnp.zeros((1, 2), jnp.int32))
+    for block in ("block_0", "block_1"):
+        params[block]["mlp"]["out"]["kernel"] = np.zeros_like(params[block]["mlp"]["out"]["kernel"])
+    full, alone = (log_path_norm(Transformer(d_ff=d_ff, **options), params) for d_ff in (2, 0))
+    assert alone == full
+
+
 def test_path_norm_bounds_a_transformer_without_norms_of_frozen_attention():
     # |logits| <= what the proxy counts, as |relu(x)| <= |x| and rows of the pattern sum to one.
     model = Transformer(

@@ -127,6 +127,20 @@ def test_the_whole_logit_of_an_induction_head_is_one_edge_of_one_head():
         assert not np.asarray(part).any()
 
 
+def test_attribution_of_attention_alone_is_that_of_mlps_that_add_nothing():
+    model = transformer(**CONFIGS["none"])
+    params, tokens_BxL, target_B = random_row(model)
+    for block in ("block_0", "block_1"):
+        params[block]["mlp"]["out"]["kernel"] = np.zeros_like(params[block]["mlp"]["out"]["kernel"])
+    found = []
+    for one in (model, model.clone(d_ff=0)):
+        _, acts = forward(one, params, tokens_BxL)
+        found.append(logit_attribution(one, params, acts, target_B))
+    assert not np.asarray(found[1].mlps_NxBxQ).any()
+    for full, alone in zip(*found, strict=True):
+        np.testing.assert_array_equal(full, alone)
+
+
 def test_rank_counts_ties_against_the_target_as_scipy_does():
     logits_BxQxV = np.random.default_rng(0).integers(0, 6, (5, 4, VOCAB)).astype(np.float32)  # full of ties
     target_B = np.arange(5)

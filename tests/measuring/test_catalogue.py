@@ -20,7 +20,7 @@ from lab.configs import base, composition
 from lab.disk import load
 from lab.engine import step as steps
 from lab.measuring import catalogue
-from lab.measuring.catalogue import attention, loss
+from lab.measuring.catalogue import attention, loss, sparsity
 from lab.measuring.declare import Row
 from lab.measuring.run import _identity
 from lab.tree import named_leaves
@@ -47,8 +47,8 @@ OF_WEIGHTS = ("rank", "spectrum", "directions", "norm", "laziness")
 OF_LOSS = ("ntk", "sharpness", "density", "flatness", "noise", "learning_coefficient", "quantization", "subspace")
 OF_STREAM = ("focus", "heads", "head_cosines", "lens", "tracing")
 OFFERED = {
-    "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges"},
-    "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges"},
+    "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges", "sparsity"},
+    "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges", "sparsity"},
     "decoder": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM},
     "emb_mlp": {*OF_WEIGHTS, *OF_LOSS},
     "mamba2": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},
@@ -82,6 +82,7 @@ def few():
         for name, value in FEW.items():
             patch.setattr(loss, name, value)
         patch.setattr(attention, "SEQUENCES", N)
+        patch.setattr(sparsity, "PROBE_TOKENS", N * LENGTH)
         yield
 
 

@@ -224,6 +224,22 @@ def zeroed(params, names):
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
+@pytest.mark.parametrize("norm", ["pre", "none"])
+def test_attention_alone_is_a_transformer_whose_mlps_add_nothing(norm):
+    full, alone = (transformer(norm=norm, **changes) for changes in ({}, {"d_ff": 0}))
+    params = single(row(full))
+    silent = zeroed(params, [f"block_{i}/mlp/out/{leaf}" for i in range(N_LAYERS) for leaf in ("kernel", "bias")])
+    own = {
+        name: {part: of for part, of in block.items() if part not in ("mlp", "mlp_norm")}
+        for name, block in params.items()
+    }
+    shapes = jax.eval_shape(functools.partial(models.init, alone), jax.random.key(0), TOKENS)
+    assert jax.tree.structure(own) == jax.tree.structure(shapes)
+    logits, acts = models.forward(alone, own, TOKENS)
+    np.testing.assert_array_equal(logits, models.forward(full, silent, TOKENS)[0])
+    assert not [name for name in acts if "mlp" in name]
+
+
 @pytest.mark.parametrize(
     ("name", "removed"),
     [

@@ -25,7 +25,7 @@ OVER_TIME = {
     "directions.n_groups": ("kernel",), "directions.weighted_effective_directions": ("kernel",),
     "norm.log_spectral_product": (), "norm.log_path": (), "norm.log_frobenius_whole": (), "laziness.turn_whole": (),
     "laziness.distance_whole": (), "norm.log_distance_whole": (), "ntk.alignment": (), "focus.second_ratio": (),
-    "focus.attention": ("layer", "query_token", "key_token"),
+    "focus.attention": ("layer", "query_token", "key_token"), "sparsity.active": ("layer",),
 }  # fmt: skip
 AT_THE_END = {
     "sharpness.top": ("eigenvalue",), "sharpness.bottom": ("eigenvalue",), "sharpness.trace": (),
@@ -114,7 +114,7 @@ def test_measure_that_is_alone_is_drawn_alone(measure):
     made = without(dataset(), lambda other: other != measure)
     there = set(drawn(made))
     assert there - OF_ALL_ROWS == {name for name, needs in PICTURES.items() if set(needs) == {measure}}
-    assert ("training" in there) == (measure in {"rank", "directions", "laziness", "ntk", "focus"})
+    assert ("training" in there) == (measure in {"rank", "directions", "laziness", "ntk", "focus", "sparsity"})
     assert ("sharpness" in there) == (measure in {"sharpness", "learning_coefficient"})
     # one measure predicts better than no other: there must be two
     predicting = [label for label, (of, _) in catalogue.PREDICTORS.items() if of in made]

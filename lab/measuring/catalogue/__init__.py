@@ -10,7 +10,7 @@ from collections.abc import Callable
 from lab import models
 from lab.engine import numerics
 from lab.experiment import Experiment
-from lab.measuring.catalogue import attention, loss, operators, state_space, weights
+from lab.measuring.catalogue import attention, loss, operators, sparsity, state_space, weights
 from lab.measuring.declare import Measure
 from lab.tasks import Fields
 
@@ -103,6 +103,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "tracing": (attention.tracing, (residual_stream,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
     "edges": (attention.edges, (transformer, few_edges)),
+    "sparsity": (sparsity.sparsity, (transformer,)),
     "mixing": (state_space.mixing, (mamba,)),
     "rollout": (operators.rollout, (fields,)),
     "curvature": (operators.curved, (fields,)),
