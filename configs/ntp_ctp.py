@@ -97,10 +97,21 @@ def record() -> ConfigDict:
     look_up = dict(steps=10_000, train_size=65_536, snapshot_every=2000)
     deeper = dict(vocab_size=192, n_layers=4, max_length=64)
     config.variants = dict(
-        addition=dict(steps=2000, task=ADDITION, model=dict(vocab_size=16)),
+        # Three decays for each objective to choose from, which are also a series of what decay does.
+        addition=dict(
+            steps=4000,
+            task=ADDITION,
+            model=dict(vocab_size=16),
+            grid=dict(weight_decay=(0.01, 0.1, 1.0), learning_rate=(2e-3,)),
+        ),
         kinship=dict(task=dict(KINSHIP, hops_train=(2,), hops_ood=(3,)), model=dict(vocab_size=64), train_size=4096),
-        composition=dict(steps=4000),
-        composition_then_other_keys=dict(_after_composition(OTHER_KEYS), steps=1500, eval_every=25, snapshot_every=0),
+        composition=dict(steps=4000, grid=dict(learning_rate=(2e-3,))),
+        composition_then_other_keys=dict(
+            _after_composition(OTHER_KEYS, weight_decay=(0.01,), learning_rate=(2e-3,)),
+            steps=1500,
+            eval_every=25,
+            snapshot_every=0,
+        ),
         ontology=dict(look_up, task=dict(ONTOLOGY, hops_train=(1,), hops_ood=(2,)), model=deeper),
         graph=dict(look_up, task=dict(GRAPH_PATH, hops_train=(1,), hops_ood=(2,)), model=deeper),
         rules=dict(look_up, task=dict(RULES, hops_train=(1,), hops_ood=(2,)), model=deeper),
