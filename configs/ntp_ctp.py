@@ -117,7 +117,9 @@ def record() -> ConfigDict:
         rules=dict(look_up, task=dict(RULES, hops_train=(1,), hops_ood=(2,)), model=deeper),
         addition_shuffled=_control(1.0, shuffle_context=True),
     )
-    config.variants.addition_shuffled.grid = dict(ntp_weight=(1.0,))
+    config.variants.addition_shuffled.update(
+        steps=4000, grid=dict(ntp_weight=(1.0,), weight_decay=(0.01,), learning_rate=(2e-3,))
+    )
     return config
 
 
