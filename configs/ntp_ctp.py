@@ -104,7 +104,12 @@ def record() -> ConfigDict:
             model=dict(vocab_size=16),
             grid=dict(weight_decay=(0.01, 0.1, 1.0), learning_rate=(2e-3,)),
         ),
-        kinship=dict(task=dict(KINSHIP, hops_train=(2,), hops_ood=(3,)), model=dict(vocab_size=64), train_size=4096),
+        kinship=dict(
+            task=dict(KINSHIP, hops_train=(2,), hops_ood=(3,)),
+            model=dict(vocab_size=64),
+            train_size=4096,
+            grid=dict(learning_rate=(2e-3,)),
+        ),
         composition=dict(steps=4000, grid=dict(learning_rate=(2e-3,))),
         composition_then_other_keys=dict(
             _after_composition(OTHER_KEYS, weight_decay=(0.01,), learning_rate=(2e-3,)),

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from lab import studies, verdicts
 from lab.report import claims_table
 
 DOCS = Path(__file__).parent
@@ -23,7 +24,8 @@ def _claims(folders: list[Path]) -> str:
     parts = [
         "# Claims as measured\n\nWritten by `python docs/make_gallery.py` from the results that are kept; headline "
         "claims first. *Holds* and *does not hold*: the exact interval of the median over at least five seeds lies on "
-        "one side of the threshold; *open*: it straddles, there are fewer seeds, or data are missing."
+        "one side of the threshold; *open*: it straddles, there are fewer seeds, or data are missing.",
+        _headlines(folders),
     ]
     for folder in folders:
         for file, command in _commands(folder).items():
@@ -32,6 +34,36 @@ def _claims(folders: list[Path]) -> str:
             table = claims_table.markdown(_rows(file))
             parts.append(f"## {title}\n\n{about}; [kept here](results/{folder.name}).\n\n{table}")
     return "\n\n".join(parts) + "\n"
+
+
+def _headlines(folders: list[Path]) -> str:
+    """How many headline claims hold, by study: each by the kept run that decides it, preset `record` before others."""
+    kept = {}
+    for folder in sorted(folders, key=lambda folder: folder.name.endswith("record")):
+        for row in (row for file in sorted(folder.glob("*claims.json")) for row in _rows(file)):
+            if row["verdict"] != verdicts.OPEN or row["id"] not in kept:
+                kept[row["id"]] = row["verdict"]
+    lines, sums = [], dict.fromkeys(("claims", verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN), 0)
+    for name in studies.names():
+        ids = [claim.id for claim in studies.get(name).claims if claim.headline]
+        of_study = {"claims": ids} | {
+            verdict: [id for id in ids if kept.get(id, verdicts.OPEN) == verdict] for verdict in [*sums][1:]
+        }
+        sums = {column: count + len(of_study[column]) for column, count in sums.items()}
+        failing = (", ".join(of_study[verdict]) for verdict in (verdicts.FAILS, verdicts.OPEN))
+        lines.append(f"| {name} | {len(ids)} | {len(of_study[verdicts.HOLDS])} | {' | '.join(failing)} |")
+    all_of = " | ".join(map(str, sums.values()))
+    return "\n".join(
+        [
+            "## Headline claims\n\nSentences of the abstracts, one a task where a sentence is of several; each by the "
+            "kept run that decides it, preset `record` before others. *Open* are also those that no kept run has "
+            "measured.\n",
+            "| study | headline claims | hold | do not hold | open |",
+            "|---|---|---|---|---|",
+            *lines,
+            f"| all | {all_of} |",
+        ]
+    )
 
 
 def _gallery(folders: list[Path]) -> str:
