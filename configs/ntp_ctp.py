@@ -76,11 +76,12 @@ def cpu() -> ConfigDict:
 
 
 def record() -> ConfigDict:
-    """An hour on two CPU cores for addition, kinship and composition, hours more for the other tasks (estimated).
+    """45 minutes on two CPU cores for addition, kinship and composition, hours more for the other tasks (estimated).
 
-    `--variants=addition` takes one task. Wider than `cpu`; decays and rates for each objective to choose from by
-    held-out sequences; training sets that answer-only training learns by heart. Questions of one step to train on
-    where two have to be found in a text: with more, neither objective leaves chance within this many steps.
+    `--variants=addition` takes one task. Wider than `cpu`; decays for each objective to choose from by held-out
+    sequences, and rates where one of two look-ups is to be learnt; training sets that answer-only training learns by
+    heart. Questions of one step to train on where two have to be found in a text: with more, neither objective leaves
+    chance within this many steps.
 
     Decides N2-addition, N2-composition, N2-kinship, N2-ontology, N2-graph, N2-rules, N3-addition, N3-composition,
     N3-kinship, N3-ontology, N3-graph, N3-rules, N4a-addition, N4a-composition, N4a-kinship, N4a-ontology,
