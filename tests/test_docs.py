@@ -172,9 +172,9 @@ def is_told(cells, row):
     number = r"(-?[\d.]+(?:e-?\d+)?|none)"
     shown = re.findall(rf"{number} \[{number}, {number}\]", cells[2])
     measured = [row[name] for name in ("measured", "low", "high")]
-    return row["verdict"] == cells[-1].partition(":")[0] and any(
-        all(map(is_rounded, triple, measured)) for triple in shown
-    )
+    if row["verdict"] != cells[-1].partition(":")[0] or None in measured:
+        return False
+    return any(all(map(is_rounded, triple, measured)) for triple in shown)
 
 
 @pytest.mark.parametrize(
