@@ -76,11 +76,12 @@ def cpu() -> ConfigDict:
 
 
 def record() -> ConfigDict:
-    """An hour on two CPU cores for addition, kinship and composition, hours more for the other tasks (estimated).
+    """45 minutes on two CPU cores for addition, kinship and composition, hours more for the other tasks (estimated).
 
-    `--variants=addition` takes one task. Wider than `cpu`; decays and rates for each objective to choose from by
-    held-out sequences; training sets that answer-only training learns by heart. Questions of one step to train on
-    where two have to be found in a text: with more, neither objective leaves chance within this many steps.
+    `--variants=addition` takes one task. Wider than `cpu`; decays for each objective to choose from by held-out
+    sequences, and rates where one of two look-ups is to be learnt; training sets that answer-only training learns by
+    heart. Questions of one step to train on where two have to be found in a text: with more, neither objective leaves
+    chance within this many steps.
 
     Decides N2-addition, N2-composition, N2-kinship, N2-ontology, N2-graph, N2-rules, N3-addition, N3-composition,
     N3-kinship, N3-ontology, N3-graph, N3-rules, N4a-addition, N4a-composition, N4a-kinship, N4a-ontology,
@@ -97,16 +98,34 @@ def record() -> ConfigDict:
     look_up = dict(steps=10_000, train_size=65_536, snapshot_every=2000)
     deeper = dict(vocab_size=192, n_layers=4, max_length=64)
     config.variants = dict(
-        addition=dict(steps=2000, task=ADDITION, model=dict(vocab_size=16)),
-        kinship=dict(task=dict(KINSHIP, hops_train=(2,), hops_ood=(3,)), model=dict(vocab_size=64), train_size=4096),
-        composition=dict(steps=4000),
-        composition_then_other_keys=dict(_after_composition(OTHER_KEYS), steps=1500, eval_every=25, snapshot_every=0),
+        # Three decays for each objective to choose from, which are also a series of what decay does.
+        addition=dict(
+            steps=4000,
+            task=ADDITION,
+            model=dict(vocab_size=16),
+            grid=dict(weight_decay=(0.01, 0.1, 1.0), learning_rate=(2e-3,)),
+        ),
+        kinship=dict(
+            task=dict(KINSHIP, hops_train=(2,), hops_ood=(3,)),
+            model=dict(vocab_size=64),
+            train_size=4096,
+            grid=dict(learning_rate=(2e-3,)),
+        ),
+        composition=dict(steps=4000, grid=dict(learning_rate=(2e-3,))),
+        composition_then_other_keys=dict(
+            _after_composition(OTHER_KEYS, weight_decay=(0.01,), learning_rate=(2e-3,)),
+            steps=1500,
+            eval_every=25,
+            snapshot_every=0,
+        ),
         ontology=dict(look_up, task=dict(ONTOLOGY, hops_train=(1,), hops_ood=(2,)), model=deeper),
         graph=dict(look_up, task=dict(GRAPH_PATH, hops_train=(1,), hops_ood=(2,)), model=deeper),
         rules=dict(look_up, task=dict(RULES, hops_train=(1,), hops_ood=(2,)), model=deeper),
         addition_shuffled=_control(1.0, shuffle_context=True),
     )
-    config.variants.addition_shuffled.grid = dict(ntp_weight=(1.0,))
+    config.variants.addition_shuffled.update(
+        steps=4000, grid=dict(ntp_weight=(1.0,), weight_decay=(0.01,), learning_rate=(2e-3,))
+    )
     return config
 
 

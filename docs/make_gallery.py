@@ -3,10 +3,12 @@
 python docs/make_gallery.py
 """
 
+import collections
 import json
 import re
 from pathlib import Path
 
+from lab import studies, verdicts
 from lab.report import claims_table
 
 DOCS = Path(__file__).parent
@@ -23,7 +25,8 @@ def _claims(folders: list[Path]) -> str:
     parts = [
         "# Claims as measured\n\nWritten by `python docs/make_gallery.py` from the results that are kept; headline "
         "claims first. *Holds* and *does not hold*: the exact interval of the median over at least five seeds lies on "
-        "one side of the threshold; *open*: it straddles, there are fewer seeds, or data are missing."
+        "one side of the threshold; *open*: it straddles, there are fewer seeds, or data are missing.",
+        _headlines(folders),
     ]
     for folder in folders:
         for file, command in _commands(folder).items():
@@ -32,6 +35,37 @@ def _claims(folders: list[Path]) -> str:
             table = claims_table.markdown(_rows(file))
             parts.append(f"## {title}\n\n{about}; [kept here](results/{folder.name}).\n\n{table}")
     return "\n\n".join(parts) + "\n"
+
+
+def _headlines(folders: list[Path]) -> str:
+    """How many headline claims hold, by study: each by the kept run that decides it, preset `record` before others."""
+    kept = {}
+    for folder in sorted(folders, key=lambda folder: folder.name.endswith("record")):
+        for row in (row for file in sorted(folder.glob("*claims.json")) for row in _rows(file)):
+            if (row["exact"] or row["n_seeds"] >= verdicts.FEWEST_SEEDS) and (
+                row["verdict"] != verdicts.OPEN or row["id"] not in kept
+            ):
+                kept[row["id"]] = row["verdict"]
+    lines, totals = [], collections.Counter()
+    for name in studies.names():
+        ids = [claim.id for claim in studies.get(name).claims if claim.headline]
+        of_study = {verdict: [id for id in ids if kept.get(id) == verdict] for verdict in _VERDICTS}
+        counts = {verdict: len(found) for verdict, found in of_study.items()} | {
+            None: sum(id not in kept for id in ids)
+        }
+        totals.update(counts)
+        cells = [str(counts[verdicts.HOLDS])] + [", ".join(of_study[verdict]) for verdict in _VERDICTS[1:]]
+        lines.append(f"| {name} | {' | '.join([*cells, str(counts[None])])} |")
+    lines.append(f"| all | {' | '.join(str(totals[verdict]) for verdict in (*_VERDICTS, None))} |")
+    head = (
+        "## Headline claims\n\nSentences of the abstracts, one a task where a sentence is of several; each by the kept "
+        "run that decides it, preset `record` before others.\n\n"
+        "| study | hold | do not hold | open | not run with five seeds |\n|---|---|---|---|---|"
+    )
+    return "\n".join([head, *lines])
+
+
+_VERDICTS = (verdicts.HOLDS, verdicts.FAILS, verdicts.OPEN)
 
 
 def _gallery(folders: list[Path]) -> str:

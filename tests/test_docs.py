@@ -1,6 +1,7 @@
 """What the README and the docs show works: their task, model and study train as they stand there; links lead on."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -141,3 +142,50 @@ def test_the_study_of_ones_own_runs_and_is_short(tmp_path, monkeypatch, capsys):
     assert {"main-phases", "main-training", "main-ranks"} <= drawn
     main(["reproduce", "my_study.py", "--preset=smoke", *small])
     assert "nothing to do" in capsys.readouterr().out
+
+
+def opening_table(page):
+    """Rows of a page's first table, as cells, where it is one of claims with verdicts; else none."""
+    found = re.search(r"^\| claim[^\n]*\| verdict \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", page.read_text(), re.MULTILINE)
+    rows = found[1].splitlines() if found else []
+    return [re.split(r"(?<!\\) \| ", row.strip("| ")) for row in rows]
+
+
+def kept_claims(page):
+    """Rows of the claims tables that are kept of the runs that a page links to."""
+    folders = {*re.findall(r"\]\(results/([\w-]+)", page.read_text())}
+    files = [file for folder in sorted(folders) for file in (DOCS / "results" / folder).glob("*claims.json")]
+    return [row for file in files for row in json.loads(file.read_text())["claims"]]
+
+
+def is_rounded(text, value):
+    """Whether a number is another one to the digits that are shown; `none` is an end among seeds without a number."""
+    if text == "none":
+        return not np.isfinite(float(value))
+    mantissa, _, exponent = text.partition("e")
+    digits = len(mantissa.partition(".")[2]) - int(exponent or 0)
+    return abs(float(text) - float(value)) <= 0.501 * 10.0**-digits
+
+
+def is_told(cells, row):
+    """Whether a row of a table says what was measured."""
+    number = r"(-?[\d.]+(?:e-?\d+)?|none)"
+    shown = re.findall(rf"{number} \[{number}, {number}\]", cells[2])
+    measured = [row[name] for name in ("measured", "low", "high")]
+    if row["verdict"] != cells[-1].partition(":")[0] or None in measured:
+        return False
+    return any(all(map(is_rounded, triple, measured)) for triple in shown)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in sorted(DOCS.glob("*.md")) if opening_table(page)], ids=Path.name.fget
+)
+def test_the_table_that_a_page_opens_with_is_of_kept_runs(page):
+    kept = kept_claims(page)
+    for cells in opening_table(page):
+        id = re.match(r"\**([A-Z][\w-]*)", cells[0])[1]
+        rows = [row for row in kept if row["id"] == id]
+        is_measured = any(row["measured"] is not None for row in rows)
+        assert any(is_told(cells, row) for row in rows) if is_measured else cells[-1].startswith(("open", "not run")), (
+            cells
+        )
