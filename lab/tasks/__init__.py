@@ -4,8 +4,10 @@ from lab.tasks.addition import Addition
 from lab.tasks.anchor import Anchor
 from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
+from lab.tasks.copy_strings import CopyStrings
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
+from lab.tasks.increasing_subsequence import IncreasingSubsequence
 from lab.tasks.inverse_matching import InverseMatching
 from lab.tasks.kinship import Kinship
 from lab.tasks.markov import Markov
@@ -26,8 +28,10 @@ __all__ = [
     "Batch",
     "Cogs",
     "Composition",
+    "CopyStrings",
     "Finetune",
     "GraphPath",
+    "IncreasingSubsequence",
     "InverseMatching",
     "Kinship",
     "Markov",
@@ -60,4 +64,6 @@ FAMILIES: dict[str, type[Task]] = {
     "two_hop": TwoHop,
     "symmetric_composition": SymmetricComposition,
     "inverse_matching": InverseMatching,
+    "copy_strings": CopyStrings,
+    "increasing_subsequence": IncreasingSubsequence,
 }

@@ -42,6 +42,8 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     ),
     "symmetric_composition": {},
     "inverse_matching": dict(n_fillers=0, high=30),
+    "copy_strings": dict(longest=3, n_letters=6),
+    "increasing_subsequence": dict(shortest=2, longest=4, n_values=6),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
 }  # fmt: skip
 OURS = [name for name, kind in FAMILIES.items() if kind.__module__.startswith("lab.")]  # tests may register others
