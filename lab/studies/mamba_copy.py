@@ -52,7 +52,7 @@ CONSTRUCTED = (
 
 
 def measures(experiment: Experiment) -> list[Measure]:
-    """Ranks; of a Mamba what its state reads and its taps; where it copies, what constructed weights can do.
+    """Ranks; of a Mamba what its state reads and its taps; of that on short strings what constructed weights can do.
 
     Raises:
       ValueError: neither a Mamba-2 nor a transformer, or a task of another study.
@@ -64,7 +64,7 @@ def measures(experiment: Experiment) -> list[Measure]:
     wanted = [weights.ranks(experiment)]
     if isinstance(model, models.Mamba2):
         wanted += [state_space.mixing(experiment), state_space.taps(experiment)]
-        if isinstance(task, CopyStrings):
+        if isinstance(task, CopyStrings) and task.longest == SHORT:  # once: they are of no training
             wanted += [state_space.scores_needed(experiment), state_space.states_needed(experiment)]
     return wanted
 
