@@ -29,7 +29,7 @@ def smoke() -> ConfigDict:
     """
     config = base.shrink(cpu(), steps=16, batch_size=8)
     tiny = dict(mamba2=dict(d_model=16, d_inner=32, d_state=8), transformer=dict(d_model=16, d_head=4, d_ff=32))
-    variants = {f"transformer_{SHORT}": transformer(SHORT), f"mamba_{SHORT}": mamba(SHORT)}
+    variants = {f"transformer_{SHORT}": _transformer_copies(SHORT), f"mamba_{SHORT}": _mamba_copies(SHORT)}
     variants["full_mamba"] = _lists()["full_mamba"]
     config.variants = {
         name: variant | dict(model=variant["model"] | tiny[variant["model"]["family"]])
@@ -48,7 +48,7 @@ def cpu() -> ConfigDict:
     """
     return base.config(
         task=dict(family="copy_strings", longest=SHORT, shortest=1, n_letters=LETTERS),
-        model=mamba(SHORT)["model"],
+        model=_mamba_copies(SHORT)["model"],
         optim=dict(schedule="constant"),
         grid=dict(gamma=(0.5,), weight_decay=(0.01,), learning_rate=(RATE,), seed=FIVE),
         steps=800,
@@ -58,10 +58,10 @@ def cpu() -> ConfigDict:
         snapshots=3,
         checkpoint_every=400,
         variants={
-            f"transformer_{SHORT}": transformer(SHORT) | dict(steps=400),
-            f"mamba_{SHORT}": mamba(SHORT),
-            f"transformer_{USUAL}": transformer(USUAL) | dict(steps=400),
-            f"mamba_{USUAL}": mamba(USUAL) | dict(steps=1000),
+            f"transformer_{SHORT}": _transformer_copies(SHORT) | dict(steps=400),
+            f"mamba_{SHORT}": _mamba_copies(SHORT),
+            f"transformer_{USUAL}": _transformer_copies(USUAL) | dict(steps=400),
+            f"mamba_{USUAL}": _mamba_copies(USUAL) | dict(steps=1000),
         },
     )
 
@@ -78,14 +78,14 @@ def record() -> ConfigDict:
     config.grid.seed = EIGHT
     five, plain = dict(grid=dict(seed=FIVE)), dict(conv="none", max_length=2 * USUAL + 2)
     config.variants = {
-        f"transformer_{SHORT}": transformer(SHORT) | dict(steps=400),
-        f"mamba_{SHORT}": mamba(SHORT) | dict(steps=1200),
-        f"transformer_{USUAL}": transformer(USUAL) | dict(steps=400),
-        f"mamba_{USUAL}": mamba(USUAL) | dict(steps=2500),
-        f"linear_{USUAL}": mamba(USUAL, start="linear") | dict(steps=1500),
-        f"shallow_{USUAL}": mamba(USUAL, n_layers=1) | dict(steps=1500) | five,
-        f"narrow_{USUAL}": mamba(USUAL, d_model=32, d_inner=64) | dict(steps=1500) | five,
-        f"plain_{USUAL}": transformer(USUAL, **plain) | dict(steps=2000) | five,
+        f"transformer_{SHORT}": _transformer_copies(SHORT) | dict(steps=400),
+        f"mamba_{SHORT}": _mamba_copies(SHORT) | dict(steps=1200),
+        f"transformer_{USUAL}": _transformer_copies(USUAL) | dict(steps=400),
+        f"mamba_{USUAL}": _mamba_copies(USUAL) | dict(steps=2500),
+        f"linear_{USUAL}": _mamba_copies(USUAL, start="linear") | dict(steps=1500),
+        f"shallow_{USUAL}": _mamba_copies(USUAL, n_layers=1) | dict(steps=1500) | five,
+        f"narrow_{USUAL}": _mamba_copies(USUAL, d_model=32, d_inner=64) | dict(steps=1500) | five,
+        f"plain_{USUAL}": _transformer_copies(USUAL, **plain) | dict(steps=2000) | five,
         **{name: variant | dict(steps=1500, eval_every=50) | five for name, variant in _lists().items()},
     }
     return config
@@ -103,7 +103,10 @@ def gpu() -> ConfigDict:
     for variant in config.variants.values():
         variant.update(steps=8000, grid=dict(seed=EIGHT))
     config.variants.update(
-        {f"transformer_{LONG}": transformer(LONG) | dict(steps=8000), f"mamba_{LONG}": mamba(LONG) | dict(steps=8000)}
+        {
+            f"transformer_{LONG}": _transformer_copies(LONG) | dict(steps=8000),
+            f"mamba_{LONG}": _mamba_copies(LONG) | dict(steps=8000),
+        }
     )
     return config
 
@@ -124,22 +127,25 @@ def paper() -> ConfigDict:
     config.variants = {
         f"{name}_{longest}": made(longest, **options)
         for longest in (SHORT, USUAL, LONG)
-        for name, made, options in (("transformer", transformer, transformers), ("mamba", mamba, mambas))
+        for name, made, options in (
+            ("transformer", _transformer_copies, transformers),
+            ("mamba", _mamba_copies, mambas),
+        )
     }
     return config
 
 
-def mamba(longest: int, **changes) -> dict:
+def _mamba_copies(longest: int, **changes) -> dict:
     """A variant: Mamba-2 on copies of up to so many letters."""
     return dict(task=dict(longest=longest), model=_mamba(vocab_size=LETTERS + 4, max_length=2 * longest + 2) | changes)
 
 
-def transformer(longest: int, **changes) -> dict:
+def _transformer_copies(longest: int, **changes) -> dict:
     """A variant: a transformer whose queries, keys and values are convolved, as what Mamba's state reads is."""
     return dict(task=dict(longest=longest), model=_transformer(vocab_size=LETTERS + 4) | changes)
 
 
-def subsequences(band: int, model: dict) -> dict:
+def _subsequences(band: int, model: dict) -> dict:
     """A variant: longest increasing subsequences, by a table that looks so far back (0: to the beginning)."""
     task = dict(
         family="increasing_subsequence", shortest=NUMBERS // 2, longest=NUMBERS, n_values=VALUES, band=band,
@@ -152,7 +158,7 @@ def subsequences(band: int, model: dict) -> dict:
 
 def _lists() -> dict[str, dict]:
     return {
-        f"{kind}_{name}": subsequences(band, made)
+        f"{kind}_{name}": _subsequences(band, made)
         for kind, band in (("full", 0), ("banded", 3))
         for name, made in (("mamba", _mamba()), ("transformer", _transformer()))
     }
