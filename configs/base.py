@@ -111,6 +111,7 @@ MAMBA = dict(
     norm="none",  # or pre
     final_norm=False,
     readout="last",  # or all, as the transformer's
+    start="published",  # or linear: near linear attention
 )
 DECODER = dict(
     family="decoder",

@@ -19,6 +19,11 @@ def causal_conv(u_BxLxC, taps_TxC):
     return sum(padded[:, k : k + length] * taps_TxC[k][None, None] for k in range(n_taps))
 
 
+def own_token(key, shape, dtype=jnp.float32):
+    """Taps of the convolution that leaves everything as it is."""
+    return jnp.zeros(shape, dtype).at[-1].set(1)
+
+
 def uniform(bound: float) -> Callable:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -29,12 +34,14 @@ class Conv(nn.Module):
     Attributes:
       kind: `learned` taps, `ones`: all taps are 1, and stay (their bias is learned), or `none`: SiLU alone.
       follow_gamma: the taps are a matrix of `n_taps` inputs; else they start as PyTorch's do and are none.
+      identity: learned taps start as those that leave each token as it is, without bias.
     """
 
     n_taps: int
     kind: str = "learned"
     past: str = "none"
     follow_gamma: bool = False
+    identity: bool = False
 
     @property
     def fan_in(self):
@@ -46,8 +53,9 @@ class Conv(nn.Module):
         if self.kind != "none":
             shape, default = (self.n_taps, u_BxLxC.shape[-1]), uniform(1 / math.sqrt(self.n_taps))
             learned = self.kind == "learned"
-            taps_TxC = self.param("taps", default, shape, jnp.float32) if learned else jnp.ones(shape, u_BxLxC.dtype)
-            bias_C = self.param("bias", default, shape[1:], jnp.float32)
+            taps = own_token if self.identity else default
+            taps_TxC = self.param("taps", taps, shape, jnp.float32) if learned else jnp.ones(shape, u_BxLxC.dtype)
+            bias_C = self.param("bias", nn.initializers.zeros if self.identity else default, shape[1:], jnp.float32)
             convolved_BxLxC = causal_conv(u_BxLxC, taps_TxC) + bias_C[None, None]
         return self.after(convolved_BxLxC, u_BxLxC)
 

@@ -75,12 +75,14 @@ class Model(nn.Module):
         super().__post_init__()
 
 
-def dense(d_in: int, features: int, use_bias: bool, name: str, compute_dtype: str = "float32") -> Dense:
+def dense(
+    d_in: int, features: int, use_bias: bool, name: str, compute_dtype: str = "float32", kernel_init=None
+) -> Dense:
     matmul = product(compute_dtype, products.matmul)
     return Dense(
         features,
         use_bias=use_bias,
-        kernel_init=UnitNormal(d_in),
+        kernel_init=kernel_init or UnitNormal(d_in),
         bias_init=uniform_bias(d_in),
         dot_general=lambda x_NxI, kernel_IxO, *_, **__: matmul(x_NxI, kernel_IxO),
         name=name,

@@ -17,6 +17,7 @@ which start as in the published code, nor on the taps unless `taps_follow_gamma`
 B, which score as queries and keys do, `vo`: x and out, `mlp`: gate and the matrices that give dt.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
@@ -28,11 +29,13 @@ from lab import limits
 from lab.models import ssm
 from lab.models.acts import Tape
 from lab.models.conv import CONVS, PAST_CONVS, Conv, uniform
-from lab.models.layers import Embedding, Model, RMSNorm, dense
+from lab.models.layers import Embedding, Model, RMSNorm, UnitNormal, dense
 
 NORMS = ("none", "pre")
+STARTS = ("published", "linear")
 DT_RANGE, DT_FLOOR = (0.001, 0.1), 1e-4
 A_RANGE = (1.0, 16.0)
+NO_DECAY = 1e-3  # -A of a start near linear attention: 100 tokens leave 90 %
 
 
 def rates_of_decay(key, shape, dtype=jnp.float32):
@@ -45,6 +48,26 @@ def steps_bias(key, shape, dtype=jnp.float32):
     low, high = map(math.log, DT_RANGE)
     dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), DT_FLOOR)
     return dt + jnp.log(-jnp.expm1(-dt))
+
+
+def little_decay(key, shape, dtype=jnp.float32):
+    """log -A near linear attention: next to nothing decays."""
+    return jnp.full(shape, math.log(NO_DECAY), dtype)
+
+
+def steps_of_one(key, shape, dtype=jnp.float32):
+    """dt's bias near linear attention: what is written is what is read, softplus of it is 1."""
+    return jnp.full(shape, math.log(math.e - 1), dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Twin(UnitNormal):
+    """Starts as another matrix at unit rate."""
+
+    of: jax.Array
+
+    def __call__(self, key, shape, dtype=jnp.float32):
+        return self.of.astype(dtype)
 
 
 def split(conv_BxLxC, d_inner: int, n_heads: int, d_state: int):
@@ -61,6 +84,7 @@ class SSM2(nn.Module):
     n_heads: int
     d_state: int
     conv: Conv
+    start: str = "published"
 
     groups = {"B/*": "qk", "C/*": "qk", "x/*": "vo", "out/*": "vo", "gate/*": "mlp", "dt/*": "mlp"}
 
@@ -68,15 +92,21 @@ class SSM2(nn.Module):
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
         batch, length, _ = h_BxLxD.shape
         inner, states = self.d_inner, self.d_state
-        widths = {"x": inner, "B": states, "C": states}
-        parts = [dense(self.d_model, n, False, name)(h_BxLxD) for name, n in widths.items()]
-        u_BxLxC = tape("ssm/u", jnp.concatenate(parts, axis=-1))
+        linear = self.start == "linear"
+
+        def project(name, features, kernel_init=None):
+            return dense(self.d_model, features, False, name, kernel_init=kernel_init)(h_BxLxD)
+
+        x_BxLxI, b_BxLxN = project("x", inner), project("B", states)
+        twin = Twin(self.d_model, self.variables["params"]["B"]["kernel"]) if linear else None
+        u_BxLxC = tape("ssm/u", jnp.concatenate([x_BxLxI, b_BxLxN, project("C", states, twin)], axis=-1))
         conv_BxLxC = tape("ssm/conv", self.conv.clone(name="conv", parent=self)(u_BxLxC))
         x_BxLxHxK, b_BxLxN, c_BxLxN = split(conv_BxLxC, inner, self.n_heads, states)
         x_BxLxI = x_BxLxHxK.reshape(batch, length, inner)
 
-        bias_H = self.param("dt_bias", steps_bias, (self.n_heads,), jnp.float32)
-        a_H = -jnp.exp(self.param("A_log", rates_of_decay, (self.n_heads,), jnp.float32))
+        bias_H = self.param("dt_bias", steps_of_one if linear else steps_bias, (self.n_heads,), jnp.float32)
+        log_a = little_decay if linear else rates_of_decay
+        a_H = -jnp.exp(self.param("A_log", log_a, (self.n_heads,), jnp.float32))
         skip_I = self.param("D", nn.initializers.ones, (inner,), jnp.float32)
         dt_BxLxH = nn.softplus(dense(self.d_model, self.n_heads, False, "dt")(h_BxLxD) + bias_H[None, None])
         dt_BxLxH = tape("ssm/dt", dt_BxLxH)
@@ -167,6 +197,9 @@ class _Mamba(Model):
         before the head.
       conv, past_conv: see `Conv`; `ones`, `none`, `added` and `gated` are the variants of arXiv 2509.17514.
       readout: `last` or `all`, as the transformer's.
+      start: of Mamba-2: `published`, or `linear`: near linear attention, as copying is learnt most easily (arXiv
+        2410.11135). Next to nothing decays, dt is 1, the convolution leaves each token as it is, and C starts as B,
+        so that a token reads most of those that are like it.
 
     Raises:
       ValueError: a size below 1, an unknown choice; when called (or traced), more tokens than `max_length`.
@@ -219,9 +252,11 @@ class Mamba2(_Mamba):
     __doc__ = _Mamba.__doc__
 
     n_heads: int
+    start: str = "published"
 
     def __post_init__(self):
         super().__post_init__()
+        limits.check("model", self, {"start": STARTS})
         if self.d_inner % self.n_heads:
             raise ValueError(f"model.n_heads={self.n_heads}: must divide model.d_inner={self.d_inner}")
 
@@ -230,7 +265,10 @@ class Mamba2(_Mamba):
         return split(conv_BxLxC, self.d_inner, self.n_heads, self.d_state)
 
     def mixer(self) -> SSM2:
-        return SSM2(self.d_model, self.d_inner, self.n_heads, self.d_state, self.convolution(), parent=None)
+        return SSM2(self.d_model, self.d_inner, self.n_heads, self.d_state, self.convolution(), self.start, parent=None)
+
+    def convolution(self) -> Conv:
+        return super().convolution().clone(identity=self.start == "linear")
 
 
 class Mamba1(_Mamba):

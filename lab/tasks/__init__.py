@@ -4,9 +4,11 @@ from lab.tasks.addition import Addition
 from lab.tasks.anchor import Anchor
 from lab.tasks.cogs import Cogs
 from lab.tasks.composition import Composition
+from lab.tasks.copy_strings import CopyStrings
 from lab.tasks.fields import Fields
 from lab.tasks.finetune import Finetune
 from lab.tasks.graph_path import GraphPath
+from lab.tasks.increasing_subsequence import IncreasingSubsequence
 from lab.tasks.induction import Induction
 from lab.tasks.inverse_matching import InverseMatching
 from lab.tasks.kinship import Kinship
@@ -30,9 +32,11 @@ __all__ = [
     "Batch",
     "Cogs",
     "Composition",
+    "CopyStrings",
     "Fields",
     "Finetune",
     "GraphPath",
+    "IncreasingSubsequence",
     "Induction",
     "InverseMatching",
     "Kinship",
@@ -72,4 +76,6 @@ FAMILIES: dict[str, type[Task]] = {
     "linear_regression": LinearRegression,
     "induction": Induction,
     "fields": Fields,
+    "copy_strings": CopyStrings,
+    "increasing_subsequence": IncreasingSubsequence,
 }

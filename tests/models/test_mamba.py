@@ -149,6 +149,25 @@ def test_steps_and_decays_start_as_published():
     assert stats.kstest(rates, "uniform", (1, 15)).pvalue > 0.01
 
 
+def test_a_start_near_linear_attention_is_one():
+    """S of the first layer is C B^T, with C = B of the token itself: the largest of its row for tokens of its kind."""
+    model = made("mamba2", start="linear", d_model=32, d_state=32, n_layers=1)
+    params = row(model)
+    _, acts = forward(model, params, TOKENS)
+    conv, u, s_BxHxLxL = (np.asarray(acts[f"block_0/ssm/{name}"], float) for name in ("conv", "u", "s"))
+    np.testing.assert_allclose(conv, u / (1 + np.exp(-u)), rtol=0, atol=4 * EPS * np.abs(u).max())
+    b_BxLxN = conv[..., 16:48]
+    np.testing.assert_array_equal(b_BxLxN, conv[..., 48:])
+    expected = np.tril(b_BxLxN @ np.swapaxes(b_BxLxN, 1, 2))
+    steps = float(np.max(acts["block_0/ssm/dt"]))
+    # what is left of 14 tokens: at least 1 - 14 dt |A|; beside 1e-5 of rounding
+    lost = L * steps * mamba.NO_DECAY * np.abs(expected).max()
+    np.testing.assert_allclose(s_BxHxLxL, np.stack([expected] * 2, axis=1), rtol=0, atol=lost + 1e-5)
+    leaves = named_leaves(params)
+    assert np.log1p(np.exp(leaves["block_0/ssm/dt_bias"])) == pytest.approx(1, rel=8 * EPS)
+    assert not np.array_equal(leaves["block_0/ssm/B/kernel"], named_leaves(row(model, 2))["block_0/ssm/B/kernel"])
+
+
 @versions
 def test_rate_acts_on_embedding_projections_and_head_alone(version):
     sizes = dict(vocab_size=200, d_model=128, d_inner=256, d_state=128, has_positions=True, norm="pre")
@@ -191,6 +210,7 @@ def test_parameters_of_the_published_cell():
         (dict(conv="one"), "model.conv='one': one of learned, ones, none"),
         (dict(past_conv="sum"), "model.past_conv='sum': one of none, added, gated"),
         (dict(norm="post"), "model.norm='post': one of none, pre"),
+        (dict(start="zero"), "model.start='zero': one of published, linear"),
         (dict(n_heads=3), "model.n_heads=3: must divide model.d_inner=16"),
     ],
 )

@@ -45,6 +45,8 @@ SMALL = {  # what a family needs to be told; `FOLDER` stands for the folder of `
     "linear_regression": dict(n_features=2, n_demos=3),
     "induction": dict(low=2, high=3, length=4, vocab_size=4),
     "strings": dict(alphabet=3, length=4, order=2, concentration=0.5, law_seed=0),
+    "copy_strings": dict(longest=3, n_letters=6),
+    "increasing_subsequence": dict(shortest=2, longest=4, n_values=6),
     "shapes": dict(size=8, n_times=20, images_per_class=2),
     "fields": dict(equation="burgers", size=8, horizon=2, low=1, high=2, amplitude=0.1, n_train=9, n_test=9),
 }  # fmt: skip

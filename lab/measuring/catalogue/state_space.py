@@ -1,17 +1,23 @@
 """Measurements of a Mamba: what its state space reads, its convolution's taps, and what cutting either does."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lab import models
-from lab.analysis import estimate, state_space
+from lab.analysis import copying, estimate, state_space
 from lab.analysis.estimate import errors, named
 from lab.experiment import Experiment
 from lab.measuring.declare import Measure
+from lab.tasks import CopyStrings
+from lab.tree import stack
 
 SEQUENCES = 256
 CUT = 512  # sequences of which what is cut is counted
 FUSED = 3  # tokens: a key and two anchors
+GAP_LENGTHS, DECAY_LENGTHS = (64, 128, 256, 512, 1024), (32, 48, 64, 96)
+RATES = (0.5, 0.8, 0.9)  # of decay
+STATES, TOKENS = 8, (1, 2, 4, 6, 7, 8, 9, 10, 12, 16)  # of constructed weights, and tokens that they are to copy
 
 
 def mixing(experiment: Experiment) -> Measure:
@@ -93,6 +99,41 @@ def flow(experiment: Experiment) -> Measure:
     dims = {"pattern": ("layer", "query", "position"), "tokens": ("position",)}
     units = {"pattern": "share", "tokens": "token"}
     return Measure("flow", function, units, dims, snapshots="last", split="ood_43", n=SEQUENCES)
+
+
+def scores_needed(experiment: Experiment) -> Measure:
+    """Scores at which softmax, and a state that decays, single out one of L tokens; of no trained weights."""
+
+    def function(row):
+        return {
+            "softmax": jnp.stack([copying.softmax_gap(length) for length in GAP_LENGTHS]),
+            "decay": jnp.stack(
+                [jnp.stack([copying.decay_log_score(n, rate) for n in DECAY_LENGTHS]) for rate in RATES]
+            ),
+        }
+
+    dims = {"softmax": ("length",), "decay": ("rate", "distance")}
+    coords = {"length": GAP_LENGTHS, "rate": RATES, "distance": DECAY_LENGTHS}
+    return Measure("scores", function, {"softmax": "score", "decay": "log score"}, dims, coords, snapshots="last")
+
+
+def states_needed(experiment: Experiment) -> Measure:
+    """Errors of constructed weights of eight states that copy strings, of random letters for each seed."""
+
+    def of_length(n_tokens, key):
+        task = CopyStrings(longest=n_tokens, shortest=n_tokens)
+        batch = task.sample(key, SEQUENCES, "train", {})
+        model, params = copying.copier(n_tokens, STATES, task.vocab_size, task.end)
+        logits, _ = model.apply({"params": params}, batch.tokens_BxL, {})
+        error = copying.copy_error(model, params, batch.tokens_BxL, batch.targets_BxL)
+        return {"error": error, "accuracy": task.score(logits, batch)["accuracy"]}
+
+    def function(row):
+        key = jax.random.fold_in(row.key, row.hparams["seed"].astype(jnp.int32))
+        return stack([of_length(n_tokens, key) for n_tokens in TOKENS])
+
+    units = {"error": "of a unit vector", "accuracy": "share of strings"}
+    return Measure("copier", function, units, dict.fromkeys(units, ("token",)), {"token": TOKENS}, snapshots="last")
 
 
 def _answer(row, tokens_BxL, edits=None):
