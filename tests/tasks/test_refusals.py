@@ -103,6 +103,7 @@ REFUSED = {
         (dict(precision="float16"), r"task\.precision='float16': one of float32, float64"),
         (dict(horizon=0), r"task\.horizon=0: expected an integer of at least 1"),
         (dict(n_test=0), r"task\.n_test=0: expected"),
+    ],
     "copy_strings": [
         (dict(longest=0), r"task\.longest=0: must be at least 1"),
         (dict(shortest=6), r"task\.shortest=6: a number from 1 to 5"),
