@@ -92,6 +92,11 @@ TRANSFORMER = dict(
     readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
     compute_dtype="float32",  # of products; or bfloat16
     conv="none",  # or causal: over queries, keys and values, before attention
+    alpha=0.0,  # of what a token reads of itself this share is left out
+    beta=0.0,  # of each value this share of the mean of negatives is taken
+    n_negatives=1,  # the tokens before that a token scores lowest
+    augment="none",  # or serial, parallel: keys and values through an MLP each
+    d_augment=32,  # of those, hidden units
 )
 MAMBA = dict(
     family="mamba2",

@@ -21,6 +21,8 @@ K head width, F hidden width, V vocabulary.
 | `final`                 | B Q D   | what the head reads                                                        |
 | `logits`                | B Q V   |                                                                            |
 
+Where alpha or beta is not 0 there is `block_i/attn/mix` (B H Q L), which multiplies values in the pattern's place.
+
 Mamba (`lab.models.mamba`) has `embed`, `resid_pre`, `resid_post`, `final` and `logits` as above, and, with H heads of
 width K, I = H K channels, N states and C = I + 2N convolved channels:
 
