@@ -93,6 +93,7 @@ TRANSFORMER = dict(
     readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
     compute_dtype="float32",  # of products; or bfloat16
     conv="none",  # or causal: over queries, keys and values, before attention
+    # may be given: alpha, beta, n_negatives, augment, d_augment: changes of attention, see lab.models.dual_attention
 )
 MAMBA = dict(
     family="mamba2",

@@ -215,7 +215,9 @@ def _check_fit(model, task) -> None:
         "norm": models.NORMS,
         "readout": models.READOUTS,
         "compute_dtype": models.transformer.COMPUTE_DTYPES,
-    } | ({"conv": models.transformer.CONVS} if isinstance(model, models.Transformer) else {})
+    }
+    if isinstance(model, models.Transformer):
+        choices |= {"conv": models.transformer.CONVS, "augment": models.dual_attention.AUGMENTS}
     if type(model).__module__.startswith("lab."):  # fields of these names mean something else in a user's
         limits.check("model", model, {name: accepted for name, accepted in choices.items() if hasattr(model, name)})
     if getattr(model, "tied_head", False) and model.head_bias:

@@ -1,7 +1,7 @@
 """One softmax layer is one gradient step of a dual model (arXiv 2310.13220): the step, its parts, random features.
 
 With exp(k . q) = phi(k) . phi(q), of keys and queries into which the factor 1 / sqrt(D) is multiplied, the layer of
-`lab.models.in_context` gives for demonstrations i and the query itself, Z = sum of all exp,
+`lab.models.VectorAttention` gives for demonstrations i and the query itself, Z = sum of all exp,
 
     h = (1/Z) [ v_q exp(k_q . q) + sum_i v_i exp(k_i . q) ].
 
@@ -36,7 +36,7 @@ class Dual(NamedTuple):
         return jnp.exp(u_NxD @ self.k_MxD.T) @ self.a_MxV
 
     def step(self, v_NxV, k_NxD, weight) -> "Dual":
-        """After a gradient step over these demonstrations, weight = eta / (eta Z)."""
+        """After a gradient step over these demonstrations, weight = 1 / Z: the step size cancels that of the loss."""
         return Dual(jnp.concatenate([self.a_MxV, weight * v_NxV]), jnp.concatenate([self.k_MxD, k_NxD]))
 
 
@@ -93,7 +93,7 @@ def alignment(dual: Dual, k_NxD, v_NxV):
     return jnp.mean(jnp.sum(v_NxV / length_Nx1 * representations(dual, k_NxD), axis=1))
 
 
-def collapse(dual: Dual, k_NxD):
+def representation_rank(dual: Dual, k_NxD):
     """Effective rank of `representations`: 1 where all lie on one line."""
     return rank.effective_rank(representations(dual, k_NxD))
 

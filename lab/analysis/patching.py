@@ -18,8 +18,8 @@ from lab import limits, models
 from lab.analysis import estimate
 from lab.analysis.flow import indices, refuse_outside
 
-HEAD_AXIS = {"attn/q": 2, "attn/k": 2, "attn/v": 2, "attn/z": 2, "attn/score": 1, "attn/pattern": 1}
-POSITION_AXIS = {"attn/score": 2, "attn/pattern": 2}  # 1 everywhere else
+HEAD_AXIS = {"attn/q": 2, "attn/k": 2, "attn/v": 2, "attn/z": 2, "attn/score": 1, "attn/pattern": 1, "attn/mix": 1}
+POSITION_AXIS = {"attn/score": 2, "attn/pattern": 2, "attn/mix": 2}  # 1 everywhere else
 
 
 class Answer(NamedTuple):

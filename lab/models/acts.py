@@ -25,6 +25,8 @@ The decoder (`lab.models.decoder`) has the same ones: q and k as they are scored
 keys (B L G K), and, where its MLP is gated, `mlp/pre` of the gate, `mlp/up` (B L F), what the gate multiplies, and
 `mlp/post`, their product. All of its blocks compute all positions: Q = L before `final`.
 
+Where alpha or beta is not 0 there is `block_i/attn/mix` (B H Q L), which multiplies values in the pattern's place.
+
 Mamba (`lab.models.mamba`) has `embed`, `resid_pre`, `resid_post`, `final` and `logits` as above, and, with H heads of
 width K, I = H K channels, N states and C = I + 2N convolved channels:
 

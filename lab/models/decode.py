@@ -56,12 +56,15 @@ def prefill(model: Decoded, params, prompt_BxL, prompt_length_B, n_more: int) ->
       logits_BxV after each prompt's last token, and the cache.
 
     Raises:
-      ValueError: L exceeds the positions that the model has; a transformer with a convolution.
+      ValueError: L exceeds the positions that the model has; a transformer with a convolution, or with alpha or beta.
     """
     if isinstance(model, recurrent.Mamba):
         return recurrent.prefill(model, params, prompt_BxL, prompt_length_B)
     if isinstance(model, Transformer) and model.conv != "none":
         raise ValueError(f"model.conv={model.conv!r}: decoding keeps no window of a convolution; one of none")
+    for name in ("alpha", "beta"):
+        if getattr(model, name):
+            raise ValueError(f"model.{name}={getattr(model, name)}: decoding does not know a token's own place; use 0")
     n_prompt = prompt_BxL.shape[1]
     if model.max_length and n_prompt > model.max_length:
         raise ValueError(f"prompts of {n_prompt} tokens: the model has positions for {model.max_length}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lab.models import products
 from lab.models.acts import Tape
 from lab.models.conv import Conv
+from lab.models.dual_attention import Changes, augmented, mixing
 from lab.models.layers import ACTIVATIONS, Embedding, LayerNorm, Model, dense, product
 
 NORMS = ("pre", "post", "none")
@@ -26,6 +27,7 @@ class Attention(nn.Module):
     use_bias: bool
     compute_dtype: str
     conv: str
+    changes: Changes
 
     @nn.compact
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
@@ -35,6 +37,8 @@ class Attention(nn.Module):
             flat = dense(self.d_model, self.n_heads * self.d_head, self.use_bias, name, self.compute_dtype)(h)
             if self.conv == "causal":
                 flat = Conv(N_TAPS, name=f"{name}_conv")(flat)
+            if name != "query":
+                flat = augmented(flat, self.changes, f"{name}_")
             return flat.reshape(batch, h.shape[1], self.n_heads, self.d_head)
 
         if self.conv == "causal":  # of queries, too
@@ -55,10 +59,12 @@ class Attention(nn.Module):
         query_position_Qx1 = jnp.arange(length - n_queries, length, dtype=jnp.int32)[:, None]
         visible_QxL = query_position_Qx1 >= jnp.arange(length, dtype=jnp.int32)[None, :]
         score_BxHxQxL = tape("attn/score", jnp.where(visible_QxL, score_BxHxQxL, MASKED))
-        pattern_BxHxQxL = tape("attn/pattern", products.softmax(score_BxHxQxL))
+        mix_BxHxQxL = tape("attn/pattern", products.softmax(score_BxHxQxL))
+        if self.changes.mixes:
+            mix_BxHxQxL = tape("attn/mix", mixing(mix_BxHxQxL, score_BxHxQxL, self.changes))
 
-        pattern_NxQxL = pattern_BxHxQxL.reshape(batch * self.n_heads, n_queries, -1)
-        z_NxQxK = product(self.compute_dtype, products.mix)(pattern_NxQxL, v_NxLxK)
+        mix_NxQxL = mix_BxHxQxL.reshape(batch * self.n_heads, n_queries, -1)
+        z_NxQxK = product(self.compute_dtype, products.mix)(mix_NxQxL, v_NxLxK)
         z_BxHxQxK = z_NxQxK.reshape(batch, self.n_heads, n_queries, self.d_head)
         z_BxQxHxK = tape("attn/z", jnp.swapaxes(z_BxHxQxK, 1, 2))
         out = dense(self.n_heads * self.d_head, self.d_model, self.use_bias, "out", self.compute_dtype)
@@ -92,12 +98,14 @@ class Block(nn.Module):
     use_bias: bool
     compute_dtype: str
     conv: str
+    changes: Changes
 
     @nn.compact
     def __call__(self, h_BxLxD, n_queries: int, tape: Callable):
         attention = Attention(
-            self.n_heads, self.d_head, self.d_model, self.use_bias, self.compute_dtype, self.conv, name="attn"
-        )
+            self.n_heads, self.d_head, self.d_model, self.use_bias, self.compute_dtype, self.conv, self.changes,
+            name="attn",
+        )  # fmt: skip
 
         def norm(where, name, h):
             return LayerNorm(name=name)(h) if self.norm == where else h
@@ -134,6 +142,8 @@ class Transformer(Model):
         1710.03740; bfloat16 has float32's range and needs no scaling of the loss.)
       conv: `causal`: queries, keys and values go through a causal convolution of four taps and SiLU, as the input of a
         Mamba block does ("Achilles' Heel of Mamba", arXiv 2509.17514); the init rate does not act on its taps.
+      alpha, beta, n_negatives, augment, d_augment: see `lab.models.dual_attention`; its MLPs have this `activation` and
+        the rate of MLPs.
 
     Raises:
       ValueError: a size that is too small; when called (or traced), more tokens than `max_length`.
@@ -155,6 +165,11 @@ class Transformer(Model):
     readout: str
     compute_dtype: str = "float32"
     conv: str = "none"
+    alpha: float = 0.0
+    beta: float = 0.0
+    n_negatives: int = 1
+    augment: str = "none"
+    d_augment: int = 32
 
     least = {"max_length": 0, "d_ff": 0}
 
@@ -165,6 +180,7 @@ class Transformer(Model):
             raise ValueError(f"{length} tokens: the model has positions for model.max_length={self.max_length}")
         tape = Tape(edits)
         embed = Embedding(self.vocab_size, self.max_length, self.d_model, name="embed")
+        changes = Changes(self.alpha, self.beta, self.n_negatives, self.augment, self.d_augment, self.activation)
         h = tape("embed", embed(tokens_BxL))
 
         for i in range(self.n_layers):
@@ -172,7 +188,7 @@ class Transformer(Model):
             n_queries = 1 if answers_only else length
             block = Block(
                 self.n_heads, self.d_head, self.d_model, self.d_ff, self.activation, self.norm, self.use_bias,
-                self.compute_dtype, self.conv, name=f"block_{i}",
+                self.compute_dtype, self.conv, changes, name=f"block_{i}",
             )  # fmt: skip
             h = block(h, n_queries, lambda name, value, i=i: tape(f"block_{i}/{name}", value))
 

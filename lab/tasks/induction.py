@@ -27,7 +27,8 @@ class Induction(Task):
     Attributes:
       low, high: of the period, both inclusive.
       length: tokens that are read; at most twice the shortest period.
-      vocab_size: tokens, all of which occur in patterns.
+      vocab_size: tokens, all of which occur in patterns. So does token 0, which `ntp_weight` takes for padding and
+        passes over where it is no answer.
 
     Raises:
       ValueError: periods that do not fit the length, or the vocabulary.

@@ -1,15 +1,15 @@
 """Linear regression in context: N pairs of a vector and its value are shown, and the value of one more is asked for.
 
 Every sequence has weights w of its own, normal of variance 1 / d; x is standard normal in d dimensions, and
-y = w . x + noise. Tokens are [x; y], of the query [x; 0] (Garg et al., arXiv 2208.01066; sizes as our notes on arXiv
-2310.13220 propose). So the mean square of an answer is 1, without noise, and what is known in closed form:
+y = w . x + noise. Tokens are [x; y], of the query [x; 0] (Garg et al., arXiv 2208.01066). So the mean square of an
+answer is 1, without noise, and what is known in closed form:
 
 - no demonstrations used, 0: mean squared error 1 + noise^2;
 - one gradient step from w = 0 on half the squared error of all N demonstrations, of the best size
   1 / (N + d + 1 + d noise^2): (d + 1 + d noise^2) / (N + d + 1 + d noise^2) + noise^2;
 - ridge with penalty d noise^2, Bayes' estimate: the least there is; 0 without noise where N >= d.
 
-The step's risk: with S = sum x x^T, E S = N and E S^2 = N (N + d + 1), so that E |w - eta S w - eta sum noise x|^2 / d
+The step's risk: with S = sum x x^T, E S = N and E S^2 = N (N + d + 1), so that E |w - eta S w - eta sum noise x|^2
 = 1 - 2 eta N + eta^2 N (N + d + 1) + eta^2 N d noise^2, which is least at the eta above.
 """
 

@@ -115,7 +115,7 @@ def test_representations_of_values_on_a_line_have_rank_one_and_apart_they_have_a
     apart = jnp.eye(N + 1)
     for values, rank in ((line, 1), (apart, N)):
         model = dual.trained(keys[-1] / 9, keys, values)
-        assert dual.collapse(model, keys[:-1]) == pytest.approx(rank, abs=1e-6)
+        assert dual.representation_rank(model, keys[:-1]) == pytest.approx(rank, abs=1e-6)
         assert dual.alignment(model, keys[:-1], values[:-1]) == pytest.approx(1, abs=1e-6)
 
 

@@ -7,7 +7,6 @@ import pytest
 from synthetic import normal
 
 from lab import init, models
-from lab.models import in_context
 from lab.tree import named_leaves
 
 D_IN, D, B, L = 3, 8, 4, 6
@@ -73,24 +72,6 @@ def test_rows_with_one_seed_differ_in_nothing_but_the_change():
         np.testing.assert_array_equal(leaf, other[name])
 
 
-def test_mixing_by_hand():
-    score = jnp.log(jnp.array([[4.0, 1.0, 2.0, 3.0]]))  # the last is the query's own
-    pattern = jnp.array([[0.4, 0.1, 0.2, 0.3]])
-    mixing = in_context.mixing
-    assert mixing(pattern, score, 0.0, 0.0, 2) is pattern
-    np.testing.assert_allclose(mixing(pattern, score, 0.5, 0.0, 2), [[0.4, 0.1, 0.2, 0.15]], rtol=1e-6)
-    # of a share 0.7 of the demonstrations one half is taken, from the two lowest alike
-    np.testing.assert_allclose(mixing(pattern, score, 0.0, 0.5, 2), [[0.4, 0.1 - 0.175, 0.2 - 0.175, 0.3]], rtol=1e-5)
-    # of all: weights of demonstrations add up to none
-    np.testing.assert_allclose(mixing(pattern, score, 0.0, 1.0, 9)[:, :-1].sum(), 0, atol=1e-6)
-
-
-def test_of_equal_scores_the_earlier_one_is_lower_and_as_many_are_negatives_as_asked():
-    pattern, score = jnp.full((1, 5), 0.2), jnp.zeros((1, 5))
-    mix_L = in_context.mixing(pattern, score, 0.0, 1.0, 2)[0]
-    np.testing.assert_allclose(mix_L, [-0.2, -0.2, 0.2, 0.2, 0.2], rtol=1e-6)
-
-
 def test_demonstrations_are_a_set():
     params = row(PLAIN.clone(beta=0.5, n_negatives=2))
     model = PLAIN.clone(beta=0.5, n_negatives=2)
@@ -99,16 +80,18 @@ def test_demonstrations_are_a_set():
     np.testing.assert_allclose(forward(model, params, shuffled)[0], forward(model, params, X)[0], atol=1e-5)
 
 
-def test_readin_follows_the_rate_of_embeddings_and_views_that_of_mlps_or_their_own():
+def test_groups_are_those_of_a_transformer_and_maps_follow_the_rate_of_mlps():
     leaves = init.leaves_of(PLAIN.clone(augment="serial"), X[:1])
     assert (leaves["embed/kernel"].group, leaves["embed/kernel"].d_in) == ("embed", D_IN)
     assert leaves["head/kernel"].group == "head" and leaves["block_0/query/kernel"].group == "qk"
     assert leaves["block_0/key/linear/kernel"].d_in == D
+    groups = {name: leaves[f"block_0/{name}/kernel"].group for name in ("key/linear", "value/linear", "key/in")}
+    assert groups == {"key/linear": "qk", "value/linear": "vo", "key/in": "mlp"}
 
 
 def test_tokens_and_vectors_of_another_size_are_refused():
     for inputs in (np.zeros((2, 4), np.int32), X[:, :, :2]):
         with pytest.raises(ValueError, match=r"model\.d_in=3: reads sequences of vectors \(B, L, 3\), not"):
-            row(PLAIN) and models.forward(PLAIN, row(PLAIN), inputs)
+            models.forward(PLAIN, row(PLAIN), inputs)
     with pytest.raises(ValueError, match=r"model\.augment='both': one of none, serial, parallel"):
         PLAIN.clone(augment="both")

@@ -109,6 +109,22 @@ def test_collapse_and_its_remedy():
     np.testing.assert_allclose(found.values_S, 2 / np.array(ranks))
 
 
+def test_collapse_is_of_no_decay_and_the_note_says_what_the_others_did():
+    made = Grid(config={"model": NO_CHANGE}, usual=variants.USUAL, steps=STEPS, gamma=GAMMAS, weight_decay=(0.0, 1.0))
+    for decay, end in ((0.0, 3.0), (1.0, 1.5)):
+        ranks = np.stack([alone((4.0,) * 5)] * 3 + [alone((end,) * 5)])
+        made.put("dual.rank", ranks, "snapshot", weight_decay=decay)
+    found = measured("D5a", plain=made)
+    np.testing.assert_allclose(found.values_S, 0.75)
+    assert found.note == "From 4.00 to 3.00. With weight decay 1 to 1.50."
+
+
+def test_record_crosses_init_rates_with_decays():
+    grid = configs.variants(base.load(config, "record"))["plain"].grid
+    assert (len(grid.gamma), len(grid.weight_decay), len(grid.seed)) == (3, 2, 8)
+    assert all(usual in grid[axis] for axis, usual in variants.USUAL.items())
+
+
 def induction(accuracy_TxG, seeds=None):
     """Accuracies over time by gamma, the same of all seeds unless (time, seed, gamma) are given."""
     made = Grid(usual=variants.USUAL, steps=STEPS, gamma=GAMMAS)
@@ -134,7 +150,9 @@ def test_plateaus_are_measured_to_where_curves_cross():
     np.testing.assert_allclose(found.values_S, 1)
     assert found.note == "Steps to accuracy 0.5: 50 at gamma 0.3, 75 at gamma 0.5, 133 at gamma 0.9."
     never = induction([(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 0)])  # the last never: longest of all
-    np.testing.assert_allclose(measured("D7a", induction_2=never).values_S, 1)
+    found = measured("D7a", induction_2=never)
+    np.testing.assert_allclose(found.values_S, 1)
+    assert found.note.endswith("75 at gamma 0.5, inf at gamma 0.9 (5 of 5 seeds never).")
     made = plain()
     made.put("test.explained", np.repeat(np.array(LEARNS, float)[::-1][:, None], 5, axis=1)[::-1])
     np.testing.assert_allclose(measured("D7b", plain=made).values_S, 1)

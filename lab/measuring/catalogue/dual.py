@@ -31,7 +31,7 @@ def dual_step(experiment: Experiment) -> Measure:
 
     def rank_of(acts):
         q_D, k_LxD = dual.halves(acts["q"][0], acts["k"])
-        return dual.collapse(dual.trained(q_D, k_LxD, acts["v"], *options), k_LxD[:-1])
+        return dual.representation_rank(dual.trained(q_D, k_LxD, acts["v"], *options), k_LxD[:-1])
 
     def function(row):
         acts = layer(row)

@@ -110,11 +110,13 @@ def _judged(runs: Runs, family: str):
     ratios = variants.ratios(runs, family)
     name = variants.setting(variants.best(runs, family))
     others = ", ".join(f"{other} {median_of(ratio):.3f}" for other, ratio in ratios.items())
-    return ratios[name], f"Chosen: {name}. All, medians: {others}."
+    plain = runs["plain"].final("test.loss", BY_SEED)
+    note = f"Chosen: {name}. All, medians: {others}. Errors of plain seeds: {plain.min():.3f} to {plain.max():.3f}."
+    return ratios[name], note
 
 
 @claim(
-    "D3a", "Some regularized layer has no larger error than the plain one",
+    "D3a", "Some regularized layer has no larger error than the plain one", headline=True,
     quantity="its error over the plain layer's of the same seed", source=PAPER, published=BETTER, at_most=1,
     threshold_from=DIRECTION,
 )  # fmt: skip
@@ -123,7 +125,7 @@ def regularized_is_no_worse(runs: Runs):
 
 
 @claim(
-    "D3b", "Some layer with augmented keys and values has no larger error than the plain one",
+    "D3b", "Some layer with augmented keys and values has no larger error than the plain one", headline=True,
     quantity="its error over the plain layer's of the same seed", source=PAPER, published=BETTER, at_most=1,
     threshold_from=DIRECTION,
 )  # fmt: skip
@@ -160,9 +162,13 @@ def error_is_between_ridge_and_nothing(runs: Runs):
     source=PAPER, published="-", at_most=0.5, threshold_from=OURS,
 )  # fmt: skip
 def representations_collapse(runs: Runs):
-    rank = runs["plain"].over_time("dual.rank", BY_SEED)
+    run = runs["plain"]
+    rank = run.over_time("dual.rank", BY_SEED)
     start, end = (rank.isel(snapshot=at, drop=True) for at in (0, -1))
-    return end / start, f"From {median_of(start):.2f} to {median_of(end):.2f}."
+    note = f"From {median_of(start):.2f} to {median_of(end):.2f}."
+    for decay in variants.other_decays(run):
+        note += f" With weight decay {decay:g} to {median_of(run.final('dual.rank', BY_SEED, weight_decay=decay)):.2f}."
+    return end / start, note
 
 
 @claim(
@@ -182,7 +188,7 @@ def negatives_keep_rank(runs: Runs):
 )  # fmt: skip
 def one_layer_does_not(runs: Runs):
     accuracy = runs["induction_1"].final("test.accuracy")
-    return accuracy.max("gamma", skipna=False), "By positions alone, guessing the period, 0.27."
+    return accuracy.max("gamma", skipna=False), variants.BY_POSITIONS
 
 
 @claim(

@@ -5,7 +5,7 @@ from lab.measuring.catalogue import dual
 from lab.report import comparison, figures
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import Run, Runs
-from lab.studies.icl_dual.variants import ACCURATE, BY_SEED, EXPLAINED, chosen, plateau
+from lab.studies.icl_dual.variants import ACCURATE, BY_POSITIONS, BY_SEED, EXPLAINED, chosen, plateau
 
 REGRESSION = (
     "Fifteen pairs of a vector and its value are shown, the value of another vector is asked for; every sequence has "
@@ -75,7 +75,7 @@ def layers(runs: Runs) -> Picture:
         for gamma in runs["induction_2"].values_of("gamma")
     }
     figure = comparison.curves(panels, "Induction over training", "step", ylim=(0, 1.02))
-    return Picture("layers", "Accuracy on repeated tokens; by positions alone, guessing the period, 0.27.", figure)
+    return Picture("layers", f"Accuracy on repeated tokens. {BY_POSITIONS}", figure)
 
 
 def plateaus(runs: Runs) -> Picture:

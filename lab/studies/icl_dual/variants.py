@@ -6,9 +6,11 @@ import xarray as xr
 from lab.analysis import statistics
 from lab.analysis.statistics import median_of
 from lab.runs import MissingData, Run, Runs
+from lab.tasks import Induction
 
-USUAL = {"gamma": 0.5}
-BY_SEED = ("seed",)  # at the usual gamma
+USUAL = {"gamma": 0.5, "weight_decay": 0.0}  # induction has one decay
+BY_SEED = ("seed",)  # at the usual gamma and decay
+BY_POSITIONS = f"By positions alone, guessing the period, {Induction().positions_accuracy:.2f}."
 FAMILIES = ("regularized", "augmented", "negative")
 EXPLAINED, ACCURATE = 0.25, 0.5  # share of linear regression, and accuracy of induction, at which a plateau ends
 
@@ -70,12 +72,20 @@ def plateau(run: Run, name: str, level: float) -> xr.DataArray:
 
 
 def by_gamma(plateau_SxG: xr.DataArray) -> str:
-    """Medians over seeds, for people."""
+    """Medians over seeds, and how many never get there, for people."""
     said = []
     for at in plateau_SxG.transpose("gamma", ...):
         steps = at.dropna("seed").values
-        said += [f"{statistics.median(steps):.0f} at gamma {float(at.gamma):g}"] * bool(steps.size)
+        n_never = np.isinf(steps).sum()
+        never = f" ({n_never} of {steps.size} seeds never)" if n_never else ""
+        said += [f"{statistics.median(steps):.0f} at gamma {float(at.gamma):g}{never}"] * bool(steps.size)
     return ", ".join(said)
+
+
+def other_decays(run: Run) -> list[float]:
+    """The weight decays of a grid beside the usual one."""
+    decays = run.values_of("weight_decay") if "weight_decay" in run.axes else ()
+    return [float(decay) for decay in decays if decay != USUAL["weight_decay"]]
 
 
 def median_loss(run: Run) -> float:
