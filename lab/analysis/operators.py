@@ -48,8 +48,11 @@ def on_border(size: int, patches: int) -> np.ndarray:
 
 
 def seam(said, true, patches: int):
-    """Relative error on the border of patches, over that inside them."""
-    edge_NxN = jnp.asarray(on_border(true.shape[-1], patches))
+    """Relative error on the border of patches, over that inside them; NaN where they are all border."""
+    on_edge_NxN = on_border(true.shape[-1], patches)
+    if on_edge_NxN.all():
+        return jnp.full((), jnp.nan, true.dtype)
+    edge_NxN = jnp.asarray(on_edge_NxN)
 
     def relative(where_NxN):
         wrong, size = (jnp.sum(jnp.where(where_NxN[None, None], jnp.square(field), 0)) for field in (said - true, true))

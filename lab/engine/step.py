@@ -63,7 +63,8 @@ def start(experiment: Experiment, hparams: Mapping) -> RowState | ControlledStat
 def train_step(
     experiment: Experiment, hparams: Mapping, state: RowState, batch: Batch, step, packed: tree.Packing | None = None
 ):
-    """One step of gradient descent; a row whose loss, gradient or new weights are not finite is frozen from then on.
+    """One step of gradient descent; a row is frozen from then on whose loss, gradient, new weights, or what its
+    controller measures, are not finite.
 
     Args:
       packed: how the state is packed (`packing`), and what is returned is, too; None: it is not.

@@ -47,6 +47,7 @@ def test_seam_is_the_error_of_the_border_over_that_inside():
     assert (~edge).sum() == 4 * 12 * 12
     said = true + jnp.where(jnp.asarray(edge)[None, None], 0.3, 0.1)
     assert float(operators.seam(said, true, 2)) == pytest.approx(3, rel=1e-4)
+    assert np.isnan(operators.seam(said, true, N // 4))  # patches of four points are all border
 
 
 def test_fine_patches_are_those_of_the_fine_quadrant():

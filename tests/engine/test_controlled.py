@@ -96,6 +96,26 @@ def test_norm_of_the_gradient_may_be_measured_and_weights_be_the_penalty(echo):
     assert moved.control.coefficient == pytest.approx(0.125 * (float(found["grad_norm"]) - 0.25), rel=8 * EPS)
 
 
+def test_perturbed_gradient_is_that_of_a_loss_that_says_nothing_else(echo, same_bits):
+    experiment = echo.experiment()
+    hparams = HPARAMS | {"weight_noise": 0.1, "sam_radius": 0.05}
+    params = engine.start(experiment, HPARAMS).params
+    batch = experiment.task.sample(jax.random.key(0), 4, "train", {})
+
+    def loss(params):
+        return echo.loss_by_hand(params, batch.tokens_BxL, batch.targets_BxL[:, -1])
+
+    @jax.jit
+    def both(params):
+        plain = engine.value_and_grad(loss, experiment, hparams, params, 0)
+        (value, said), grads = engine.value_and_grad(lambda p: (loss(p), 2), experiment, hparams, params, 0, True)
+        return plain, (value, grads), said
+
+    plain, beside, said = both(params)
+    same_bits(beside, plain)
+    assert said == 2
+
+
 def test_row_of_a_controlled_grid_equals_the_row_alone(trained, bench, grid):
     for row in (1, 2):
         alone = bench(1, 1, 1, controller=ENTROPY)
