@@ -51,7 +51,7 @@ OPTIONS = dict(
         eps=1e-8,  # adamw only
         momentum=0.0,  # sgd only
         frozen=(),  # groups of matrices that stay as they are drawn: embed, qk, vo, mlp, head
-        # least_decay: may be given: training must last so many times 1 / (learning rate x decay) steps, or is refused
+        least_decay=0.0,  # training must last so many times 1 / (learning rate x decay) steps, or is refused
     ),
     grid=dict(  # rows: the product of these; `lab.grid` and the task know the names of more axes
         gamma=(0.5,),  # initial std fan_in^-gamma; (): beside an axis sigma, the std itself
@@ -93,7 +93,11 @@ TRANSFORMER = dict(
     readout="last",  # answers at the last position alone, so nothing else is computed in the last block; or all
     compute_dtype="float32",  # of products; or bfloat16
     conv="none",  # or causal: over queries, keys and values, before attention
-    # may be given: alpha, beta, n_negatives, augment, d_augment: changes of attention, see lab.models.dual_attention
+    alpha=0.0,  # of what a token reads of itself this share is left out
+    beta=0.0,  # of each value this share of the mean of negatives is taken
+    n_negatives=1,  # the tokens before that a token scores lowest
+    augment="none",  # or serial, parallel: keys and values through an MLP each
+    d_augment=32,  # of those, hidden units
 )
 MAMBA = dict(
     family="mamba2",

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import flax.linen as nn
+import ml_collections
 import numpy as np
 
-from lab import code_hash, models, module, tasks, user_code
+from lab import code_hash, config_json, models, module, tasks, user_code
+from lab.optim import Optim
 from lab.tasks import Task
 
 FAMILIES = {"task": tasks.FAMILIES, "model": models.FAMILIES}
@@ -101,6 +103,21 @@ def build(value, what: str):
         return kind(**options)
     except TypeError as error:
         raise ValueError(f"{what}: {module.first_line(error)}") from error
+
+
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy that says all of its task, model and optimizer: what was written before an option came means its default.
+
+    Raises:
+      ValueError: as `find`.
+    """
+    made = config_json.plain(config)
+    kinds = {kind: find(kind, made[kind].family, kind) for kind in FAMILIES} | {"optim": Optim}
+    for section, kind in kinds.items():
+        for name, field in code_hash.fields(kind).items():
+            if name not in made[section] and field.default is not dataclasses.MISSING:
+                made[section][name] = express(field.default, f"{section}.{name}")
+    return made
 
 
 def own(config) -> list[dict]:

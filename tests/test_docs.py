@@ -1,7 +1,6 @@
 """What the README and the docs show works: their task, model and study train as they stand there; links lead on."""
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import lab
 from lab import grid
 from lab.cli import main
+from lab.disk import files
 from lab.engine import batches, shard, sweep
 from lab.experiment import Experiment
 from lab.optim import Optim
@@ -127,6 +127,11 @@ def test_kept_commands_name_no_folder_of_the_machine_that_ran_them():
         assert not re.search(r"(?<![\w.~])/(tmp|home|root|work|mnt|scratch)/", path.read_text()), path
 
 
+def test_kept_claims_are_what_a_report_wrote():
+    for path in (DOCS / "results").glob("*/*claims.json"):
+        assert files.read_json(path)["claims"]  # raises where the hash in it is of something else
+
+
 def test_the_study_of_ones_own_runs_and_is_short(tmp_path, monkeypatch, capsys):
     (block,) = python_blocks(DOCS / "a_study_of_your_own.md")
     assert len(block.splitlines()) <= 80 and block.count("@claim") == 4 and block.count("Picture(") == 3
@@ -154,8 +159,8 @@ def opening_table(page):
 def kept_claims(page):
     """Rows of the claims tables that are kept of the runs that a page links to."""
     folders = {*re.findall(r"\]\(results/([\w-]+)", page.read_text())}
-    files = [file for folder in sorted(folders) for file in (DOCS / "results" / folder).glob("*claims.json")]
-    return [row for file in files for row in json.loads(file.read_text())["claims"]]
+    kept = [file for folder in sorted(folders) for file in (DOCS / "results" / folder).glob("*claims.json")]
+    return [row for file in kept for row in files.read_json(file)["claims"]]
 
 
 def is_rounded(text, value):

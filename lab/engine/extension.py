@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from lab import config as configs
+from lab import families
 from lab import grid as grids
 from lab.disk.files import DamagedError, WorkdirError
 from lab.disk.provenance import provenance
@@ -91,6 +92,6 @@ def recall_plan(work: Workdir, n_rows: int, report: Callable[[str], None]) -> Pl
 
 def _is_held(held: tuple[ml_collections.ConfigDict, Grid], config: ml_collections.ConfigDict, grid: Grid) -> bool:
     """Whether all rows of a training are among those asked for, and nothing else of it differs."""
-    ours, theirs = ({**configs.to_json(one), "grid": None} for one in (held[0], config))
+    ours, theirs = ({**configs.to_json(families.completed(one)), "grid": None} for one in (held[0], config))
     same = not configs.differences(ours, theirs) and held[1].columns.keys() == grid.columns.keys()
     return same and grids.lacking(held[1], [grid]) is None

@@ -181,7 +181,7 @@ def _refuse_other(work: Workdir, config: ml_collections.ConfigDict, grid: Grid) 
         held_config, held_grid = work.config, work.grid
     except DamagedError:  # missing or unreadable: written anew when training starts
         return False
-    changed = configs.differences(configs.to_json(held_config), configs.to_json(config))
+    changed = configs.differences(*(configs.to_json(families.completed(one)) for one in (held_config, config)))
     asked = Grid.from_json(grid.to_json()).to_json()
     changed = changed or configs.differences(held_grid.to_json(), asked, "grid.json ")
     changed = changed or families.changed(work.classes)

@@ -21,8 +21,7 @@ PRESETS = [(name, preset) for name in base.names() for preset in base.presets(na
 def test_every_option_is_listed_and_no_other():
     made = base.config()
     assert set(made) == {*configs.SCALARS, *configs.SECTIONS}
-    # but one that came later: trainings of before it have none, and go on
-    assert set(made.optim) == {field.name for field in dataclasses.fields(Optim)} - {"least_decay"}
+    assert set(made.optim) == {field.name for field in dataclasses.fields(Optim)}
     assert set(made.start) == set(configs.START)
     fields = {field.name for field in dataclasses.fields(models.Transformer)} - {"parent", "name"}
     assert set(base.transformer()) == {*fields, "family"}

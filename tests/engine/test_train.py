@@ -194,6 +194,17 @@ def test_folder_of_another_config_is_refused_with_the_difference(uninterrupted, 
     assert written(uninterrupted) == before
 
 
+def test_an_option_that_came_after_a_training_was_recorded_means_its_default(uninterrupted, echo):
+    before = written(uninterrupted)
+    held = Workdir(uninterrupted).config
+    assert "readout" not in held.model and "least_decay" not in held.optim
+    usual = dict(model=held.model.to_dict() | dict(readout="last"), optim=held.optim.to_dict() | dict(least_decay=0.0))
+    train.train(echo.config(**usual), uninterrupted)
+    assert written(uninterrupted) == before
+    with pytest.raises(WorkdirError, match=r"Changed: optim.least_decay: 0.0 -> 1e-09$"):
+        train.train(echo.config(**usual | dict(optim=usual["optim"] | dict(least_decay=1e-9))), uninterrupted)
+
+
 def test_folder_of_another_grid_is_refused_with_the_difference(uninterrupted, echo):
     before = written(uninterrupted)
     other = grid.product({"gamma": (0.5,), "weight_decay": (0.1,), "learning_rate": (0.01, 0.003, 1e30), "seed": (5,)})
