@@ -2,8 +2,8 @@
 
     python -m lab reproduce m2m --preset=cpu        # 6 minutes on two CPU cores
 
-Expect the mixture at three quarters of the single operator's error on fields that are fine in one quadrant, and the gate
-right about which one; without its prior the gate mostly sends all patches to one expert.
+Expect the mixture at three quarters of the single operator's error on fields that are fine in one quadrant, and its
+gate right about which one; without its prior the gate mostly sends all patches to one expert.
 
 Paper: "M2M: Learning controllable Multi of experts and multi-scale operators are the Partial Differential Equations
 need" (arXiv 2410.11617). What it leaves open, and what we chose: docs/m2m.md.
