@@ -1,9 +1,9 @@
 """Operators of different capacity behind a gate that a controller holds to a prior, on fields of two scales.
 
-    python -m lab reproduce m2m --preset=cpu        # 12 minutes on two CPU cores (estimated)
+    python -m lab reproduce m2m --preset=cpu        # 6 minutes on two CPU cores
 
-Expect the mixture at about half of the single operator's error on fields that are fine in one quadrant, and the gate
-right about which one; without its prior the gate sends all patches to one expert.
+Expect the mixture at three quarters of the single operator's error on fields that are fine in one quadrant, and its
+gate right about which one; without its prior the gate mostly sends all patches to one expert.
 
 Paper: "M2M: Learning controllable Multi of experts and multi-scale operators are the Partial Differential Equations
 need" (arXiv 2410.11617). What it leaves open, and what we chose: docs/m2m.md.
@@ -58,7 +58,7 @@ def smoke() -> ConfigDict:
 
 
 def cpu() -> ConfigDict:
-    """12 minutes on two CPU cores (estimated).
+    """6 minutes on two CPU cores.
 
     Fields of two scales, 32 x 32: a single operator, the mixture with its controller, and the mixture without a prior.
 

@@ -42,8 +42,8 @@ FRAME_MS, LAST_FRAME_MS, FRAME_DPI = 500, 1500, 60
 TITLE = "Who predicts which part of a field?"
 LEAD = (
     "A field is cut into patches, and a gate sends each to one of several neural operators of different capacity. Left "
-    "alone the gate sends all to one. A controller doses how strongly it is pulled to a prior, by roughness; then each "
-    "patch goes where it is predicted best, and the mixture beats one operator of as many parameters."
+    "alone the gate mostly sends all to one. A controller doses how strongly it is pulled to a prior, by roughness; "
+    "then each patch goes where it is predicted best, and the mixture beats one operator of as many parameters."
 )
 FIELDS = (
     "A scalar, smooth but in one quadrant of the torus, is carried by a uniform flow. Which quadrant is fine differs "
