@@ -17,7 +17,7 @@ from lab import config as configs
 from lab import grid as grids
 from lab import tree
 from lab.configs import composition
-from lab.engine import batches, step, sweep
+from lab.engine import batches, memory, step, sweep
 from lab.experiment import Experiment
 
 LARGE = {"cpu": 2048, "gpu": 8192}  # side of a matrix whose products fill the device
@@ -90,12 +90,14 @@ def grid_way(workload: Workload) -> Way:
     n_rows = workload.rows * mesh.size
     hparams = jax.device_put(rows(workload, n_rows).arrays(), NamedSharding(mesh, PartitionSpec("run")))
     programs = sweep.build(experiment(workload), workload.chunk, workload.width, mesh)
+    state = programs.start(hparams)
+    compiled = programs.chunk.lower(hparams, state, None, 0, workload.chunk).compile()
 
     def chunk(state, first_step, n_steps):
-        state, metrics = programs.chunk(hparams, state, None, first_step, n_steps)
+        state, metrics = compiled(hparams, state, None, first_step, n_steps)
         return state, np.asarray(metrics["train_loss"])[:, n_steps - 1].mean()
 
-    return _way(workload, n_rows, programs.start(hparams), chunk, mesh)
+    return _way(workload, n_rows, state, chunk, mesh, memory.of_program(compiled))
 
 
 def lone_way(workload: Workload) -> Way:
@@ -112,11 +114,12 @@ def lone_way(workload: Workload) -> Way:
 
         return jax.lax.fori_loop(first_step, first_step + n_steps, body, (state, jnp.float32(jnp.nan)))
 
-    start = jax.jit(functools.partial(step.start, fixed))
-    return _way(workload, 1, start(hparams), chunk, run_mesh(1))
+    state = jax.jit(functools.partial(step.start, fixed))(hparams)
+    compiled = chunk.lower(state, 0, workload.chunk).compile()
+    return _way(workload, 1, state, compiled, run_mesh(1), memory.of_program(compiled))
 
 
-def _way(workload: Workload, n_rows: int, state, chunk: Callable, mesh: Mesh) -> Way:
+def _way(workload: Workload, n_rows: int, state, chunk: Callable, mesh: Mesh, held: int) -> Way:
     done = 0
 
     def run(n_steps):
@@ -128,7 +131,7 @@ def _way(workload: Workload, n_rows: int, state, chunk: Callable, mesh: Mesh) ->
         return float(loss)
 
     peak = functools.partial(matmul_rate, mesh, LARGE[workload.accelerator])
-    return Way(n_rows, run, peak, mesh.devices.flat[0].device_kind, mesh.size, workload.chunk)
+    return Way(n_rows, run, peak, mesh.devices.flat[0].device_kind, mesh.size, workload.chunk, held)
 
 
 def matmul_rate(mesh: Mesh, size: int) -> float:

@@ -30,7 +30,8 @@ LABELS = {
 LEGEND = """
 GFLOP/s `computed` are those of the matrix products really computed, `of peak` their share of the device's peak: tabled
 for a GPU, else the rate of one large product in the same process. `full model` counts the products of the model that
-answers at every position, which (c) and (d) really compute, whether or not the way computes them.""".strip()
+answers at every position, which (c) and (d) really compute, whether or not the way computes them. `MB` are what the
+program of a step holds on one device, all of its rows there, as XLA predicts; of PyTorch nobody says.""".strip()
 PACKAGES = ("jax", "torch")
 MOST_PROCESSES = 8  # of way c"; with more cores each takes several
 # dense, of one chip, FLOP/s; what float32 products run at by default on it
@@ -171,15 +172,17 @@ def show(name: str, result: Mapping) -> None:
         f"\n{name}: {size['n_parameters']:,} parameters, {size['n_tokens']:,} tokens a step, {size['full'] / 1e9:.3g} "
         "GFLOP a row-step if every position is answered"
     )
-    heads = ("row-steps/s", "[quartiles]", "ms", "tokens/s", "computed", "of peak", "full model")
-    print(f"{'':55}{heads[0]:>12}{heads[1]:>18}{heads[2]:>9}{heads[3]:>11}{heads[4]:>9}{heads[5]:>9}{heads[6]:>12}")
+    heads = ("row-steps/s", "[quartiles]", "ms", "tokens/s", "computed", "of peak", "full model", "MB")
+    columns = zip(heads, (12, 18, 9, 11, 9, 9, 12, 9), strict=True)
+    print(" " * 55 + "".join(f"{head:>{width}}" for head, width in columns))
     for way, facts in measured.items():
         low, rate, high = harness.quartiles(facts["rates"])
         spread = f"[{low:.4g}, {high:.4g}]"
         computed, full = rate * facts["computed"], rate * facts["full"]
+        held = "-" if facts["memory"] is None else f"{facts['memory'] / 1e6:.3g}"
         print(
             f"{describe(way, facts):55}{rate:12.4g}{spread:>18}{1e3 / rate:9.3g}{rate * facts['n_tokens']:11.3g}"
-            f"{computed / 1e9:9.3g}{computed / facts['peak']:9.1%}{full / 1e9:12.3g}"
+            f"{computed / 1e9:9.3g}{computed / facts['peak']:9.1%}{full / 1e9:12.3g}{held:>9}"
         )
     for reason in dict.fromkeys(result["failures"].values()):
         without = [f"({way})" for way, why in result["failures"].items() if why == reason]

@@ -67,6 +67,7 @@ def begin(workload: Workload) -> tuple[Way, dict]:
         "chunk": way.chunk,
         "device": way.device,
         "n_devices": way.n_devices,
+        "memory": way.memory,
         **laboratory.facts(workload),
     }
 

@@ -18,7 +18,7 @@ TASKS = {
 MODELS = {
     "small": {"vocab_size": 80, "d_model": 32, "d_head": 32, "d_ff": 64},
     "demo": {"vocab_size": 201, "d_model": 64, "d_head": 64, "d_ff": 128},
-    # two layers of the same 43,000 parameters, on the same sequences of 29 tokens; of a family, so all options are said
+    # two layers of 43,000 parameters each, on the same sequences of 29 tokens; of a family, so all options are said
     "mamba": {
         "family": "mamba2", "vocab_size": 201, "max_length": 29, "n_layers": 2, "d_model": 64, "d_inner": 128,
         "d_state": 128, "n_heads": 1, "n_taps": 4, "conv": "learned", "past_conv": "none", "taps_follow_gamma": False,
@@ -72,6 +72,7 @@ class Way(NamedTuple):
       peak: floating-point operations a second of one large matrix product, in the same process and precision.
       chunk: `n` is rounded up to a multiple of it.
       device, n_devices: the name of its kind, and how many compute.
+      memory: bytes that the program of its steps holds on one device, as XLA predicts; None: nobody says.
     """
 
     n_rows: int
@@ -80,6 +81,7 @@ class Way(NamedTuple):
     device: str
     n_devices: int
     chunk: int = 1
+    memory: int | None = None
 
 
 def cores() -> int:

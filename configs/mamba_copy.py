@@ -68,7 +68,7 @@ def cpu() -> ConfigDict:
 
 
 def record() -> ConfigDict:
-    """About an hour on two CPU cores (estimated, not yet run).
+    """An hour and a half on two CPU cores (estimated at the rates of `cpu`, not yet run).
 
     As `cpu` with eight seeds and more updates; beside it halves of Mamba, a start near linear attention, a transformer
     with positions in place of the convolution, and subsequences.

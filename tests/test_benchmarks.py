@@ -132,6 +132,8 @@ def test_smoke_measures_both_jax_ways_without_torch(tmp_path):
     grid, lone = size["ways"]["a/2"], size["ways"]["b"]
     assert (grid["n_rows"], lone["n_rows"]) == (2 * grid["n_devices"], 1)
     assert len(grid["rates"]) == len(lone["rates"]) == 5 and min(grid["rates"] + lone["rates"]) > 0
+    state = 12 * grid["n_parameters"]  # bytes of a row: float32 parameters and two moments
+    assert lone["memory"] >= state and grid["memory"] >= 2 * state
     ratios = sorted(mine / other for mine, other in zip(grid["rates"], lone["rates"], strict=True))
     (entry,) = size["ratios"]
     assert entry["ratio"] == "a/b"

@@ -98,9 +98,7 @@ def copier(n_tokens: int, n_states: int, vocab_size: int, end: int) -> tuple[Mam
     weights["block_0/ssm/dt_bias"][:] = np.log(np.e - 1)  # dt = 1
     weights["block_0/ssm/A_log"][:] = -LARGE
     weights["block_0/ssm/norm/scale"][:] = 1
-    weights["block_0/ssm/out/kernel"][letter, answer] = (
-        vocab_size**-0.5
-    )  # the norm makes a unit vector this much longer
+    weights["block_0/ssm/out/kernel"][letter, answer] = vocab_size**-0.5  # RMSNorm gives length sqrt(V)
     weights["head/kernel"][answer, letter] = LARGE
     weights["head/kernel"][place[-1], end] = LARGE
     return model, tree.map_named(lambda name, _: jnp.asarray(weights[name]), shapes)

@@ -9,7 +9,7 @@
 | form | masked matrix product, `lab.models.ssm.quadratic` | scan, `lab.models.ssm.scan` |
 | gate | RMSNorm(y SiLU(z)) | y SiLU(z) |
 
-The published block has more than one matrix at once (z, x, B, C, dt); here each is a leaf, with the same function.
+The published block computes gate, x, B, C and dt by one matrix; here each has its own, which is the same function.
 Activation names are listed in `lab.models.acts`.
 
 The init rate acts on embedding, projections and head. It never acts on A, D, dt's bias (and its matrix in Mamba-1),

@@ -20,7 +20,8 @@ def decays(a_BxHxL, n_queries: int):
     """exp(a_{j+1} + ... + a_i), (B, H, Q, L): what is left at token i of what token j wrote; 0 where j > i.
 
     Sums are of what is summed, not differences of cumulative sums: these lose digits and may turn positive. The mask
-    comes before the exponential: after it the gradient would be 0 * inf.
+    comes before the exponential: after it the gradient would be 0 * inf. The sums are a product with a constant, of
+    H Q L^2 multiplications a sequence.
     """
     length = a_BxHxL.shape[-1]
     token_L = jnp.arange(length, dtype=jnp.int32)

@@ -27,6 +27,7 @@ PAPER = "arXiv 2410.03810"
 TASKS = (CopyStrings, IncreasingSubsequence)
 COPIED = 0.95  # share of test strings from which on copying is learnt
 SHORT, USUAL, LONG = 10, 20, 40  # letters of the longest string
+HALVES = ("shallow", "narrow")  # variants of Mamba, of half the depth and of half the width
 ACCURACY = "test.accuracy"
 REDUCED = "two layers of width 64, where the paper's models have tens of millions of parameters"
 EXACT = "no training: constructed weights"
@@ -144,7 +145,7 @@ def softmax_needs_a_logarithm(runs: Runs):
 
 @claim(
     "Y4b", "That which a decaying state needs grows exponentially: its logarithm by -log a at each token",
-    quantity="slope against L over -log a, at the rate that is farthest from 1", source=f"{PAPER}, theorem on Mamba",
+    quantity="slope against L over -log a, of the a where it is farthest from 1", source=f"{PAPER}, theorem on Mamba",
     published="a bound c (1/a)^(L-1) + d", at_least=0.98, at_most=1.02, threshold_from=OURS, scale=EXACT,
 )  # fmt: skip
 def decay_needs_a_power(runs: Runs):
@@ -200,9 +201,6 @@ def locality_helps_mamba(runs: Runs):
     return leads["full"] - leads["banded"], f"Leads: {note}."
 
 
-HALVES = ("shallow", "narrow")
-
-
 def _strings(run: Run) -> xr.DataArray:
     """Strings until `COPIED`, by seed; infinite where that never is."""
     reached = statistics.first_reached(run.over_time(ACCURACY, ("seed",)), COPIED)
@@ -214,26 +212,33 @@ def _seen(run: Run) -> int:
 
 
 def _ratio(runs: Runs, slow: str, fast: str) -> tuple[xr.DataArray, str]:
-    """Strings that one needs over those that the other needs, and what they are.
+    """Strings that one needs over those that the other needs, by seed, and what they are.
 
-    Where the slow one never gets there a lower bound, where the fast one alone 0, where neither NaN.
+    Where the slow one alone never gets there a lower bound, where the fast one alone 0, where neither NaN.
     """
     above, below = (_strings(runs[name]) for name in (slow, fast))
-    bounded, never = np.isinf(above), np.isinf(below)
-    ratio = (above.where(~bounded, _seen(runs[slow])) / below).where(~(bounded & never))
-    note = f"{slow} {median_of(above):,.0f} strings, {fast} {median_of(below):,.0f}."
+    never = np.isinf(above)
+    bounded, neither = never & np.isfinite(below), never & np.isinf(below)
+    ratio = (above.where(~never, _seen(runs[slow])) / below).where(~neither)
+    note = f"{slow} {_median(runs[slow])} strings, {fast} {_median(runs[fast])}."
     if int(bounded.sum()):
-        note += f" {slow} has not got there in {int(bounded.sum())} seeds after {_seen(runs[slow]):,}: a lower bound."
+        note += f" {slow} alone has not got there in {int(bounded.sum())} of {bounded.size} seeds: a lower bound."
+    if int(neither.sum()):
+        note += f" Neither has in {int(neither.sum())} of {neither.size}: no ratio."
     return ratio, note
+
+
+def _median(run: Run) -> str:
+    """Of `_strings`, in words."""
+    strings = median_of(_strings(run))
+    return f"more than {_seen(run):,}" if np.isinf(strings) else f"{strings:,.0f}"
 
 
 def _controls(runs: Runs) -> str:
     plain = f"plain_{USUAL}"
     if plain not in runs:
         return ""
-    strings = median_of(_strings(runs[plain]))
-    said = f"{strings:,.0f}" if np.isfinite(strings) else f"more than {_seen(runs[plain]):,}"
-    return f" A transformer with positions and no convolution: {said}."
+    return f" A transformer with positions and no convolution: {_median(runs[plain])}."
 
 
 def _best(run: Run) -> xr.DataArray:
@@ -309,13 +314,10 @@ def scores(runs: Runs) -> Picture:
 def states(runs: Runs) -> Picture:
     error = _constructed(runs).final("copier.error", ("seed",))
     tokens = error["token"].values
-    bound = xr.DataArray([copying.least_error(n, state_space.STATES) for n in tokens], dims="token").assign_coords(
-        token=tokens
-    )
+    bound = xr.DataArray([copying.least_error(n, state_space.STATES) for n in tokens], {"token": tokens}, "token")
     lines = {"constructed weights, largest": error, "least of any weights, root mean square": bound}
     figure = comparison.curves({"error of a copy": lines}, "Eight states: how many tokens?", "tokens of the string")
-    for ax in figure.axes[:1]:
-        ax.axvline(state_space.STATES, color="0.6", lw=0.8, zorder=0)
+    figure.axes[0].axvline(state_space.STATES, color="0.6", lw=0.8, zorder=0)
     return Picture("states", "Errors of copied unit vectors; grey: as many tokens as states.", figure)
 
 
@@ -336,7 +338,8 @@ def reads(run: Run) -> Picture:
 def taps(run: Run) -> Picture:
     cosines = run.final("taps.cosine", ("seed",)).isel(seed=0)
     panels = {f"layer {int(layer)}": cosines.sel(layer=layer).values for layer in cosines["layer"].values}
-    figure = maps.heatmap(panels, range(4), range(4), "cosine", "Taps of the convolution", "tap", "tap")
+    n_taps = range(cosines.sizes["tap"])
+    figure = maps.heatmap(panels, n_taps, n_taps, "cosine", "Taps of the convolution", "tap", "tap")
     return Picture("taps", "Cosines over channels after training; the last tap is the token's own.", figure)
 
 

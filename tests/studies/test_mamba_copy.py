@@ -114,8 +114,11 @@ def test_one_rate_or_length_of_another_law_decides():
 def test_strings_bounds_and_budgets_stand_in_the_notes():
     slow, fast = learner(*[INF] * 5), learner(*[50] * 5)
     note = measured("Y1a", mamba_20=slow, transformer_20=fast, plain_20=learner(*[100] * 5)).note
-    assert "transformer_20 3,200." in note and "in 5 seeds after 12,800: a lower bound." in note
+    assert "transformer_20 3,200." in note and "alone has not got there in 5 of 5 seeds: a lower bound." in note
+    assert note.startswith("mamba_20 more than 12,800 strings") and "Neither" not in note
     assert note.endswith("A transformer with positions and no convolution: 6,400.")
+    note = measured("Y1a", mamba_20=learner(*[100] * 4, INF), transformer_20=learner(*[50] * 4, INF)).note
+    assert note == "mamba_20 6,400 strings, transformer_20 3,200. Neither has in 1 of 5: no ratio."
     assert "more than 12,800" in measured("Y1a", mamba_20=slow, transformer_20=fast, plain_20=slow).note
     assert "Budget: 12,800 strings." in measured("Y2b", mamba_40=slow).note
 
