@@ -145,6 +145,36 @@ DECODER = dict(
     readout="all",  # or last
     compute_dtype="float32",  # of products; or bfloat16
 )
+FNO2D = dict(
+    family="fno2d",
+    width=20,
+    modes=8,  # kept along each axis
+    n_layers=4,
+    projection=128,  # hidden units at each point after the last layer
+    horizon=10,  # frames out, the task's
+    residual=False,  # what is predicted is the change from the last frame
+    padding=0,  # points of zeros behind the field, for fields that are not periodic
+    instance_norm=False,
+    activation="gelu",  # as the transformer's
+)
+M2M = dict(
+    family="m2m",
+    patches=2,  # along each axis
+    widths=(20, 20),  # of the experts, the first of the greatest capacity
+    modes=(7, 4),
+    n_layers=4,  # this and the following as FNO2D's
+    projection=128,
+    horizon=10,
+    residual=False,
+    activation="gelu",
+    kinds=(),  # fno or unet for each expert; (): fno all
+    resolution=0,  # points along each axis that patches are brought to; 0: as many as the field has
+    halo=0,  # points around a patch that experts see, too
+    gate="soft",  # or straight_through, top1: the weights of experts in training
+    gate_width=8,
+    prior=(),  # a probability for each expert; (): by the roughness of a patch
+    prior_width=0.5,  # how far in roughness an expert is likely, for that
+)
 CONTROLLER = dict(  # of a section `controller`, which a config has or not
     family="pi",  # or p, constant: the law of the coefficient
     signal="gate/kl",  # the penalty: an activation, of which the mean is taken; or loss, entropy, weight_norm
@@ -178,6 +208,16 @@ def mamba(**changes) -> dict:
 def decoder(**changes) -> dict:
     """The options of model family `decoder`, changed."""
     return DECODER | changes
+
+
+def fno2d(**changes) -> dict:
+    """The options of model family `fno2d`, changed."""
+    return FNO2D | changes
+
+
+def m2m(**changes) -> dict:
+    """The options of model family `m2m`, changed."""
+    return M2M | changes
 
 
 def controller(**changes) -> dict:

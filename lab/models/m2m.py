@@ -7,7 +7,8 @@ of E experts, Fourier operators or U-Nets; patches are brought to one resolution
 
 The paper prints neither sizes nor the gate; what it does not say is ours. Its router is pulled to a prior over experts.
 Here KL(gate || prior) is an activation, `gate/kl`, which enters no task's loss: a controller of the training doses it
-(`lab.controller`), or nothing does.
+(`lab.controller`), or nothing does. Frames that are predicted are read again, by the gate as well: the gradient of
+their KL reaches the experts through what they predicted. The prior is a constant to every gradient.
 
 Activations of step t + 1 of T, in B fields of H x W points, P = g^2 patches row by row, of h x w points:
 `gate/logits`, `gate/prob` and `gate/prior` (B T P E), `gate/choice` (B T P, int32), `gate/kl` and `gate/entropy` (B T),
@@ -107,6 +108,12 @@ class M2M(Model):
         return roll_out(Mixture(self, name="mixture"), step, fields_BxFxHxW, self.horizon)
 
 
+class FieldUNet(UNet):
+    """A U-Net whose one channel out is the next frame."""
+
+    outputs = 1
+
+
 class Mixture(nn.Module):
     """One step of all experts and the gate: fields (B, F, H, W) -> (B, H, W)."""
 
@@ -167,7 +174,7 @@ class Mixture(nn.Module):
         if sizes.kinds and sizes.kinds[e] == "unet":
             n = patches_NxSxSxC.shape[0]
             nothing = jnp.zeros((n,), patches_NxSxSxC.dtype), jnp.zeros((n, 0), jnp.int32)
-            said, _ = UNet(sizes.widths[e], name=name)((patches_NxSxSxC, *nothing), {})
+            said, _ = FieldUNet(sizes.widths[e], name=name)((patches_NxSxSxC, *nothing), {})
             return said[..., 0]
         expert = Operator(
             sizes.widths[e], sizes.modes[e], sizes.n_layers, sizes.projection, activation=sizes.activation, name=name

@@ -36,6 +36,7 @@ class UNet(Model):
 
     base_width: int
 
+    outputs = 0  # channels out; 0: as many as in
     reads = "noised pictures"
     least = {"base_width": 2}  # a quarter as many sinusoids of the time
 
@@ -59,7 +60,7 @@ class UNet(Model):
         h = block("up_1", 2 * w, jnp.concatenate([finer(middle), half], axis=-1))
         h = block("up_0", w, jnp.concatenate([finer(h), whole], axis=-1))
         h = nn.silu(norm(w, "final_norm")(h))
-        return tape("noise", Conv(channels, name="head")(h)), tape.finish()
+        return tape("noise", Conv(self.outputs or channels, name="head")(h)), tape.finish()
 
 
 class Condition(nn.Module):

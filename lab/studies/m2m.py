@@ -30,6 +30,7 @@ from lab.studies import Study
 from lab.tasks import Fields
 
 PAPER = "arXiv 2410.11617"
+BENCHMARK = {"viscosity": 1e-5, "size": 64, "frames": 10, "horizon": 10}  # of the printed error
 SETTLED = 5  # a controller has a fifth of the training to reach its target
 WINDOWS = 16  # of the rest: what is measured of a batch is noise
 WORDS = {
@@ -48,6 +49,10 @@ LEAD = (
 FIELDS = (
     "A scalar, smooth but in one quadrant of the torus, is carried by a uniform flow. Which quadrant is fine differs "
     "from field to field and is known to us; the operators read one frame and roll out the next ones."
+)
+VORTICITY = (
+    "Vorticity of a two-dimensional flow on the torus, driven by the published forcing. Nothing is known of which part "
+    "needs which expert; the operators roll out the next frames."
 )
 CONTROL = (
     "The divergence of the gate from its prior, in nats, and the weight that the controller gives it in the loss. Its "
@@ -178,8 +183,8 @@ def gamma_decides(runs: Runs):
 )  # fmt: skip
 def operator_has_its_published_error(runs: Runs):
     run = runs["ns_fno"]
-    if run.config["task"]["viscosity"] != 1e-5 or run.config["task"]["size"] != 64:
-        raise MissingData("Navier-Stokes at viscosity 1e-5, 64 x 64")
+    if any(run.config["task"][name] != value for name, value in BENCHMARK.items()):
+        raise MissingData("Navier-Stokes at viscosity 1e-5, 64 x 64, ten frames from ten")
     return run.final("test.error", ("seed",))
 
 
@@ -209,12 +214,12 @@ def _miss(run: Run) -> xr.DataArray:
 
 
 def sections(runs: Runs) -> list[Section]:
-    groups = {"Fields of two scales": ("fno", "m2m"), "Navier-Stokes": ("ns_fno", "ns_m2m")}
+    groups = {"Fields of two scales": (FIELDS, ""), "Navier-Stokes": (VORTICITY, "ns_")}
     parts = []
-    for title, (single, mixture) in groups.items():
-        if {single, mixture} & {*runs}:
-            chosen = runs.where(lambda name, run, title=title: name.startswith("ns_") == (title == "Navier-Stokes"))
-            parts.append(draw_section(title, FIELDS, chosen, (beside, film, spectra, frames), title.split()[0]))
+    for title, (text, prefix) in groups.items():
+        if {f"{prefix}fno", f"{prefix}m2m"} & {*runs}:
+            chosen = runs.where(lambda name, run, of_flow=bool(prefix): name.startswith("ns_") == of_flow)
+            parts.append(draw_section(title, text, chosen, (beside, film, spectra, frames), title.split()[0]))
     steered = runs.where(lambda name, run: name in ("m2m", "constant", "free"))
     if len(steered):
         parts.append(draw_section("The controller", CONTROL, steered, (control, training), "control"))
@@ -346,7 +351,7 @@ def training(runs: Runs) -> Picture:
         words: {WORDS[name]: run.over_time(metric, ("seed",)) for name, run in runs.items()}
         for words, metric in {"training fields": "train.error", "test fields": "test.error"}.items()
     }
-    figure = comparison.curves(panels, "Error over training", "step")
+    figure = comparison.curves(panels, "Error over training", "step", yscale="log")
     return Picture("training", "Relative L2 error of the roll-out; first choices of the gate alone.", figure)
 
 

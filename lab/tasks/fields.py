@@ -40,7 +40,7 @@ class Fields(Task):
       interval: time between frames, a multiple of `step`, the solver's.
       speed, flow: of what is carried by a flow that is given, `uniform` or `cells`; see `lab.tasks.spectral`.
       start: `gaussian` or `two_scales`; of the latter `low` and `high` are the wavenumbers, `amplitude` scales both.
-      skip: frames before the first one that is read.
+      skip: frames before the first one that is read, the start itself being one; of a file, too.
       refine: the solver's grid is so many times finer.
       n_train, n_test: trajectories of splits `train` and `test`.
       fields_seed: of their starts.
@@ -79,7 +79,7 @@ class Fields(Task):
             "equation": spectral.EQUATIONS,
             "start": STARTS,
             "flow": spectral.FLOWS,
-            "precision": ("float32", "float64"),
+            "precision": PRECISIONS,
         }
         least = {"size": 8, "horizon": 1, "frames": 1, "low": 1, "high": 1, "skip": 0, "refine": 1}
         limits.check_sizes("task", self, least | {"n_train": 1, "n_test": 1, "fields_seed": 0})

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from lab import config as configs
 from lab import models, rng, studies, tree
 from lab.configs import base, large
+from lab.controller import Controller
 from lab.optim import Optim
 
 PRESETS = [(name, preset) for name in base.names() for preset in base.presets(name)]
@@ -23,11 +24,10 @@ def test_every_option_is_listed_and_no_other():
     assert set(made) == {*configs.SCALARS, *configs.SECTIONS}
     assert set(made.optim) == {field.name for field in dataclasses.fields(Optim)}
     assert set(made.start) == set(configs.START)
-    fields = {field.name for field in dataclasses.fields(models.Transformer)} - {"parent", "name"}
-    assert set(base.transformer()) == {*fields, "family"}
-    assert set(base.decoder()) == {field.name for field in dataclasses.fields(models.Decoder)} - {"parent", "name"} | {
-        "family"
-    }
+    for options in (base.transformer(), base.mamba(), base.decoder(), base.fno2d(), base.m2m()):
+        fields = {field.name for field in dataclasses.fields(models.FAMILIES[options["family"]])} - {"parent", "name"}
+        assert set(options) == {*fields, "family"}
+    assert set(base.controller()) == {field.name for field in dataclasses.fields(Controller)}
 
 
 def test_what_a_study_does_not_say_stays_and_what_it_says_counts():

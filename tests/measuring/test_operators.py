@@ -57,3 +57,12 @@ def test_roll_out_is_measured_frame_by_frame_and_its_first_fields_are_kept():
     np.testing.assert_allclose(found["said"][:, 2], 0.49 * found["true"][:, 0], rtol=1e-5)
     np.testing.assert_array_equal(found["true"][:, 1:], true[:2])
     assert set(found) == set(operators.rollout(Given).units)
+
+
+def test_power_stands_at_its_wavenumber():
+    wave = np.cos(2 * np.pi * 3 * np.arange(16) / 16)
+    given = row(1.0)
+    fields = jnp.broadcast_to(jnp.asarray(wave, jnp.float32)[None, None, :, None], given.batch.targets_BxL.shape)
+    found = operators.rollout(Given).function(given._replace(batch=given.batch._replace(targets_BxL=fields)))
+    wavenumbers = operators.rollout(Given).coords["wavenumber"]
+    assert len(wavenumbers) == len(found["true_power"]) and wavenumbers[int(jnp.argmax(found["true_power"]))] == 3

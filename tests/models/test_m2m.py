@@ -137,6 +137,7 @@ def test_unets_may_be_experts():
     found = matrices.find(model, fields()).matrices
     assert "mixture/expert_0/down_1/in/kernel" in found and "mixture/expert_1/block_0_spectral/spectrum" in found
     drawn = jax.jit(lambda: models.init(model, jax.random.key(0), fields()))()
+    assert drawn["mixture"]["expert_0"]["head"]["kernel"].shape[-1] == 1  # no weight is without effect
     frames, acts = run(model, drawn, fields())
     assert np.isfinite(frames).all() and acts["experts"].shape == (2, 1, 4, 8, 8, 2)
     changed = {

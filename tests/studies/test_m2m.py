@@ -102,10 +102,11 @@ def test_init_rates_are_compared_seed_by_seed():
 
 
 def test_the_published_error_is_asked_of_the_published_setting_alone():
-    errors = Grid(config={"task": {"viscosity": 1e-5, "size": 64}}).put("test.error", (0.15, 0.156, 0.16, 0.2, 0.13))
+    errors = Grid(config={"task": study.BENCHMARK}).put("test.error", (0.15, 0.156, 0.16, 0.2, 0.13))
     np.testing.assert_allclose(measured("V7", ns_fno=errors).values_S, (0.15, 0.156, 0.16, 0.2, 0.13))
-    other = Grid(config={"task": {"viscosity": 1e-4, "size": 32}}).put("test.error", ONES)
-    assert "viscosity 1e-5" in measured("V7", ns_fno=other).note
+    for change in ({"viscosity": 1e-4}, {"size": 32}, {"frames": 1}):
+        other = Grid(config={"task": study.BENCHMARK | change}).put("test.error", ONES)
+        assert "viscosity 1e-5" in measured("V7", ns_fno=other).note
 
 
 # --- presets ---
@@ -140,7 +141,7 @@ def test_fine_waves_are_beyond_the_modes_of_one_operator_and_within_those_of_the
 def test_paper_has_the_published_operator():
     single = experiments("paper")["ns_fno"]
     assert n_params(single) == 414_517
-    assert (single.task.frames, single.task.horizon, single.task.viscosity) == (10, 10, 1e-5)
+    assert {name: getattr(single.task, name) for name in study.BENCHMARK} == study.BENCHMARK
 
 
 # --- pictures ---
@@ -172,6 +173,13 @@ def test_fields_and_predictions_stand_beside_each_other_and_move():
     assert len(film) < 300_000 and Image.open(io.BytesIO(film)).n_frames == 3
     section = draw_section("t", "", runs, (study.beside, study.film, study.spectra, study.frames))
     assert len(section.pictures) == 4
+
+
+def test_sections_say_of_which_fields_they_are():
+    of_both = Runs({"fno": drawn().dataset, "ns_fno": drawn().dataset})
+    scales, flow = study.sections(of_both)
+    assert (scales.title, flow.title) == ("Fields of two scales", "Navier-Stokes")
+    assert scales.text.startswith(study.FIELDS) and flow.text.startswith(study.VORTICITY)
 
 
 def test_pictures_say_what_they_lack():

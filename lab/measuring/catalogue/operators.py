@@ -50,15 +50,16 @@ def rollout(experiment: Experiment) -> Measure:
     units |= dict.fromkeys(("true_power", "said_power", "error_power"), "mean square")
     units |= dict.fromkeys(("true", "said"), "field")
     coords = {"band": operators.BANDS, "frame": tuple(range(1, task.horizon + 1))}
-    coords |= {"time_ahead": tuple(range(task.horizon + 1))}
+    coords |= {"time_ahead": tuple(range(task.horizon + 1)), "wavenumber": tuple(range(task.size // 2 + 1))}
     return Measure("rollout", function, units, dims, coords, snapshots="last", split="test", n=FIELDS)
 
 
 def routing(experiment: Experiment) -> Measure:
     """Where the gate sends patches: to the expert that they need (`accuracy`), how many of all, how sure it is.
 
-    First choices, of which the roll-out is made; `kl` and `entropy` are of probabilities, in nats. `accuracy` is NaN
-    where no quadrant is known to be fine.
+    First choices, of which the roll-out is made, at every step of it; `kl` and `entropy` are of probabilities, in nats.
+    `accuracy` is NaN where no quadrant is known to be fine. The quadrant is that of the start: what a flow carries out
+    of it later counts as if it were there.
     """
     n_experts = len(experiment.model.widths)
 
