@@ -17,6 +17,7 @@ from scipy.special import entr, gammaincinv
 from lab import limits, losses
 from lab.tasks.task import Batch, Task, check_split
 
+LEAST_CONCENTRATION = 0.02  # below, all Gamma variables of a conditional law may underflow
 MOST_TABLE = 2**18  # entries of the table of conditional laws
 MOST_STATES = 2**11  # of a chain, whose stationary law is solved for
 MOST_STRINGS = 2**18  # that are enumerated
@@ -47,8 +48,8 @@ class Strings(Task):
         bounds = {"alphabet": (2, None), "length": (1, None), "order": (0, self.length - 1)}
         bounds |= {"law_seed": (0, limits.SEED_BOUND - 1)}
         limits.check("task", self, bounds=bounds)
-        if not 1e-2 <= self.concentration < np.inf:
-            raise ValueError(f"task.concentration={self.concentration}: a number of at least 0.01")
+        if not LEAST_CONCENTRATION <= self.concentration < np.inf:
+            raise ValueError(f"task.concentration={self.concentration}: a number of at least {LEAST_CONCENTRATION}")
         if self.alphabet ** (self.order + 1) > MOST_TABLE:
             raise ValueError(
                 f"task.order={self.order}: {self.alphabet}^{self.order + 1} conditional probabilities, at most "

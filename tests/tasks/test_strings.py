@@ -106,7 +106,7 @@ def test_seed_and_concentration_decide_the_law():
     [
         (dict(order=4), r"task.order=4: a number from 0 to 3"),
         (dict(alphabet=1), r"task.alphabet=1: must be at least 2"),
-        (dict(concentration=0.0), r"task.concentration=0.0: a number of at least 0.01"),
+        (dict(concentration=0.01), r"task.concentration=0.01: a number of at least 0.02"),
         (dict(concentration=float("nan")), r"task.concentration=nan"),
         (dict(alphabet=64, order=3), r"task.order=3: 64\^4 conditional probabilities"),
         (dict(alphabet=16, order=3, length=9), r"task.order=3: a chain of 16\^3 states"),
