@@ -222,6 +222,11 @@ class Runs(Mapping[str, Run]):
         (run,) = self.values()
         return run
 
+    def numbered(self, prefix: str) -> dict[int, Run]:
+        """The runs of the variants `<prefix>_<number>`, by that number, ascending."""
+        rest = {name.removeprefix(f"{prefix}_"): name for name in self if name.startswith(f"{prefix}_")}
+        return {number: self[rest[str(number)]] for number in sorted(int(name) for name in rest if name.isdecimal())}
+
     def where(self, keep: Callable[[str, Run], bool]) -> "Runs":
         """The runs for which `keep(variant, run)` is true."""
         chosen = Runs({})

@@ -81,7 +81,7 @@ def test_every_command_the_readme_shows_is_known():
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_every_test_and_file_that_a_page_names_exists(page):
     text, file = page.read_text(), None
-    for named, test in re.findall(r"`(?:tests/[\w/]*)?(test_\w+\.py)?(?:::)?(test_\w+)?`", text):
+    for named, test in re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)?(?:::)?(test_\w+)?`", text):
         if named:
             (file,) = (README.parent / "tests").rglob(named)
         if named or test:

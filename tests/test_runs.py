@@ -131,6 +131,12 @@ def test_variants_by_name(dataset):
     assert "three" not in runs and runs.get("two") is runs["two"]
 
 
+def test_numbered_variants_are_those_of_a_prefix_and_a_whole_number_in_its_order(dataset):
+    runs = Runs(dict.fromkeys(("large_64", "large_8", "large_8m", "very_large_4", "large"), dataset))
+    assert list(runs.numbered("large")) == [8, 64] and runs.numbered("large")[8] is runs["large_8"]
+    assert runs.numbered("small") == {}
+
+
 def test_what_is_of_all_variants_is_not_had_of_some(dataset):
     runs = Runs({"one": dataset}, USUAL).without({"two": "not trained yet"})
     assert runs["one"].usual == USUAL

@@ -16,6 +16,7 @@ import optax
 import xarray as xr
 
 from lab import init, losses, models, rng, tree
+from lab.analysis import statistics
 
 NO_SIZES = ("attn/score", "attn/pattern")  # -1e9 where a query may not look; rows that sum to one
 
@@ -93,10 +94,7 @@ def exponents(sizes: xr.DataArray) -> xr.DataArray:
     Args:
       sizes: of `coordinate_check`; those that vanish have slope NaN.
     """
-    log_width = np.log(sizes["width"])
-    log_size = np.log(sizes.where(sizes > 0))
-    centred = log_width - log_width.mean()
-    return (log_size * centred).sum("width", skipna=False) / (centred**2).sum()
+    return statistics.slope(np.log(sizes.where(sizes > 0)), np.log(sizes["width"]), "width")
 
 
 def _of_width(model, ratio: float, tokens_BxL, learning_rate, n_steps: int, seeds, parametrizations) -> dict:

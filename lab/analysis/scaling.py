@@ -127,6 +127,15 @@ def by_seed(losses: xr.DataArray, shared_floor: bool = True) -> xr.Dataset:
     return xr.Dataset({name: (("arm", "seed"), values) for name, values in zip(names, found, strict=True)}, coords)
 
 
+def exponents_at(losses: xr.DataArray, floor: float) -> xr.DataArray:
+    """The exponents of every arm and seed, by least squares of log(loss - floor), for a floor that is held fixed.
+
+    Args:
+      losses: as `by_seed`, all larger than the floor.
+    """
+    return -statistics.slope(np.log(losses - floor), np.log(losses["size"]), "size")
+
+
 def resampled(losses: xr.DataArray, shared_floor: bool = True, n_bootstrap: int = 200, seed: int = 0) -> xr.Dataset:
     """The laws of the mean loss over seeds, and over seeds drawn again and again with replacement.
 

@@ -80,6 +80,18 @@ def rank_trend(values: xr.DataArray, axis: str = "gamma") -> xr.DataArray:
     return xr.apply_ufunc(lambda values_G: spearman(along, values_G), values, input_core_dims=[[axis]], vectorize=True)
 
 
+def slope(values: xr.DataArray, along: xr.DataArray, axis: str) -> xr.DataArray:
+    """The slope of the least-squares line of values against `along`, for every place in the other dimensions.
+
+    NaN where a value is missing.
+
+    Args:
+      along: with the dimension `axis`, alone or among others.
+    """
+    centred = along - along.mean()
+    return (centred * values).sum(axis, skipna=False) / (centred * centred).sum()
+
+
 def first_crossing(values_G: np.ndarray, place_G: np.ndarray, level: float) -> float:
     """Smallest place at which a curve reaches `level` from below, linear between its points.
 

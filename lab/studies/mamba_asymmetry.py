@@ -175,7 +175,7 @@ def composing_rises_with_gamma(runs: Runs):
         raise MissingData("a third gamma")
     trends, transformer = (
         {depth: statistics.rank_trend(run.final(COMPOSITE)) for depth, run in family.items()}
-        for family in (depths, _by_depth(runs, "transformer"))
+        for family in (depths, runs.numbered("transformer"))
     )
     note, control = (
         ", ".join(f"{depth} layers {median_of(trend):.2f}" for depth, trend in family.items())
@@ -239,26 +239,20 @@ def _sequences(run: Run) -> str:
     return f"{size:,} training sequences" if size else "training sequences that never recur"
 
 
-def _by_depth(runs: Runs, family: str) -> dict[int, Run]:
-    """Layers -> the run of the standard task, of the depths there are."""
-    named = {name: name.removeprefix(f"{family}_") for name in runs if name.startswith(f"{family}_")}
-    return dict(sorted((int(depth), runs[name]) for name, depth in named.items() if depth.isdecimal()))
-
-
 def _two_depths(runs: Runs, family: str) -> dict[int, Run]:
-    """As `_by_depth`, of two depths at least.
+    """Layers -> the run of the standard task, of two depths at least.
 
     Raises:
       MissingData: there are fewer.
     """
-    trained = _by_depth(runs, family)
+    trained = runs.numbered(family)
     if len(trained) < 2:
         raise MissingData(f"variants {family}_<layers> of two depths")
     return trained
 
 
 def _deepest(runs: Runs) -> Run:
-    trained = _by_depth(runs, "mamba")
+    trained = runs.numbered("mamba")
     if not trained:
         raise MissingData(f"variant mamba_{DEEP}")
     return trained[DEEP] if DEEP in trained else trained[max(trained)]
@@ -289,7 +283,7 @@ def sections(runs: Runs) -> list[Section]:
         parts.append(draw_section(f"{title} ({name})", text, run, (*drawings, reads, taps), name))
     if {"inverse_mamba", "inverse_modified"} <= {*runs}:
         parts.insert(0, draw_section("With and without a path past the convolution", INVERSE, runs, (beside,)))
-    if len(_by_depth(runs, "mamba")) > 1:
+    if len(runs.numbered("mamba")) > 1:
         text = f"{COMPOSITION} Grey: not trained here."
         parts.insert(0, draw_section("Layers and initial scale", text, runs, (diagram,)))
     return parts
@@ -311,7 +305,7 @@ def diagram(runs: Runs) -> Picture:
     """Composite accuracy over layers and gamma, ours beside the published one."""
     panels = {}
     for family, word in (("mamba", "Mamba"), ("transformer", "transformer with convolution")):
-        if trained := _by_depth(runs, family):
+        if trained := runs.numbered(family):
             panels |= {f"{word}, ours": _composite(trained), f"{word}, published": np.array(PUBLISHED[family])}
     figure = maps.heatmap(
         panels, LAYERS, GAMMAS, "composite accuracy", "Layers by init rate: who composes?", "layers", "init rate γ"

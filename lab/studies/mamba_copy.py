@@ -140,7 +140,7 @@ def width_matters_more_than_depth(runs: Runs):
 )  # fmt: skip
 def softmax_needs_a_logarithm(runs: Runs):
     scores = _constructed(runs).final("scores.softmax", ("seed",))
-    return _slope(np.log(scores["length"]), scores, "length")
+    return statistics.slope(scores, np.log(scores["length"]), "length")
 
 
 @claim(
@@ -150,7 +150,7 @@ def softmax_needs_a_logarithm(runs: Runs):
 )  # fmt: skip
 def decay_needs_a_power(runs: Runs):
     scores = _constructed(runs).final("scores.decay", ("seed",))
-    slopes = _slope(scores["distance"], scores, "distance") / -np.log(scores["rate"])
+    slopes = statistics.slope(scores, scores["distance"], "distance") / -np.log(scores["rate"])
     note = ", ".join(f"a = {float(rate):g}: {median_of(slopes.sel(rate=rate)):.4f}" for rate in slopes["rate"].values)
     known = slopes.fillna(1)  # rows that diverged, in which nothing is the farthest
     return slopes.isel(rate=abs(known - 1).argmax("rate")).reset_coords(drop=True), f"{note}."
@@ -259,12 +259,6 @@ def _constructed(runs: Runs) -> Run:
         if "scores.softmax" in run:
             return run
     raise MissingData(f"variant mamba_{SHORT}")
-
-
-def _slope(x: xr.DataArray, y: xr.DataArray, dim: str) -> xr.DataArray:
-    """Of the least-squares line, for every place in the other dimensions of y."""
-    centred = x - x.mean()
-    return (centred * y).sum(dim, skipna=False) / (centred * centred).sum()
 
 
 def sections(runs: Runs) -> list[Section]:

@@ -8,6 +8,7 @@ Three arms are trained at several widths, one pass over the same windows of a te
 widths, that of the large arm at the largest one; weight decay 0.1). Variants are named `<arm>_<width>`.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from lab import models
-from lab.analysis import condensation, rank, scaling, weights
+from lab.analysis import condensation, rank, scaling, statistics, weights
 from lab.analysis.statistics import median_of
 from lab.claims import DIRECTION, OURS, claim
 from lab.experiment import Experiment
@@ -31,10 +32,12 @@ from lab.tasks import Text, text
 from lab.tree import stack
 
 PAPER, SUCCESSOR = "arXiv 2505.23013", "arXiv 2606.17945"
+COMPLEXITIES = ("small", "large")
 ARMS = {"small": "small complexity", "large": "large complexity", "sigma": "constant sigma"}
 SCALE = "reduced: published are 50 million to 0.8 billion parameters, and 0.2 to 1.4 billion tokens"
 THRESHOLD = 0.7  # cosine from which two neurons count as one (arXiv 2405.05409, section 5)
 QUARTERS = 4  # of the text, by the entropy of what follows a token
+FLOORS = (0.0, 0.3, 0.6, 0.9)  # shares of the lowest loss: how far a lead in exponent is the floor's doing
 WIDE, NARROW = 256, 64  # widths at which a coarse epsilon should cost loss, and should not
 
 TITLE = "Do language models scale better at low complexity?"
@@ -80,7 +83,7 @@ def of_queries(experiment: Experiment) -> Measure:
 def of_tokens(experiment: Experiment) -> Measure:
     """Held-out loss by quarters of the text: by how open the next token is to a bigram model, given the last one."""
     task = experiment.task
-    quarter_V, entropy_Q = by_openness(task)
+    quarter_V, entropy_Q = text.by_openness(task, QUARTERS)
 
     def function(row):
         logits_BxLxV, _ = models.forward(row.model, row.params, row.batch.tokens_BxL)
@@ -101,22 +104,6 @@ def of_tokens(experiment: Experiment) -> Measure:
     return Measure("tokens", function, units, dims, coords, "last", split="valid", n=experiment.eval_size)
 
 
-def by_openness(task: Text) -> tuple[np.ndarray, np.ndarray]:
-    """The quarter of every token, 0 where the next one is most determined, and the mean entropy of each quarter.
-
-    Quarters hold about the same number of tokens of the text; a token is in one, so few of them, such as letters, make
-    uneven ones. One that nothing follows in training is in the last.
-    """
-    entropy_V, count_V = text.bigram_entropy(task), text.frequencies(task)
-    order_V = np.argsort(np.where(np.isnan(entropy_V), np.inf, entropy_V), kind="stable")
-    below_V = np.cumsum(count_V[order_V]) - 0.5 * count_V[order_V]
-    quarter_V = np.empty(len(order_V), np.int32)
-    quarter_V[order_V] = np.minimum(QUARTERS * below_V / count_V.sum(), QUARTERS - 1).astype(np.int32)
-    known_V = np.nan_to_num(entropy_V) * count_V
-    mass_Q, held_Q = (np.bincount(quarter_V, of_V, QUARTERS) for of_V in (known_V, count_V))
-    return quarter_V, mass_Q / np.maximum(held_Q, 1)
-
-
 @claim(
     "SL1", "At a constant init rate loss falls faster with size than at a constant sigma, of either complexity",
     headline=True, quantity="smaller lead in exponent", source=f"{PAPER}, model scaling",
@@ -124,14 +111,14 @@ def by_openness(task: Text) -> tuple[np.ndarray, np.ndarray]:
 )  # fmt: skip
 def rates_scale_better(runs: Runs):
     losses = _losses(runs)
-    found = scaling.by_seed(losses)
     draws = scaling.resampled(losses)
     said = ", ".join(f"{ARMS[arm]} {pictures.exponent(draws.sel(arm=arm))}" for arm in ARMS)
-    exponent = found["exponent"]
-    lead = exponent.sel(arm=["small", "large"]).min("arm", skipna=False) - exponent.sel(arm="sigma", drop=True)
-    sizes = losses["size"].values
+    sizes, lowest = losses["size"].values, float(losses.min())
     note = f"Exponents of the means, 90 % of resampled seeds: {said}; floor {float(draws['floor'][0, 0]):.2f} nats; "
-    return lead, f"{note}{len(sizes)} sizes from {min(sizes):,.0f} to {max(sizes):,.0f} parameters."
+    note += f"{len(sizes)} sizes from {min(sizes):,.0f} to {max(sizes):,.0f} parameters. With a floor held at"
+    leads = {share: lead_in_exponent(scaling.exponents_at(losses, share * lowest)) for share in FLOORS}
+    held = (f" {share * lowest:.2f}: {median_of(lead):+.3f}" for share, lead in leads.items())
+    return lead_in_exponent(scaling.by_seed(losses)["exponent"]), f"{note}{','.join(held)} (medians)."
 
 
 @claim(
@@ -140,7 +127,7 @@ def rates_scale_better(runs: Runs):
     above=0, threshold_from=DIRECTION, scale=SCALE,
 )  # fmt: skip
 def small_leads_at_the_end(runs: Runs):
-    widest = {arm: _widest(runs, arm) for arm in ("small", "large")}
+    widest = {arm: _widest(runs, arm) for arm in COMPLEXITIES}
     errors = [median_of(run.final("valid.loss_error", ("seed",))) for run in widest.values()]
     lead = _loss(widest["large"]) - _loss(widest["small"])
     return lead, f"Held-out losses have a standard error of {max(errors):.3f}, on the same windows for all."
@@ -152,11 +139,9 @@ def small_leads_at_the_end(runs: Runs):
     scale=SCALE,
 )  # fmt: skip
 def the_lead_grows(runs: Runs):
-    losses = _losses(runs, ("small", "large"))
+    losses = _losses(runs, COMPLEXITIES)
     lead = losses.sel(arm="large", drop=True) - losses.sel(arm="small", drop=True)
-    log_size = np.log(lead["size"])
-    centred = log_size - log_size.mean()
-    slope = (lead * centred).sum("size", skipna=False) / (centred**2).sum()
+    slope = statistics.slope(lead, np.log(lead["size"]), "size")
     said = ", ".join(f"{size:,.0f}: {median_of(lead.sel(size=size)):+.3f}" for size in lead["size"].values)
     return slope, f"Leads by parameters, medians, negative where it is behind: {said}."
 
@@ -167,12 +152,11 @@ def the_lead_grows(runs: Runs):
     scale=SCALE,
 )  # fmt: skip
 def small_saves_tokens(runs: Runs):
-    small, large = (over_tokens(_widest(runs, arm)) for arm in ("small", "large"))
-    saved = xr.apply_ufunc(
-        lambda one_T, other_T: scaling.tokens_saved(small["tokens"].values, one_T, other_T),
-        small, large, input_core_dims=[["tokens"]] * 2, vectorize=True,
-    )  # fmt: skip
-    return saved, f"Of {small['tokens'].values[-1]:,} tokens, along one training each, at the largest width."
+    saved = {width: tokens_saved(*(runs[f"{arm}_{width}"] for arm in COMPLEXITIES)) for width in _common(runs)}
+    n_tokens = over_tokens(_widest(runs, "small"))["tokens"].values[-1]
+    said = ", ".join(f"{width}: {median_of(share):+.2f}" for width, share in saved.items())
+    note = f"Of {n_tokens:,} tokens, along one training each, at the largest width. By width, medians: {said}."
+    return saved[max(saved)], note
 
 
 @claim(
@@ -180,7 +164,7 @@ def small_saves_tokens(runs: Runs):
     source=SUCCESSOR, published="1e-5 hides the gain, 1e-12 restores it", above=0, threshold_from=DIRECTION,
 )  # fmt: skip
 def epsilon_costs_loss(runs: Runs):
-    coarse = {width: run for width, run in _by_width(runs, "eps").items() if width >= WIDE}
+    coarse = {width: run for width, run in runs.numbered("eps").items() if width >= WIDE}
     if not coarse:
         raise MissingData(f"a variant eps_<width> of width {WIDE} or more")
     width = max(coarse)
@@ -231,7 +215,7 @@ def gains_are_on_determined_tokens(runs: Runs):
 
 def token_gains(runs: Runs) -> xr.DataArray:
     """By seed and quarter: how much lower the loss is at small complexity than at large, at the largest width."""
-    small, large = (_final(_widest(runs, arm), "tokens.loss") for arm in ("small", "large"))
+    small, large = (_final(_widest(runs, arm), "tokens.loss") for arm in COMPLEXITIES)
     return large - small
 
 
@@ -252,6 +236,18 @@ def over_tokens(run: Run) -> xr.DataArray:
     return losses.assign_coords(step=losses["step"].values * per_step).rename(step="tokens").transpose("seed", "tokens")
 
 
+def lead_in_exponent(exponent: xr.DataArray) -> xr.DataArray:
+    """By seed: the smaller exponent of the arms of constant rate less that of constant sigma."""
+    return exponent.sel(arm=list(COMPLEXITIES)).min("arm", skipna=False) - exponent.sel(arm="sigma", drop=True)
+
+
+def tokens_saved(small: Run, large: Run) -> xr.DataArray:
+    """By seed: the share of tokens that small complexity saves."""
+    curves = [over_tokens(run) for run in (small, large)]
+    saved = functools.partial(scaling.tokens_saved, curves[0]["tokens"].values)
+    return xr.apply_ufunc(saved, *curves, input_core_dims=[["tokens"]] * 2, vectorize=True)
+
+
 def _loss(run: Run) -> xr.DataArray:
     return _final(run, "valid.loss")
 
@@ -261,10 +257,16 @@ def _final(run: Run, name: str) -> xr.DataArray:
     return run.final(name, ("seed",)).reset_coords(drop=True)
 
 
-def _by_width(runs: Runs, arm: str) -> dict[int, Run]:
-    """Width -> the run of an arm, ascending."""
-    named = {name: name.removeprefix(f"{arm}_") for name in runs if name.startswith(f"{arm}_")}
-    return dict(sorted((int(width), runs[name]) for name, width in named.items() if width.isdecimal()))
+def _common(runs: Runs, arms=COMPLEXITIES) -> list[int]:
+    """The widths that all arms have, ascending.
+
+    Raises:
+      MissingData: there is none.
+    """
+    widths = set.intersection(*({*runs.numbered(arm)} for arm in arms))
+    if not widths:
+        raise MissingData(f"variants {' and '.join(f'{arm}_<width>' for arm in arms)}")
+    return sorted(widths)
 
 
 def _widest(runs: Runs, arm: str) -> Run:
@@ -273,10 +275,7 @@ def _widest(runs: Runs, arm: str) -> Run:
     Raises:
       MissingData: there is none.
     """
-    common = {*_by_width(runs, "small")} & {*_by_width(runs, "large")}
-    if not common:
-        raise MissingData("variants small_<width> and large_<width>")
-    return _by_width(runs, arm)[max(common)]
+    return runs[f"{arm}_{max(_common(runs))}"]
 
 
 def _losses(runs: Runs, arms=tuple(ARMS)) -> xr.DataArray:
@@ -285,18 +284,17 @@ def _losses(runs: Runs, arms=tuple(ARMS)) -> xr.DataArray:
     Raises:
       MissingData: there are fewer than three.
     """
-    found = {arm: _by_width(runs, arm) for arm in arms}
-    widths = sorted(set.intersection(*({*trained} for trained in found.values())))
+    widths = _common(runs, arms)
     if len(widths) < scaling.LEAST_SIZES:
         raise MissingData(f"variants {', '.join(f'{arm}_<width>' for arm in arms)} of three widths")
-    sizes = [size(found[arms[0]][width].config["model"]) for width in widths]
-    by_arm = [xr.concat([_loss(found[arm][width]) for width in widths], "size") for arm in arms]
+    sizes = [size(runs[f"{arms[0]}_{width}"].config["model"]) for width in widths]
+    by_arm = [xr.concat([_loss(runs[f"{arm}_{width}"]) for width in widths], "size") for arm in arms]
     return xr.concat(by_arm, "arm").assign_coords(arm=list(arms), size=sizes)
 
 
 def _ratio(runs: Runs, name: str) -> tuple[xr.DataArray, str]:
     """By seed: of the means over layers, large over small complexity, at the largest width; and a note."""
-    small, large = (_final(_widest(runs, arm), name).mean("layer", skipna=False) for arm in ("small", "large"))
+    small, large = (_final(_widest(runs, arm), name).mean("layer", skipna=False) for arm in COMPLEXITIES)
     said = f"{median_of(small):.1f} at small and {median_of(large):.1f} at large complexity, of "
     width = _widest(runs, "small").config["model"]["d_model"]
     return large / small, f"{said}{width} at most."
@@ -374,7 +372,7 @@ def tuning(runs: Runs) -> Picture:
 
 def _arms(runs: Runs) -> Mapping[str, Mapping[int, Run]]:
     """Arm -> width -> run, of the arms that were trained."""
-    found = {arm: _by_width(runs, arm) for arm in ARMS}
+    found = {arm: runs.numbered(arm) for arm in ARMS}
     if not any(found.values()):
         raise MissingData("variants <arm>_<width>")
     return {arm: trained for arm, trained in found.items() if trained}

@@ -71,7 +71,7 @@ class Text(Task):
         if self.windows == "random":
             start_B = jax.random.randint(key, (n,), 0, token_N.size - self.length, jnp.int32)
         else:
-            start_B = self.length * jax.random.permutation(key, self._enough(n, split))[:n]
+            start_B = self.length * jax.random.permutation(key, jnp.arange(self._enough(n, split), dtype=jnp.int32))[:n]
         place_BxL = start_B[:, None] + jnp.arange(self.length + 1, dtype=jnp.int32)[None]
         window_BxL = token_N[place_BxL].astype(jnp.int32)
         weights_BxL = jnp.ones((n, self.length), jnp.float32)
@@ -182,6 +182,25 @@ def bigram_entropy(task: Text) -> np.ndarray:
     entropy_V = np.where(total_V > 0, np.bincount(pairs // n, -share * np.log(share), n), np.nan)
     entropy_V.flags.writeable = False
     return entropy_V
+
+
+def by_openness(task: Text, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of tokens by `bigram_entropy`, of about the same share of split `train` each.
+
+    A token is in one group, so few tokens, such as letters, make uneven ones. One that nothing follows is in the last.
+
+    Returns:
+      The group of every token, int32, (vocab_size,), 0 where the next one is most determined; the mean entropy of each
+      group in nats, float64, (n_groups,).
+    """
+    entropy_V, count_V = bigram_entropy(task), frequencies(task)
+    order_V = np.argsort(np.where(np.isnan(entropy_V), np.inf, entropy_V), kind="stable")
+    below_V = np.cumsum(count_V[order_V]) - 0.5 * count_V[order_V]
+    group_V = np.empty(len(order_V), np.int32)
+    group_V[order_V] = np.minimum(n_groups * below_V / count_V.sum(), n_groups - 1).astype(np.int32)
+    known_V = np.nan_to_num(entropy_V) * count_V
+    mass_G, held_G = (np.bincount(group_V, of_V, n_groups) for of_V in (known_V, count_V))
+    return group_V, mass_G / np.maximum(held_G, 1)
 
 
 def windows_ending_in(task: Text, key, token_I, n: int, split: str) -> np.ndarray:

@@ -65,6 +65,15 @@ def test_intervals_cover_exponents_and_their_differences():
     assert np.mean(covered) >= 0.84 - 3 * np.sqrt(0.84 * 0.16 / trials) and np.mean(covered) <= 1
 
 
+def test_exponents_at_the_true_floor_are_the_laws_and_at_a_lower_one_smaller():
+    sizes = np.array([1e3, 4e3, 2e4, 1e5])
+    exact = np.array([2 * sizes**-0.3 + 1.2, 3 * sizes**-0.2 + 1.2])[:, None]
+    losses = xr.DataArray(exact, {"arm": ["a", "b"], "seed": [0], "size": sizes}, ("arm", "seed", "size"))
+    # a subtraction of 1.2 from about 1.3 loses four bits, the slope over five e-foldings few more
+    np.testing.assert_allclose(scaling.exponents_at(losses, 1.2)[:, 0], [0.3, 0.2], rtol=1e-12)
+    assert (scaling.exponents_at(losses, 1.0) < scaling.exponents_at(losses, 1.2)).all()
+
+
 def test_resamples_are_of_whole_seeds():
     """A shift of a seed that all arms and sizes share moves every exponent, and the differences hardly."""
     losses = noisy(0, noise=0.0) * xr.DataArray(np.exp(0.05 * np.linspace(-1, 1, N_SEEDS)), dims="seed")

@@ -96,6 +96,14 @@ def test_trend_is_taken_along_the_axis():
     np.testing.assert_array_equal(statistics.rank_trend(values), [1, -1, NAN])
 
 
+def test_slope_is_that_of_numpys_line_and_unknown_where_a_value_is_missing():
+    along = xr.DataArray([0.5, 1.0, 3.0, 7.0], dims="x")
+    values = xr.DataArray([[1.0, 2.0, 2.5, 9.0], [1.0, np.nan, 2.0, 3.0]], dims=("seed", "x"))
+    found = statistics.slope(values, along, "x")
+    # four terms of single digits, and numpy's singular values beside them
+    assert found[0] == pytest.approx(np.polyfit(along, values[0], 1)[0], rel=1e-13) and np.isnan(found[1])
+
+
 def test_logistic_fit_finds_the_curve_that_made_the_values():
     gamma, rng = np.linspace(0.2, 0.8, 9), np.random.default_rng(0)
     curve = 1 / (1 + np.exp(-(gamma - 0.47) / 0.03))

@@ -17,7 +17,7 @@ from lab.engine.train import train_variants
 from lab.measuring.catalogue.weights import shapes
 from lab.runs import MissingData, Runs
 from lab.studies import scaling_law as study
-from lab.tasks.text import bigram_entropy, frequencies
+from lab.tasks.text import bigram_entropy, by_openness, frequencies
 
 measured = functools.partial(synthetic.measured, study.STUDY)
 WIDTHS = (8, 16, 24, 40, 64)
@@ -62,6 +62,7 @@ def test_exponents_of_both_rates_are_held_against_that_of_sigma():
     # a fit that is exact, ended where a step changes the cost by less than 1e-10 of itself
     np.testing.assert_allclose(result.values_S, [0.03, 0.08, 0.03, -0.02, 0.03], atol=1e-3)
     assert result.verdict == "open" and "5 sizes from 1,280 to 81,920 parameters" in result.note
+    assert result.note.count(": +0.") + result.note.count(": -0.") == len(study.FLOORS)
     runs["small_40"].put("valid.loss", [NAN, 2, 2, 2, 2])
     assert np.isnan(measured("SL1", **runs).values_S).tolist() == [True, False, False, False, False]
 
@@ -187,7 +188,7 @@ def test_quarters_go_from_tokens_that_decide_the_next_one_to_those_that_do_not(w
     made = config.smoke()
     made.task.path = str(words)
     task = configs.experiment(configs.variants(made)["small_4"]).task
-    quarter_V, entropy_Q = study.by_openness(task)
+    quarter_V, entropy_Q = by_openness(task, study.QUARTERS)
     entropy_V, count_V = bigram_entropy(task), frequencies(task)
     assert quarter_V.shape == (64,) and set(quarter_V[count_V > 0]) <= {0, 1, 2, 3}
     order = np.argsort(entropy_V[count_V > 0])
