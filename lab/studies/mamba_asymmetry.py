@@ -297,7 +297,8 @@ def beside(runs: Runs) -> Picture:
         words: {label: run.over_time(name, ("seed",), gamma=max) for label, run in named.items()}
         for words, name in splits.items()
     }
-    figure = comparison.curves(panels, "Which sequence stands backwards?", "step", ylim=(0, 1.02))
+    title = "Which sequence stands backwards?"
+    figure = comparison.curves(panels, title, "step", ylabel="accuracy", ylim=(0, 1.02))
     return Picture("beside", "Accuracy over training; chance is 0.2.", figure)
 
 

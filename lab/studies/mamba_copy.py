@@ -289,7 +289,8 @@ def learning(runs: Runs) -> Picture:
         strings = curve.assign_coords(step=curve["step"] * run.config["batch_size"])
         panels.setdefault(panel, {})[label] = strings
     title, unit = ("Who fills the table?", "lists") if _is_list(next(iter(runs))) else ("Who copies?", "strings")
-    figure = comparison.curves(panels, title, f"{unit} seen in training", ylim=(0, 1.02))
+    xlabel, ylabel = f"{unit} seen in training", f"share of test {unit} right"
+    figure = comparison.curves(panels, title, xlabel, ylabel=ylabel, ylim=(0, 1.02))
     kind = "subsequences" if unit == "lists" else "copies"
     return Picture(f"learning-{kind}", f"Share of test {unit} that are right from first to last token.", figure)
 

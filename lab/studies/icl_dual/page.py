@@ -74,7 +74,7 @@ def layers(runs: Runs) -> Picture:
         f"γ = {gamma:g}": {name: run.over_time("test.accuracy", BY_SEED, gamma=gamma) for name, run in named.items()}
         for gamma in runs["induction_2"].values_of("gamma")
     }
-    figure = comparison.curves(panels, "Induction over training", "step", ylim=(0, 1.02))
+    figure = comparison.curves(panels, "Induction over training", "step", ylabel="accuracy", ylim=(0, 1.02))
     return Picture("layers", f"Accuracy on repeated tokens. {BY_POSITIONS}", figure)
 
 
