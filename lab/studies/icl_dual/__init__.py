@@ -80,12 +80,7 @@ def the_layer_is_one_step(runs: Runs):
 )  # fmt: skip
 def random_features_converge(runs: Runs):
     error = runs["plain"].final("features.error", BY_SEED)
-    log_F = np.log(error["features"].values)
-
-    def slope(error_F):
-        return np.polyfit(log_F, np.log(error_F), 1)[0]
-
-    return xr.apply_ufunc(slope, error, input_core_dims=[["features"]], vectorize=True)
+    return statistics.slope(np.log(error), np.log(error["features"]), "features")
 
 
 @claim(
