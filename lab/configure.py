@@ -83,19 +83,22 @@ def config(
       loss: `(outputs, targets)` -> a number, or one an example; None: the task's own.
       metrics: name -> as `loss`; they are evaluated beside the task's own.
       title: of the report.
-      options: further options of `configs/base.py`, such as `steps`, `batch_size`, `data_order`.
+      options: further options of `configs/base.py`, such as `steps`, `batch_size`, `data_order`; `controller`, options
+        of that section as a dict (`lab.controller`).
 
     Raises:
       ValueError: what is no model, task or optimizer; an unknown option; a title that is the name of a study.
     """
     if title in studies.names() or title.endswith(".py"):
         raise ValueError(f"title={title!r}: the name of a study, whose claims it would be taken to be of; use another")
-    unknown = [name for name in options if name not in base.OPTIONS]
+    known = (*base.OPTIONS, "controller")
+    unknown = [name for name in options if name not in known]
     if unknown:
-        hint = limits.nearest(unknown[0], base.OPTIONS) or f"; there are {', '.join(base.OPTIONS)}"
+        hint = limits.nearest(unknown[0], known) or f"; there are {', '.join(known)}"
         raise ValueError(f"{unknown[0]}={options[unknown[0]]!r}: unknown option{hint}")
     task = _scored(task, loss, metrics)
-    made = base.config(model=_section("model", model), task=_section("task", task))
+    sections = {"controller": base.controller(**options.pop("controller"))} if "controller" in options else {}
+    made = base.config(model=_section("model", model), task=_section("task", task), **sections)
     made.grid = ConfigDict(axes(grid))
     chosen = _optim(optim)
     made.optim.update(chosen)

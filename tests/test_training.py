@@ -207,6 +207,15 @@ def test_class_of_a_notebook_works_here_and_says_what_to_do(parts, tmp_path):
     assert re.search(r"ValueError: .*Local was defined in .*, which cannot be imported", ran.stderr)
 
 
+def test_a_controller_is_given_as_its_options_and_those_left_out_are_the_usual_ones(parts):
+    given = dict(signal="weight_norm", control_target=3.0)
+    made = configure.config(
+        parts.Net(4), lab.task(parts.sample), controller=given, grid=dict(control_gain_i=(0.0, 0.1))
+    )
+    assert made.controller.to_dict() == base.controller(**given)
+    assert made.grid.control_gain_i == (0.0, 0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -215,6 +224,7 @@ def test_class_of_a_notebook_works_here_and_says_what_to_do(parts, tmp_path):
         (dict(model=nn.Dense), "model=Dense: a class; give one of it"),
         (dict(task=lambda key, n: 0), r"expected a lab.Task, such as lab.task\(sample\)"),
         (dict(stesp=3), "stesp=3: unknown option; did you mean 'steps'"),
+        (dict(controller=dict(famly="p")), r"controller\.famly: unknown option; did you mean 'family'"),
         (dict(optim=optax.sgd(0.1)), "an optax transform, whose rate is fixed; give the function"),
         (dict(optim=3), "optim=3: adamw, sgd, or a function of learning_rate"),
         (dict(optim=lambda rate: rate), "takes rate: expected a function of learning_rate"),
