@@ -33,7 +33,6 @@ import optax
 
 from lab import limits, losses
 
-METRICS = ("controlled", "coefficient")  # what was measured in a step, and the coefficient in it
 GRAD_NORM = "grad_norm"
 
 

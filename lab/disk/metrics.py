@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import controller, schedule
+from lab import schedule
 from lab.disk import files
 from lab.disk.files import DamagedError, WorkdirError, is_step, read_npz
 from lab.disk.workdir import Workdir
 
 TRAIN_METRICS = ("train_loss", "grad_norm")  # one value a step; all others one an evaluation
-STEP_METRICS = (*TRAIN_METRICS, *controller.METRICS)  # with those of a training that has a controller
+STEP_METRICS = (*TRAIN_METRICS, "controlled", "coefficient")  # of a training with a controller: what it held, by what
 
 
 def train_metrics(config: Mapping) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lab import controller, init, models, optim, own_optim, perturb, rng, tree
+from lab.disk.metrics import STEP_METRICS, TRAIN_METRICS
 from lab.experiment import Experiment
 from lab.tasks import Batch
 
@@ -33,7 +34,7 @@ class ControlledState(NamedTuple):
 
 def metric_names(experiment: Experiment) -> tuple[str, ...]:
     """What `train_step` records."""
-    return ("train_loss", "grad_norm", *(controller.METRICS if experiment.controller else ()))
+    return STEP_METRICS if experiment.controller else TRAIN_METRICS
 
 
 def transform(experiment: Experiment, hparams: Mapping, packed: bool = False) -> optax.GradientTransformation:

@@ -63,7 +63,7 @@ def prefill(model: Decoded, params, prompt_BxL, prompt_length_B, n_more: int) ->
     if isinstance(model, Transformer) and model.conv != "none":
         raise ValueError(f"model.conv={model.conv!r}: decoding keeps no window of a convolution; one of none")
     for name in ("alpha", "beta"):
-        if getattr(model, name):
+        if getattr(model, name, 0):
             raise ValueError(f"model.{name}={getattr(model, name)}: decoding does not know a token's own place; use 0")
     n_prompt = prompt_BxL.shape[1]
     if model.max_length and n_prompt > model.max_length:

@@ -43,8 +43,9 @@ MISTAKES = [  # what is typed, W for a workdir -> what is said: what was given, 
     (f"train {SMALL} W --config.model.norm=batch", "model.norm='batch': one of pre, post, none"),
     *(
         (f"train {SMALL} W --config.model.{size}={value}", rf"model\.{size}={value}: expected an integer of at least 1")
-        for size, value in (("n_heads", 0), ("d_head", -4), ("d_ff", 0), ("d_model", 0), ("n_layers", -1))
+        for size, value in (("n_heads", 0), ("d_head", -4), ("d_model", 0), ("n_layers", -1))
     ),
+    (f"train {SMALL} W --config.model.d_ff=-1", r"model\.d_ff=-1: expected an integer of at least 0"),
     (f"train {SMALL} W --config.model.max_length=-1", r"model\.max_length=-1: expected an integer of at least 0"),
     (f"train {SMALL} W --config.model.max_length=8", "model.max_length=8: the task needs at least 9"),
     (f"train {SMALL} W --config.model.vocab_size=200", "model.vocab_size=200: the task needs at least 201"),

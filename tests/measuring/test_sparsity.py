@@ -15,7 +15,7 @@ from lab.measuring import catalogue
 from lab.measuring.catalogue import sparsity
 from lab.measuring.declare import Row
 
-NEED_DATA = ("complexity_control_language", "ntp_ctp_files", "focus_dilution_text")
+NEED_DATA = ("complexity_control_language", "ntp_ctp_files", "focus_dilution_text", "scaling_law")
 WIDTH, HIDDEN, LAYERS, LENGTH = 8, 12, 2, 5
 
 
