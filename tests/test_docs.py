@@ -183,7 +183,9 @@ def is_told(cells, row):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in sorted(DOCS.glob("*.md")) if opening_table(page)], ids=Path.name.fget
+    "page",  # claims.md is written of the kept runs, each by itself
+    [page for page in sorted(DOCS.glob("*.md")) if page.name != "claims.md" and opening_table(page)],
+    ids=Path.name.fget,
 )
 def test_the_table_that_a_page_opens_with_is_of_kept_runs(page):
     kept = kept_claims(page)
