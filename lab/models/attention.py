@@ -12,19 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from lab.models.acts import Tape
-from lab.models.layers import Model, dense, embedding
+from lab.models.layers import Embedding, Model, dense
 from lab.models.transformer import MLP
-
-
-class TokenEmbedding(nn.Module):
-    vocab_size: int
-    d_model: int
-
-    def setup(self):
-        self.token = embedding(self.vocab_size, self.d_model)
-
-    def __call__(self, tokens_BxL):
-        return self.token(tokens_BxL)
 
 
 class LastAttention(nn.Module):
@@ -109,7 +98,7 @@ class AttentionMLP(Model):
 def _answer(model, block: nn.Module, tokens_BxL, edits: Mapping[str, Callable]):
     """The model's compact call: embedding, its one block, head."""
     tape = Tape(edits)
-    h_BxLxD = tape("embed", TokenEmbedding(model.vocab_size, model.d_model, name="embed")(tokens_BxL))
+    h_BxLxD = tape("embed", Embedding(model.vocab_size, 0, model.d_model, name="embed")(tokens_BxL))
     h_Bx1xD = tape("final", block(h_BxLxD, lambda name, value: tape(f"block_0/{name}", value)))
     logits_Bx1xV = tape("logits", dense(model.d_model, model.vocab_size, False, "head")(h_Bx1xD))
     return logits_Bx1xV, tape.finish()

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from lab import limits, tree
 from lab.models import products
 from lab.models.acts import Tape
-from lab.models.layers import ACTIVATIONS, LayerNorm, Model, RMSNorm, dense, embedding, product
+from lab.models.layers import ACTIVATIONS, Embedding, LayerNorm, Model, RMSNorm, dense, product
 from lab.models.transformer import MASKED, MLP
 
 NORM_KINDS = {"rms": RMSNorm, "layer": LayerNorm}
@@ -230,7 +230,7 @@ class Decoder(Model):
                 f"{tokens_BxL.shape[1]} tokens: the model reads at most model.max_length={self.max_length}"
             )
         tape = Tape(edits)
-        embed = TokenEmbedding(self.vocab_size, self.d_model, name="embed")
+        embed = Embedding(self.vocab_size, 0, self.d_model, name="embed")
         h_BxLxD = embed(tokens_BxL)
         h_BxLxD = tape("embed", self.layer.norm("embed_norm")(h_BxLxD) if self.embed_norm else h_BxLxD)
         h_BxLxD = self._blocks(h_BxLxD, tape)
@@ -261,22 +261,6 @@ class Decoder(Model):
                 h_BxLxD, acts = kind(self.layer, name=f"block_{i}")(h_BxLxD)
             tape.acts |= {f"block_{i}/{name}": value for name, value in acts.items()}
         return h_BxLxD
-
-
-class TokenEmbedding(nn.Module):
-    """Tokens alone; `attend` is the tied head."""
-
-    vocab_size: int
-    d_model: int
-
-    def setup(self):
-        self.token = embedding(self.vocab_size, self.d_model)
-
-    def __call__(self, tokens_BxL):
-        return self.token(tokens_BxL)
-
-    def attend(self, h_BxQxD):
-        return self.token.attend(h_BxQxD)
 
 
 def _within(edits: Mapping[str, Callable], prefix: str) -> dict[str, Callable]:
