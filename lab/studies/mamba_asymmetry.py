@@ -27,7 +27,7 @@ from lab.tasks import Composition, InverseMatching, SymmetricComposition
 PAPER = "arXiv 2509.17514"
 TASKS = (Composition, SymmetricComposition, InverseMatching)
 CHANCE, FITTED, KNOWN = 0.2, 0.9, 0.99  # of five answers; from where sets are fitted, a pair is known
-REDUCED = "published; in presets cpu and record 10,000 of 80,000 training sequences, width 64 of 128, fewer updates"
+REDUCED = "published; in presets cpu and record 10,000 and 20,000 of 80,000 sequences, width 64 of 128, fewer updates"
 DEEP, LARGE, SMALL, USUAL = 5, 0.3, 1.0, 0.5  # layers, and gamma of large, small and usual initial weights
 
 GAMMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
