@@ -2,9 +2,9 @@
 
     python -m lab reproduce mamba_copy --preset=cpu        # 11 minutes on two CPU cores
 
-Of short strings Mamba needs 2.4 [1.9, 2.6] times as many as a transformer until it copies (Y1c holds), of those of up
-to 20 letters 3.4 times (Y1a, open: one of five seeds of either model never gets there). Y4 and Y5, of constructed
-weights, hold.
+Of short strings Mamba needs 2.5 [2.0, 2.6] times as many as a transformer until it copies (Y1c holds), of those of up
+to 20 letters 3.4 [2.3, 4.3] times (Y1a holds at `record`; at `cpu` it is open for one seed of five). Y4 and Y5, of
+constructed weights, hold.
 
 Paper: "Exploring the Limitations of Mamba in COPY and CoT Reasoning" (arXiv 2410.03810). It prints no settings that we
 could have; what we chose: docs/mamba_copy.md.
@@ -68,7 +68,7 @@ def cpu() -> ConfigDict:
 
 
 def record() -> ConfigDict:
-    """An hour and a half on two CPU cores (estimated at the rates of `cpu`, not yet run).
+    """36 minutes on two CPU cores.
 
     As `cpu` with eight seeds and more updates; beside it halves of Mamba, a start near linear attention, a transformer
     with positions in place of the convolution, and subsequences.

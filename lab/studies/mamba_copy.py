@@ -28,6 +28,10 @@ TASKS = (CopyStrings, IncreasingSubsequence)
 COPIED = 0.95  # share of test strings from which on copying is learnt
 SHORT, USUAL, LONG = 10, 20, 40  # letters of the longest string
 HALVES = ("shallow", "narrow")  # variants of Mamba, of half the depth and of half the width
+WORDS = {
+    "mamba": "Mamba", "linear": "Mamba, linear start", "shallow": "Mamba, half depth", "narrow": "Mamba, half width",
+    "plain": "transformer, positions", "transformer": "transformer",
+}  # fmt: skip
 ACCURACY = "test.accuracy"
 REDUCED = "two layers of width 64, where the paper's models have tens of millions of parameters"
 EXACT = "no training: constructed weights"
@@ -287,7 +291,7 @@ def learning(runs: Runs) -> Picture:
         panel, label = (f"{kind} table", size) if _is_list(name) else (f"up to {size} letters", kind)
         curve = run.over_time(ACCURACY, ("seed",))
         strings = curve.assign_coords(step=curve["step"] * run.config["batch_size"])
-        panels.setdefault(panel, {})[label] = strings
+        panels.setdefault(panel, {})[WORDS.get(label, label)] = strings
     title, unit = ("Who fills the table?", "lists") if _is_list(next(iter(runs))) else ("Who copies?", "strings")
     xlabel, ylabel = f"{unit} seen in training", f"share of test {unit} right"
     figure = comparison.curves(panels, title, xlabel, ylabel=ylabel, ylim=(0, 1.02))
