@@ -367,7 +367,7 @@ def tuning(runs: Runs) -> Picture:
     figure = comparison.curves(
         {"held-out loss, nats": lines}, "Learning rates at the smallest width", "peak learning rate", xscale="log"
     )
-    return Picture("tuning", "The rate of an arm is that of its lowest loss.", figure)
+    return Picture("tuning", "One seed. The rates that arms have were chosen before these trainings.", figure)
 
 
 def _arms(runs: Runs) -> Mapping[str, Mapping[int, Run]]:
