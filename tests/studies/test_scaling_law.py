@@ -176,6 +176,17 @@ def test_sizes_are_those_of_the_models_and_arms_differ_in_nothing_else(preset):
     assert sigma.columns["sigma"][0] == widest**-0.5  # std d_in^-0.5 of the large arm, at the largest width
 
 
+@pytest.mark.parametrize("preset", ["language", "language_2b"])
+def test_decoders_at_size_are_named_as_the_study_reads_them(preset):
+    made = base.load("large", preset)
+    made.task.path = "text.txt"
+    variants = configs.variants(made)
+    grids = {name: trained(variant.model.d_model, [2.0] * 5) for name, variant in variants.items()}
+    runs = synthetic.runs(study.STUDY, **grids)
+    by_arm = {arm: [*runs.numbered(arm)] for arm in study.COMPLEXITIES}
+    assert by_arm["small"] == by_arm["large"] == sorted({variant.model.d_model for variant in variants.values()})
+
+
 @pytest.fixture
 def words(tmp_path):
     path = tmp_path / "text.txt"
