@@ -98,25 +98,29 @@ def format_of(config: Mapping) -> Format:
     return form
 
 
-def format_for(model: Transformer | Decoder) -> tuple[Format, dict]:
+def format_for(model) -> tuple[Format, dict]:
     """The format that can say a model, and the config that says it.
 
     Raises:
       ValueError: none can.
     """
-    for form in FORMATS:
+    for form in FORMATS if isinstance(model, Transformer | Decoder) else ():
         if (config := form.config(model)) is not None:
             return form, config
     raise ValueError(
-        f"{type(model).__name__} {_options(model)}: no format says such a model; accepted: "
+        f"{type(model).__name__} {_options(model)}".rstrip() + ": no format says such a model; accepted: "
         "a Transformer as GPT-2 (norm='pre', use_bias, final_norm, tied_head), a Decoder as GPT-NeoX (gated=False, "
-        "norm_kind='layer', use_bias) or as Llama (gated, norm_kind='rms'), without embed_norm and sandwich_norm"
+        "norm_kind='layer', use_bias) or as Llama and Qwen-3 (gated, norm_kind='rms'), without embed_norm and "
+        "sandwich_norm"
     )
 
 
 def _options(model) -> str:
     """The options of a model that say what it computes, for people."""
-    names = ("norm", "norm_kind", "gated", "use_bias", "tied_head", "embed_norm", "sandwich_norm", "activation")
+    names = (
+        "norm", "norm_kind", "gated", "use_bias", "head_bias", "final_norm", "tied_head", "embed_norm",
+        "sandwich_norm", "activation",
+    )  # fmt: skip
     return ", ".join(f"{name}={getattr(model, name)!r}" for name in names if hasattr(model, name))
 
 
