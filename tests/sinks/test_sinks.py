@@ -1,5 +1,6 @@
 """What a sink holds is what `lab.load` gives, read back by the sink's own tool."""
 
+import configparser
 import importlib
 import json
 import re
@@ -301,6 +302,9 @@ def test_missing_package_is_named_with_what_installs_it(trained, monkeypatch, to
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ValueError, match=rf"--to={to} needs the package {package}: pip install 'gammalab\[{extra}\]'"):
         lab.export(trained, to)
+    setup = configparser.ConfigParser()
+    setup.read(Path(lab.__file__).parents[1] / "setup.cfg")
+    assert package in setup["options.extras_require"][extra]
 
 
 @pytest.mark.parametrize(
