@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from shown import keys
 from synthetic import Grid
 
 from lab import config as configs
@@ -185,6 +186,13 @@ def test_decoders_at_size_are_named_as_the_study_reads_them(preset):
     runs = synthetic.runs(study.STUDY, **grids)
     by_arm = {arm: [*runs.numbered(arm)] for arm in study.COMPLEXITIES}
     assert by_arm["small"] == by_arm["large"] == sorted({variant.model.d_model for variant in variants.values()})
+
+
+def test_pictures_of_size_are_of_the_arms_there_are():
+    both = by_width(small=law(0.2), large=law(0.3))
+    for runs, n_arms in ((both, 2), (both | by_width(sigma=law(0.25)), 3)):
+        for picture in (study.laws, study.lead):
+            assert len(keys(picture(synthetic.runs(study.STUDY, **runs)).figure)) == n_arms
 
 
 @pytest.fixture
