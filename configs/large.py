@@ -2,7 +2,7 @@
 
     python -m lab plan --config=large:full --simulate=8    # compiled only: what each device holds
     python -m lab train --config=large:reduced --workdir=runs/large
-    python -m lab plan --config=large:language --variants=small_50m --simulate=8 --config.task.path=FILE
+    python -m lab plan --config=large:language --variants=small_512 --simulate=8 --config.task.path=FILE
     python -m lab plan --config=large:language_2b --simulate=64 --config.data_devices=64 --config.task.path=FILE
 
 FILE is any text of 50,000 characters or more; tokens of a real training come from `--config.task.tokenizer=FILE.json`.
@@ -61,7 +61,7 @@ def language_2b() -> ConfigDict:
 
 
 def _language(sizes, batch_size: int, tokens: int) -> ConfigDict:
-    """Small and large complexity at every size: variants `small_50m`, `large_50m`, ..."""
+    """Small and large complexity at every size: variants `<arm>_<width>`, as study scaling_law reads them."""
     steps = -(-tokens // (batch_size * WINDOW))
     text = dict(hf_id="", path="", separator="line", tokenizer="char", vocab_size=LARGE_VOCABULARY, column="text")
     arms = {"small": dict(gamma=(1.0,), weight_decay=(1.0,)), "large": dict(gamma=(0.5,), weight_decay=(0.1,))}
@@ -71,7 +71,11 @@ def _language(sizes, batch_size: int, tokens: int) -> ConfigDict:
         model=base.decoder(vocab_size=LARGE_VOCABULARY, max_length=WINDOW, remat=True, compute_dtype="bfloat16"),
         optim=dict(warmup_steps=min(2000, steps // 20), decay_mask="matrices", b2=0.95),
         grid=dict(learning_rate=(3e-4,), seed=(0,)),
-        variants={f"{arm}_{size}": dict(model=SIZES[size], grid=grid) for size in sizes for arm, grid in arms.items()},
+        variants={
+            f"{arm}_{SIZES[size]['d_model']}": dict(model=SIZES[size], grid=grid)
+            for size in sizes
+            for arm, grid in arms.items()
+        },
         steps=steps,
         batch_size=batch_size,
         eval_every=max(1, steps // 1000),

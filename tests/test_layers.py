@@ -65,7 +65,7 @@ ALLOWED = {
     "report": {"values", "runs", "analysis"},
 }
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}
-ALLOWED["sinks"] = {"values", "disk", "runs"}
+ALLOWED["sinks"] = {"values", "models", "disk", "runs"}
 ALLOWED["stages"] = {"values", "models", "configs", "experiment", "disk", "engine"}
 ALLOWED["stages"] |= {"measuring", "runs", "report", "studies"}
 ALLOWED["front"] = {*ALLOWED, "configs"} - {"cluster"}

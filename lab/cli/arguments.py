@@ -150,11 +150,17 @@ PRUNING = {
 }
 PARTIAL = {"--partial": {"action": "store_true", "help": "of what is trained and analyzed so far; the rest is open"}}
 EXPORTED = {
-    "--to": {"required": True, "choices": tuple(sinks.SINKS), "help": "what it is for; wandb stays offline"},
+    "--to": {
+        "required": True,
+        "choices": tuple(sinks.SINKS),
+        "help": "what it is for; wandb stays offline; safetensors: weights, a checkpoint a row, of a model that is a "
+        "GPT-2, GPT-NeoX, Llama or Qwen-3",
+    },
     "--rows": {
         "type": rows,
         "metavar": "I,J-K|all",
-        "help": f"only these, from 0, in the order of `lab.load`; trackers get {sinks.RUNS} at most unasked, one a run",
+        "help": f"only these, from 0, in the order of `lab.load`; trackers and safetensors take {sinks.RUNS} at most "
+        "unasked",
     },
     "--metrics": {
         "metavar": "NAMES",
@@ -193,7 +199,7 @@ COMMANDS = {
     "analyze": Command("take measurements in a workdir: the study's, or those named", ONLY | SCOPE),
     "report": Command("evaluate the claims of a workdir and write its report", PARTIAL),
     "verify": Command("check every file of a workdir and say what is damaged"),
-    "export": Command("write the numbers of a workdir for another tool", EXPORTED | ONLY, computes=False),
+    "export": Command("write the numbers or weights of a workdir for another tool", EXPORTED | ONLY, computes=False),
     "diff": Command(
         "what differs between two trainings, or studies, and how far their metrics are apart",
         COMPARED,

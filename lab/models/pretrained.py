@@ -3,6 +3,7 @@
 `lab.models.formats` says which tensor is which leaf, `lab.models.pretrained_files` reads and writes files.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -18,6 +19,8 @@ from lab.models.transformer import READOUTS, Transformer
 
 FLOATS = ("float32", "float16", "bfloat16")
 WIDTHS, HEADS = ("n_embd", "hidden_size"), ("n_head", "num_attention_heads")
+# options that every format leaves open
+FREE = ("parent", "name", "vocab_size", "n_layers", "readout", "compute_dtype", "scan_layers", "remat")
 NAMED = 3  # tensors an error names before it only counts
 
 
@@ -98,26 +101,29 @@ def format_of(config: Mapping) -> Format:
     return form
 
 
-def format_for(model: Transformer | Decoder) -> tuple[Format, dict]:
+def format_for(model) -> tuple[Format, dict]:
     """The format that can say a model, and the config that says it.
 
     Raises:
       ValueError: none can.
     """
-    for form in FORMATS:
+    for form in FORMATS if isinstance(model, Transformer | Decoder) else ():
         if (config := form.config(model)) is not None:
             return form, config
     raise ValueError(
-        f"{type(model).__name__} {_options(model)}: no format says such a model; accepted: "
-        "a Transformer as GPT-2 (norm='pre', use_bias, final_norm, tied_head), a Decoder as GPT-NeoX (gated=False, "
-        "norm_kind='layer', use_bias) or as Llama (gated, norm_kind='rms'), without embed_norm and sandwich_norm"
+        f"{_said(model)}: no format says such a model; accepted: a Transformer as GPT-2 (norm='pre', use_bias, "
+        "final_norm, tied_head, attention unchanged), a Decoder as GPT-NeoX (gated=False, norm_kind='layer', use_bias) "
+        "or as Llama and Qwen-3 (gated, norm_kind='rms'), without embed_norm and sandwich_norm"
     )
 
 
-def _options(model) -> str:
-    """The options of a model that say what it computes, for people."""
-    names = ("norm", "norm_kind", "gated", "use_bias", "tied_head", "embed_norm", "sandwich_norm", "activation")
-    return ", ".join(f"{name}={getattr(model, name)!r}" for name in names if hasattr(model, name))
+def _said(model) -> str:
+    """A model's kind, and of those that may have a format the options that decide, for people."""
+    kind = type(model).__name__
+    if not isinstance(model, Transformer | Decoder):
+        return kind
+    options = (field.name for field in dataclasses.fields(model) if field.name not in FREE)
+    return f"{kind} " + ", ".join(f"{name}={getattr(model, name)!r}" for name in options)
 
 
 def named_tensors(form: Format, model: Transformer | Decoder, names) -> dict[str, Tensor]:

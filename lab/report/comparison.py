@@ -80,6 +80,8 @@ def _name(index: int) -> str:
 def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, xlabel="init rate γ", **axis):
     """Ours and theirs, a panel a quantity: lines of medians with bands over seeds, and what a paper reports.
 
+    Where no line is of several seeds the picture says so.
+
     Args:
       panels: quantity -> label -> values (X) or, of several seeds, (seed, X), with the coordinate X. Labels that begin
         with `published` are drawn black.
@@ -90,7 +92,8 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, xlabel=
     theirs = [label for label in labels if label not in ours]
     colours = dict.fromkeys(theirs, "black") | dict(zip(ours, style.CATEGORIES, strict=False))
     dashes = dict.fromkeys(ours, "-") | dict(zip(theirs, ("--", ":", "-."), strict=False))
-    notes = ["median over seeds, band from the lowest to the highest"]
+    n_seeds = {line.sizes["seed"] for lines in panels.values() for line in lines.values() if "seed" in line.dims}
+    notes = ["one seed" if n_seeds == {1} else "median over seeds, band from the lowest to the highest"]
     figure, axes = style.panels(len(panels), style.panel_width(len(panels)), 3.1, title, notes)
     for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
         for label, values in lines.items():

@@ -311,21 +311,20 @@ def sections(runs: Runs) -> list[Section]:
 
 
 def laws(runs: Runs) -> Picture:
-    losses = _losses(runs)
-    named = losses.assign_coords(arm=[*ARMS.values()])
-    draws = scaling.resampled(losses).assign_coords(arm=[*ARMS.values()])
+    losses = _losses(runs, _drawn(runs))
+    words = [ARMS[arm] for arm in losses["arm"].values]
+    named, draws = (found.assign_coords(arm=words) for found in (losses, scaling.resampled(losses)))
     figure = pictures.laws(named, draws, "Loss by size", "parameters of the blocks")
     return Picture("laws", "Loss = A N^-alpha + floor, with one floor for all arms.", figure)
 
 
 def lead(runs: Runs) -> Picture:
-    losses = _losses(runs)
-    above = {
-        ARMS[arm]: (losses.sel(arm=arm) - losses.sel(arm="small")).transpose("seed", "size") for arm in ARMS
-    }  # small complexity itself too: the line at 0, and each arm in the colour that it has elsewhere
-    quantity = "held-out loss less that of small complexity, nats"
-    title, xlabel = "How much lower small complexity is", "parameters of the blocks"
-    figure = comparison.curves({quantity: above}, title, xlabel, xscale="log")
+    losses = _losses(runs, _drawn(runs))
+    # small complexity itself too: the line at 0, and each arm in the colour that it has elsewhere
+    above = (losses - losses.sel(arm="small", drop=True)).transpose("arm", "seed", "size")
+    lines = {ARMS[arm]: above.sel(arm=arm) for arm in above["arm"].values}
+    panel = {"held-out loss less that of small complexity, nats": lines}
+    figure = comparison.curves(panel, "How much lower small complexity is", "parameters of the blocks", xscale="log")
     return Picture("lead", "The same seeds, which see the same windows.", figure)
 
 
@@ -351,23 +350,19 @@ def queries(runs: Runs) -> Picture:
         label: {ARMS[arm]: _by_axis(trained, name) for arm, trained in _arms(runs).items()}
         for name, label in words.items()
     }
-    return Picture(
-        "queries", "Fewer groups: neurons are condensed.", comparison.curves(panels, "Queries by width", "width")
-    )
+    figure = comparison.curves(panels, "Queries by width", "width")
+    return Picture("queries", "Fewer groups: neurons are condensed.", figure)
 
 
 def tuning(runs: Runs) -> Picture:
-    lines = {
-        ARMS[arm]: runs[f"tune_{arm}"].final("valid.loss", ("seed", "learning_rate"))
-        for arm in ARMS
-        if f"tune_{arm}" in runs
-    }
+    tuned = {arm: runs[f"tune_{arm}"] for arm in ARMS if f"tune_{arm}" in runs}
+    lines = {ARMS[arm]: run.final("valid.loss", ("seed", "learning_rate")) for arm, run in tuned.items()}
     if not lines:
         raise MissingData("variants tune_<arm>")
     figure = comparison.curves(
         {"held-out loss, nats": lines}, "Learning rates at the smallest width", "peak learning rate", xscale="log"
     )
-    return Picture("tuning", "The rate of an arm is that of its lowest loss.", figure)
+    return Picture("tuning", "One seed. The rates that arms have were chosen before these trainings.", figure)
 
 
 def _arms(runs: Runs) -> Mapping[str, Mapping[int, Run]]:
@@ -376,6 +371,11 @@ def _arms(runs: Runs) -> Mapping[str, Mapping[int, Run]]:
     if not any(found.values()):
         raise MissingData("variants <arm>_<width>")
     return {arm: trained for arm, trained in found.items() if trained}
+
+
+def _drawn(runs: Runs) -> tuple[str, ...]:
+    """Both complexities, and constant sigma where it was trained."""
+    return tuple(arm for arm in ARMS if arm in COMPLEXITIES or runs.numbered(arm))
 
 
 def _by_axis(trained: Mapping[int, Run], name: str) -> xr.DataArray:

@@ -32,8 +32,16 @@ def test_export_writes_the_rows_asked_for_and_says_where_and_what_reads_it(root,
 def test_every_sink_can_be_asked_for_and_says_what_is_missing_in_one_line(root, run, refusal, monkeypatch, to):
     monkeypatch.setattr(sinks.importlib, "import_module", lambda name: __import__("no_package_of_this_name"))
     if sinks.SINKS[to].package:
-        assert f"pip install 'gammalab[{to}]'" in refusal("export", str(root), f"--to={to}", "--rows=all")
+        assert f"pip install 'gammalab[{sinks.SINKS[to].extra}]'" in refusal(
+            "export", str(root), f"--to={to}", "--rows=all"
+        )
     assert "row 12: " in refusal("export", str(root), "--to=csv", "--rows=11-12")
+
+
+def test_weights_that_no_published_checkpoint_could_hold_are_refused_in_one_line(root, refusal):
+    said = refusal("export", str(root), "--to=safetensors", "--variants=b")
+    assert said.startswith("lab: --to=safetensors, b: EmbMLP: no format says such a model; accepted: a ")
+    assert not (root / "export").exists()
 
 
 def test_diff_says_what_differs(root, run, capsys):

@@ -1,5 +1,6 @@
 import numpy as np
 import xarray as xr
+from shown import heading
 
 from lab.analysis import phase
 from lab.report import comparison
@@ -30,3 +31,10 @@ def test_curves_are_medians_over_seeds_in_a_band_and_published_ones_are_black():
     assert lines["published"].get_color() == "black" != lines["ours"].get_color()
     band = ax.collections[0].get_datalim(ax.transData)
     np.testing.assert_allclose([band.x0, band.x1, band.y0, band.y1], [0.4, 0.8, 0.1, 0.9])
+
+
+def test_curves_of_one_seed_say_that_and_no_median():
+    ours = xr.DataArray([[0.1, 0.5], [0.3, 0.6]], {"gamma": [0.4, 0.8]}, ["seed", "gamma"])
+    alone = heading(comparison.curves({"loss": {"a": ours[:1], "b": ours[1:]}}, "title"))
+    assert "one seed" in alone and "median" not in alone
+    assert "median over seeds, band" in heading(comparison.curves({"loss": {"a": ours, "b": ours[:1]}}, "title"))

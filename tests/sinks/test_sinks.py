@@ -1,5 +1,6 @@
 """What a sink holds is what `lab.load` gives, read back by the sink's own tool."""
 
+import configparser
 import importlib
 import json
 import re
@@ -55,7 +56,9 @@ def needs(monkeypatch, tmp_path):
         package = sinks.SINKS[to].package
         for name in (*((package,) if package else ()), *reader.get(to, ())):
             beside = "" if name == package else f" {name}"
-            pytest.importorskip(name, reason=f"{name} is not installed: pip install 'gammalab[{to}]'{beside}")
+            pytest.importorskip(
+                name, reason=f"{name} is not installed: pip install 'gammalab[{sinks.SINKS[to].extra}]'{beside}"
+            )
         if to == "trackio":
             monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
             monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
@@ -289,7 +292,7 @@ def test_tracker_is_not_given_a_second_export_beside_the_first(trained, tmp_path
 
 @pytest.mark.parametrize("to", [name for name, sink in sinks.SINKS.items() if sink.package])
 def test_missing_package_is_named_with_what_installs_it(trained, monkeypatch, to):
-    package, known = sinks.SINKS[to].package, importlib.import_module
+    package, extra, known = sinks.SINKS[to].package, sinks.SINKS[to].extra, importlib.import_module
 
     def missing(name):
         if name == package:
@@ -297,8 +300,11 @@ def test_missing_package_is_named_with_what_installs_it(trained, monkeypatch, to
         return known(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ValueError, match=rf"--to={to} needs the package {package}: pip install 'gammalab\[{to}\]'"):
+    with pytest.raises(ValueError, match=rf"--to={to} needs the package {package}: pip install 'gammalab\[{extra}\]'"):
         lab.export(trained, to)
+    setup = configparser.ConfigParser()
+    setup.read(Path(lab.__file__).parents[1] / "setup.cfg")
+    assert package in setup["options.extras_require"][extra]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from shown import keys
 from synthetic import Grid
 
 from lab import config as configs
@@ -174,6 +175,24 @@ def test_sizes_are_those_of_the_models_and_arms_differ_in_nothing_else(preset):
     sigma, large = (configs.grid(variants[f"{arm}_{widest}"]) for arm in ("sigma", "large"))
     assert "gamma" not in sigma.columns and large.columns["gamma"][0] == 0.5
     assert sigma.columns["sigma"][0] == widest**-0.5  # std d_in^-0.5 of the large arm, at the largest width
+
+
+@pytest.mark.parametrize("preset", ["language", "language_2b"])
+def test_decoders_at_size_are_named_as_the_study_reads_them(preset):
+    made = base.load("large", preset)
+    made.task.path = "text.txt"
+    variants = configs.variants(made)
+    grids = {name: trained(variant.model.d_model, [2.0] * 5) for name, variant in variants.items()}
+    runs = synthetic.runs(study.STUDY, **grids)
+    by_arm = {arm: [*runs.numbered(arm)] for arm in study.COMPLEXITIES}
+    assert by_arm["small"] == by_arm["large"] == sorted({variant.model.d_model for variant in variants.values()})
+
+
+def test_pictures_of_size_are_of_the_arms_there_are():
+    both = by_width(small=law(0.2), large=law(0.3))
+    for runs, n_arms in ((both, 2), (both | by_width(sigma=law(0.25)), 3)):
+        for picture in (study.laws, study.lead):
+            assert len(keys(picture(synthetic.runs(study.STUDY, **runs)).figure)) == n_arms
 
 
 @pytest.fixture
