@@ -28,7 +28,7 @@ def smoke() -> ConfigDict:
     Decides no claim: two seeds.
     """
     config = _config(n_entities=4, width=8, steps=60)
-    config.block_width = 1
+    config.update(block_width=1, eval_every=20)
     config.grid.update(sigma=(0.03, 0.4), weight_decay=(0.0, 1e-3), seed=(0, 1))
     for name in ("emb_mlp", "transformer"):
         config.variants[name].grid.update(sigma=(0.03, 0.4), weight_decay=(0.0, 1e-3))

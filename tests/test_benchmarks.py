@@ -119,11 +119,10 @@ def test_ratios_are_taken_within_a_round():
     assert throughput.compare({"c": measured["c"]}, {}) == []
 
 
-def test_smoke_measures_both_jax_ways_without_torch(tmp_path):
+def test_smoke_measures_both_jax_ways_without_torch(tmp_path, quick_flags):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     command = [sys.executable, BENCHMARKS / "throughput.py", "--preset=smoke", f"--json={tmp_path / 'out.json'}"]
-    # unoptimized programs compile in half the time
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": quick_flags}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "left out: (c), (c'), (c\"), (d), (d'): pip install 'gammalab[bench]'" in done.stdout

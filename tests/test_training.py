@@ -1,6 +1,7 @@
 """A training from Python does what its config does in the command, in ten lines, and is there for other processes."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -49,6 +50,12 @@ def run(parts, tmp_path_factory):
         )  # fmt: skip
 
 
+@pytest.fixture
+def quick_environment(quick_flags):
+    """Of processes that compile quickly."""
+    return os.environ | {"XLA_FLAGS": quick_flags}
+
+
 def test_options_that_are_not_named_are_those_of_the_base_config(parts):
     made = configure.config(parts.Net(4), lab.task(parts.sample), steps=500)
     usual = base.config()
@@ -88,14 +95,15 @@ def test_loss_and_metric_are_the_users(run, parts):
     np.testing.assert_allclose(here["test.confident"], parts.confident(outputs, targets).mean(), atol=1e-6)
 
 
-def test_another_process_loads_and_measures_what_objects_trained(run, tmp_path):
+def test_another_process_loads_and_measures_what_objects_trained(run, tmp_path, quick_environment):
     program = f"""
 import lab
 dataset = lab.load({str(run.workdir)!r})
 print(type(dataset.lab.model).__name__, dataset.lab.params(gamma=0.6, seed=1)["Dense_0"]["kernel"].shape)
 print(lab.analyze({str(run.workdir)!r}, "norm"), lab.Training.open({str(run.workdir)!r}).row(gamma=0.3, seed=0))
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=quick_environment)
     assert ran.stdout.startswith("Net (3, 4)\n"), ran.stderr
     assert "['main/norm'] Row 0: " in ran.stdout
 
@@ -182,11 +190,11 @@ def test_table_of_examples_is_kept_by_the_training(tmp_path):
     np.testing.assert_array_equal(drawn[np.lexsort(drawn.T)], x_NxD[np.lexsort(x_NxD.T)])
 
 
-def test_table_is_extended_in_another_process_that_was_given_none(tmp_path):
+def test_table_is_extended_in_another_process_that_was_given_none(tmp_path, quick_environment):
     table = lab.examples((np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32)), test=0.25)
     lab.train(model=nn.Dense(1), task=table, grid=dict(seed=0), **SMALL, workdir=tmp_path / "w")
     command = [sys.executable, "-m", "lab", "extend", str(tmp_path / "w"), "--grid.seed=(1,)"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=quick_environment)
     assert ran.returncode == 0, ran.stderr
     assert lab.load(tmp_path / "w").sizes["seed"] == 2
 

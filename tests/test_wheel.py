@@ -92,10 +92,10 @@ print(run.dataset["sharpness.top"].notnull().all().item(), [c["id"] for c in run
 
 
 def test_afternoon_of_a_researcher_runs_in_an_empty_folder(run, tmp_path):
-    """As the page shows it, but for the number of steps; what it trained another process opens."""
+    """As the page shows it, but for steps, scales and a plan of blocks; what it trained another process opens."""
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "afternoon.md").read_text(), re.DOTALL)
     assert len(script.splitlines()) <= 60
-    for usual, small in (("steps=3000", "steps=20"), ("gamma=(0.2, 0.5, 0.8)", "gamma=(0.2, 0.8)")):
+    for usual, small in (("steps=3000", "steps=20, block_width=1"), ("gamma=(0.2, 0.5, 0.8)", "gamma=(0.2, 0.8)")):
         assert usual in script
         script = script.replace(usual, small)
     has_arrow = importlib.util.find_spec("pyarrow") is not None

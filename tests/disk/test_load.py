@@ -406,7 +406,8 @@ def test_model_of_a_dataset_answers_at_every_position(config, tmp_path):
     tokens_BxL = experiment.task.sample(jax.random.key(0), 3, "train", {}).tokens_BxL
     params = jax.jit(models.init, static_argnums=0)(experiment.model, jax.random.key(1), tokens_BxL)
     (last, _), (everywhere, _) = (
-        models.forward(model, params, tokens_BxL) for model in (experiment.model, dataset.lab.model)
+        jax.jit(models.forward, static_argnums=0)(model, params, tokens_BxL)
+        for model in (experiment.model, dataset.lab.model)
     )
     # 8-wide dots in another order: 64 roundings on logits below 4
     np.testing.assert_allclose(everywhere[:, -1:], last, rtol=0, atol=64 * 4 * 2.0**-23)

@@ -221,8 +221,8 @@ def test_rows_whose_data_a_hyperparameter_varies_equal_tasks_with_that_field(ech
     scores = together.fetch(
         together.programs.evaluate({"noise": together.hparams(varied)["noise"]}, together.place(state), {}), 4
     )
-    for row, noise in enumerate(noises):
-        alone = bench(4, 2, 1, task=echo.Noisy(noise=noise))
+    for row in (0, 1):  # without noise, and with some
+        alone = bench(4, 2, 1, task=echo.Noisy(noise=noises[row]))
         same_state, same_metrics = alone.train(echo.grid.zipped(plain), (6,))
         own = lambda tree, row=row: jax.tree.map(lambda leaf: leaf[row], tree)  # noqa: E731
         same_bits(own((state.params, metrics)), own((same_state.params, same_metrics)))
@@ -241,8 +241,8 @@ def test_rows_with_another_objective_equal_trainings_with_that_objective_and_are
     together = bench(4, 2, 1, task=echo.Answering(), train_size=train_size)
     drawn = batches.train_set(together.experiment)
     trained = together.train(echo.grid.zipped(plain | {"label_noise": noises}, ("label_noise",)), (6,), drawn)
-    for row, noise in enumerate(noises):
-        objective = Objective(label_noise=noise)
+    for row in (0, 2):  # without noise, and with some
+        objective = Objective(label_noise=noises[row])
         alone = bench(4, 2, 1, task=echo.Answering(), train_size=train_size, objective=objective)
         own = lambda tree, row=row: jax.tree.map(lambda leaf: leaf[row], tree)  # noqa: E731
         same_bits(own(trained), own(alone.train(echo.grid.zipped(plain), (6,), drawn)))

@@ -1,6 +1,7 @@
 """A model trained in bfloat16 is measured as the float32 function that its parameters define."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -15,14 +16,29 @@ from lab.measuring.declare import Measure, in_float32
 from lab.measuring.run import measure
 
 
+@functools.cache
+def config():
+    """One row of a small transformer whose products are of bfloat16."""
+    (made, *_) = configs.variants(composition.smoke()).values()
+    made.model.update(compute_dtype="bfloat16", d_model=8, d_head=8, d_ff=8)
+    made.grid.update(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=(0,))
+    return made
+
+
+@functools.cache
+def start():
+    """Its parameters before training, with an axis of rows."""
+    hparams = grid.product(config().grid.to_dict()).row(0)
+    params = jax.jit(lambda: steps.start(configs.experiment(config()), hparams).params)()
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+
+
 @pytest.fixture
 def work(tmp_path, untrained):
-    """One row of a small transformer whose products are of bfloat16, before training."""
-    (config, *_) = configs.variants(composition.smoke()).values()
-    config.model.update(compute_dtype="bfloat16", d_model=8, d_head=8, d_ff=8)
-    config.grid.update(gamma=(0.5,), weight_decay=(0.0,), learning_rate=(1e-3,), seed=(0,))
-    params = steps.start(configs.experiment(config), grid.product(config.grid.to_dict()).row(0)).params
-    return untrained(tmp_path / "w", config, {0: jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)})
+    return untrained(tmp_path / "w", config(), {0: start()})
+
+
+forward = jax.jit(models.forward, static_argnums=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -36,10 +52,11 @@ def test_logits_of_a_row_are_those_of_its_parameters_own_precision(work, precisi
         measure(work, [Measure("said", function, {"logits": "logit"}, dims, n=4, precision=precision)])
     found_BxV = np.asarray(load(work.path)["said.logits"]).reshape(4, -1)
     params = work.params(0, 0)
-    batch = work.experiment.task.sample(rng.key(work.experiment.data_seed, "analysis/said"), 4, "train", {})
+    key = rng.key(work.experiment.data_seed, "analysis/said")
+    batch = jax.jit(lambda: work.experiment.task.sample(key, 4, "train", {}))()
     plain = work.experiment.model.clone(compute_dtype="float32")
     logits = {
-        model: np.asarray(models.forward(model, params, batch.tokens_BxL)[0])[:, -1]
+        model: np.asarray(forward(model, params, batch.tokens_BxL)[0])[:, -1]
         for model in (plain, work.experiment.model)
     }
     scale = np.abs(logits[plain]).max()

@@ -80,7 +80,7 @@ def test_parameters_gradients_activations_and_logits_are_float32():
     params = params_of(model)
     jax.tree.map(np.testing.assert_array_equal, params, params_of(model.clone(compute_dtype="float32")))
     logits_BxLxV, acts = forward(model, params, TOKENS)
-    grads = jax.grad(functools.partial(loss, model))(params)
+    grads = jax.jit(jax.grad(functools.partial(loss, model)))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, grads, logits_BxLxV, acts))} == {F32}
     # softmax is not rounded: its rows sum to one to float32's precision
     sums = np.asarray(acts["block_0/attn/pattern"]).sum(axis=-1)
@@ -98,12 +98,17 @@ def test_edits_and_the_key_value_cache_see_what_they_see_in_float32():
         seen["dtype"] = pattern.dtype
         return 2 * pattern
 
-    models.forward(model, params, TOKENS, {"block_0/attn/pattern": double})
+    jax.eval_shape(lambda params: models.forward(model, params, TOKENS, {"block_0/attn/pattern": double}), params)
     assert seen["dtype"] == F32
     length_B = jnp.full((3,), 6, jnp.int32)
-    logits_BxV, cache = decode.prefill(model, params, TOKENS[:, :5], length_B - 1, 1)
+
+    @jax.jit
+    def cached(params):
+        logits_BxV, cache = decode.prefill(model, params, TOKENS[:, :5], length_B - 1, 1)
+        return logits_BxV, cache, decode.extend(model, params, cache, TOKENS[:, 5])[0]
+
+    logits_BxV, cache, extended_BxV = cached(params)
     assert cache.keys_N[0].dtype == F32
-    extended_BxV, _ = decode.extend(model, params, cache, TOKENS[:, 5])
     whole_BxLxV, _ = forward(model, params, TOKENS)
     # the same rounded products, added up in another order: now and then a sum falls on the other side of a rounding
     atol = 3 * U * np.sqrt(12) * np.sqrt(np.mean(np.square(whole_BxLxV)))

@@ -71,13 +71,12 @@ def numbers(dataset, place):
     here, found = dataset.sel(place) if isinstance(place, dict) else dataset.isel(row=place), {}
     for name in here.data_vars:
         for time in {"step", "train_step", "snapshot"} & {*here[name].dims}:
-            for step in here[time].values.tolist():
-                value = here[name].sel({time: step})
-                for index in np.ndindex(value.shape):
-                    label = ",".join(str(value[dim].values[i]) for dim, i in zip(value.dims, index, strict=True))
-                    number = value.values[index].item()
-                    if number == number:
-                        found[f"{name}[{label}]" if label else name, step] = number
+            series = here[name].transpose(time, ...)
+            steps, *labels = (series[dim].values for dim in series.dims)
+            for (at, *index), number in np.ndenumerate(series.values):
+                label = ",".join(str(of[i]) for of, i in zip(labels, index, strict=True))
+                if number == number:
+                    found[f"{name}[{label}]" if label else name, steps[at].item()] = number.item()
     return found
 
 

@@ -85,18 +85,25 @@ def said(name, preset):
     return tuple(id for id in ids if id in words.split(", "))
 
 
-def variants(name, preset, folder):
-    """A preset's variants, of a text in that folder where they need a file."""
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file for those that need one."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(f"word{i % 40_000}" for i in range(400_000)))
+    return path
+
+
+def variants(name, preset, text):
+    """A preset's variants, of that text where they need a file."""
     config = base.load(name, preset)
     if "path" in config.task:
-        config.task.path = str(folder / "text.txt")
-        (folder / "text.txt").write_text(" ".join(f"word{i % 40_000}" for i in range(400_000)))
+        config.task.path = str(text)
     return configs.variants(config)
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
-def test_preset_says_that_it_decides_claims_where_it_has_five_seeds(name, preset, tmp_path):
-    n_seeds = [len(variant.grid.seed) for variant in variants(name, preset, tmp_path).values()]
+def test_preset_says_that_it_decides_claims_where_it_has_five_seeds(name, preset, text):
+    n_seeds = [len(variant.grid.seed) for variant in variants(name, preset, text).values()]
     assert bool(said(name, preset)) == (max(n_seeds) >= claims.FEWEST_SEEDS)
 
 
@@ -112,9 +119,9 @@ def test_preset_says_that_it_decides_claims_where_it_has_five_seeds(name, preset
         and (one[1] == "smoke" or not base.decides(one[0])[one[1]].startswith("no claim"))
     ],
 )
-def test_preset_decides_the_claims_that_it_says(name, preset, tmp_path):
+def test_preset_decides_the_claims_that_it_says(name, preset, text):
     """A verdict needs the claim's variants, axes and measurements, and five seeds; traced, not trained.
 
     Of presets with fewer seeds smoke alone, which shows that no claim is decided without any.
     """
-    assert decided(studies.get(name), variants(name, preset, tmp_path)) == said(name, preset)
+    assert decided(studies.get(name), variants(name, preset, text)) == said(name, preset)
