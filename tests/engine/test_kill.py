@@ -16,7 +16,7 @@ from lab.disk.workdir import Workdir
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
 ROOT = Path(__file__).parents[2]
-KILLS = (20, pytest.param(100, marks=pytest.mark.long))
+KILLS = (30, pytest.param(100, marks=pytest.mark.long))
 
 
 @pytest.fixture(scope="module", params=KILLS, ids="{} kills".format)
