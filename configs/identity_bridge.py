@@ -17,7 +17,6 @@ LINEAR_GRID = dict(sigma=(0.01, 0.03, 0.1, 0.3, 0.4), weight_decay=(0.0, 3e-4, D
 ADAMW = dict(family="adamw", schedule="constant", warmup_steps=0, clip_norm=float("inf"))
 ADAMW_GRID = dict(sigma=(0.03, 0.1, 0.4), weight_decay=(0.0, 1.0), learning_rate=(1e-3,))
 SGD = dict(family="sgd", schedule="constant", warmup_steps=0, clip_norm=float("inf"))
-SGD_GRID = dict(sigma=(0.03, 0.1, 0.4), weight_decay=(0.0, DECAY), learning_rate=(0.2,))
 SEEDS = (0, 1, 2, 3, 4)
 HEADLINE_SEEDS = (*SEEDS, 5, 6, 7)
 

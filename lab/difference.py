@@ -1,5 +1,6 @@
 """`diff`: what differs between two trainings, and how far their numbers are apart."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lab import config_json, series
+from lab import config_json, families, series
 from lab.analysis import statistics
 from lab.disk.files import WorkdirError
 from lab.disk.load import load_work
@@ -27,6 +28,7 @@ class Difference:
 
     Attributes:
       settings: a line for each entry of config.json (config, versions, numerics, devices) that differs, but the grid.
+        An option that is newer than one of them has its default there.
       grid: how many rows both have, and a line for the values of each hyperparameter that only one has.
       remarks: what only one has, and what could not be compared and why.
       same: the metrics that are equal in every bit, at every step and in every row that both have.
@@ -160,11 +162,17 @@ def compare(a: Workdir, b: Workdir) -> Difference:
 
 
 def _settings(a: Workdir, b: Workdir) -> list[str]:
-    held = [work.read_json("config.json") for work in (a, b)]
-    plain = [{name: value for name, value in entry.items() if name not in NO_SETTING} for entry in held]
-    for entry in plain:
-        entry["config"] = {name: value for name, value in entry["config"].items() if name != "grid"}
-    return config_json.differences(*plain)
+    return config_json.differences(*(_identity(work) for work in (a, b)))
+
+
+def _identity(work: Workdir) -> dict:
+    """What config.json says of a training, all options of its task, model and optimizer among it, but the grid."""
+    held = {name: value for name, value in work.read_json("config.json").items() if name not in NO_SETTING}
+    config = work.config
+    with contextlib.suppress(ValueError):  # a class of the user's that is not here any more: as it was written
+        work.bring_back()
+        config = families.completed(config)
+    return held | {"config": {name: value for name, value in config_json.to_json(config).items() if name != "grid"}}
 
 
 def _rows_of_both(a: Grid, b: Grid) -> tuple[list[int], list[int], list[str]]:

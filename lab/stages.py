@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import xarray as xr
@@ -124,8 +124,13 @@ def stale(root: Path) -> dict[str, list[str]]:
     Raises:
       WorkdirError: nothing trained.
     """
-    found = {name: run.stale(work, _known(work)[0].values()) for name, work in variants_in(root).items()}
+    found = {name: run.stale(work, _known(work, _held(work))[0].values()) for name, work in variants_in(root).items()}
     return {name: measures for name, measures in found.items() if measures}
+
+
+def _held(work: Workdir) -> set[str]:
+    """Names of the measurements that a training holds, whole or not."""
+    return {path.stem for part in work.parts for path in part.analysis.glob("*.json")}
 
 
 def listed(study: studies.Study) -> tuple[dict[str, str], dict[str, str]]:
@@ -221,9 +226,10 @@ def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
         if not _belongs(work.config):
             raise ValueError(f"name measurements, or all: {work.path} belongs to no study that says which")
         return _own(work)
-    known, refusal = _known(work)
+    known, refusal = _known(work, None if "all" in names else names)
     for name in names:
         if name not in {*known, "all"}:
+            known, refusal = _known(work)
             near = limits.nearest(name, known) or _about(name, known)
             reason = catalogue.absent(work.experiment).get(name, "" if near else refusal)
             hint = f": {reason}." if reason else near or "."
@@ -242,9 +248,11 @@ def _own(work: Workdir, study: studies.Study | None = None) -> list[Measure]:
         return (study or studies.get(work.config.study)).measures(in_float32(work.experiment))
 
 
-def _known(work: Workdir) -> tuple[dict[str, Measure], str]:
-    """The catalogue's measurements and the study's, by name; and why the study measures nothing here, if so."""
-    known = {measure.name: measure for measure in catalogue.measures(in_float32(work.experiment))}
+def _known(work: Workdir, names: Container[str] | None = None) -> tuple[dict[str, Measure], str]:
+    """The catalogue's measurements of these names (None: all) and the study's, by name; and why the study measures
+    nothing here, if so.
+    """
+    known = {measure.name: measure for measure in catalogue.measures(in_float32(work.experiment), names)}
     if not _belongs(work.config):
         return known, ""
     try:

@@ -13,6 +13,7 @@ from lab.analysis import statistics
 from lab.disk import files
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
+from lab.disk.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("echo_is_a_task")
 
@@ -57,6 +58,29 @@ def test_settings_that_differ_are_those_and_no_others(write):
     b = write("b", grids.product(GRID), facts=facts_b, data_seed=9)
     (found,) = lab.diff(a, b).trainings.values()
     assert found.settings == ["config.data_seed: 5 -> 9", "versions.jax: 1 -> 3"]
+
+
+def test_an_option_newer_than_a_training_differs_where_the_other_has_no_default(write):
+    plain = write("a", grids.product(AXES))
+    held = Workdir(plain).config
+    assert "readout" not in held.model and {"frozen", "least_decay"}.isdisjoint(held.optim)
+    model, optim = held.model.to_dict(), held.optim.to_dict()
+    usual = write("b", grids.product(AXES), model=model | dict(readout="last"), optim=optim | dict(least_decay=0.0))
+    other = write("c", grids.product(AXES), model=model | dict(readout="all"), optim=optim | dict(frozen=("in",)))
+    lines = ["config.model.readout: last -> all", "config.optim.frozen: [] -> ['in']"]
+    for before in (plain, usual):
+        assert [found.settings for found in lab.diff(before, other).trainings.values()] == [lines]
+    for pair in ((plain, usual), (usual, plain)):
+        assert [found.settings for found in lab.diff(*pair).trainings.values()] == [[]]
+
+
+def test_settings_of_a_class_that_is_not_here_any_more_are_compared_as_they_were_written(write):
+    a = write("a", grids.product(AXES))
+    model = Workdir(a).config.model.to_dict() | dict(family="gone:Model")
+    b = write("b", grids.product(AXES), model=model)
+    c = write("c", grids.product(AXES), model=model | dict(readout="all"))
+    (found,) = lab.diff(b, c).trainings.values()
+    assert found.settings == ["config.model.readout: absent -> all"]
 
 
 def test_distance_is_of_equal_rows_and_its_interval_over_their_seeds(write):

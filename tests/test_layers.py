@@ -61,7 +61,7 @@ ALLOWED = {
     "engine": {"values", "models", "tasks", "experiment", "disk"},
     "cluster": {"values", "experiment", "disk", "engine"},
     "measuring": {"values", "models", "tasks", "experiment", "disk", "engine", "analysis"},
-    "runs": {"values", "disk", "analysis"},
+    "runs": {"values", "experiment", "disk", "analysis"},
     "report": {"values", "runs", "analysis"},
 }
 ALLOWED["studies"] = {*ALLOWED, "configs"} - {"cluster"}

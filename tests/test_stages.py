@@ -1,5 +1,6 @@
 """Which measurements of which variants are taken, and what is refused before anything is measured."""
 
+import functools
 import html
 import re
 import shutil
@@ -10,12 +11,13 @@ from ml_collections import ConfigDict
 
 from lab import config as configs
 from lab import grid, schedule, stages
-from lab.configs import composition
+from lab.configs import composition, scaling_law
 from lab.disk import files, measurements, store
 from lab.disk.files import WorkdirError
 from lab.disk.load import load
 from lab.disk.workdir import Workdir, variants_in
 from lab.measuring.catalogue import weights
+from lab.text import corpus
 
 ROWS = {"unseen": 3, "wrong": 2}
 STEPS = 40  # of the smoke preset
@@ -71,7 +73,7 @@ def test_catalogue_is_there_for_models_that_the_study_does_not_measure(root):
 
 
 def test_all_leaves_out_what_the_study_cannot_measure(root, monkeypatch):
-    monkeypatch.setattr(stages.catalogue, "measures", lambda experiment: [weights.norms(experiment)])
+    monkeypatch.setattr(stages.catalogue, "measures", lambda experiment, names: [weights.norms(experiment)])
     assert stages.analyze(root, ["all"]) == ["unseen/norm", "wrong/norm"]
 
 
@@ -133,6 +135,30 @@ def test_only_measurements_of_other_code_are_outdated(root):
     assert stages.stale(root) == {"wrong": ["norm"]}
     assert stages.analyze(root, ["norm", "rank"]) == ["wrong/norm"]
     assert stages.stale(root) == {} and measurements.read(work, "norm")[0] == header
+
+
+def test_only_what_a_training_holds_is_built_to_see_what_is_outdated(root, monkeypatch):
+    built = []
+    for name, (build, requires) in stages.catalogue.CATALOGUE.items():
+        noting = functools.partial(lambda name, build, experiment: built.append(name) or build(experiment), name, build)
+        monkeypatch.setitem(stages.catalogue.CATALOGUE, name, (noting, requires))
+    files.write_json(root / "wrong" / "analysis" / "norm.json", {"code": "other"})
+    assert stages.stale(root) == {"wrong": ["norm"]} and built == ["norm"]
+
+
+def test_trainings_on_one_text_read_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
+    text, read, files_of = tmp_path / "text.txt", [], corpus.files_of
+    monkeypatch.setattr(corpus, "files_of", lambda recipe: read.append(recipe) or files_of(recipe))
+    text.write_text("".join(f"{'abc'[i % 3]} {'de'[i % 2]}\n" for i in range(99)))
+    settings = scaling_law.get_config("smoke")
+    settings.task.path = str(text)
+    for name, variant in configs.variants(settings).items():
+        if name in ("small_4", "large_4", "eps_12"):
+            files.write_json(tmp_path / "run" / name / "config.json", {"config": configs.to_json(variant)})
+            files.write_json(tmp_path / "run" / name / "grid.json", configs.grid(variant).to_json())
+    for _ in range(2):
+        assert stages.stale(tmp_path / "run") == {} and len(read) == 1
 
 
 # --- a report of what there is so far ---

@@ -4,18 +4,16 @@ Stages are given as `[(label, first, last), ...]` in training steps and shaded b
 logarithmic, linear below the first step after 0.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from lab.report import maps, style
+from lab.report.film import gif
 
 SHADES = ("#eef2ff", "#fef3c7", "#dcfce7", "#fce7f3")  # by stage, light enough for every curve
-FRAME_MS, LAST_FRAME_MS, FRAME_DPI = 120, 1500, 70
+FRAME_MS, FRAME_DPI = 120, 70
 
 
 @style.paper()
@@ -120,20 +118,14 @@ def film(attention_TxIxJ, names, step_T, spans, title="Who attends to whom", que
 
     `names` are those of the keys, and of the queries where these have no others.
     """
-    frames = []
-    for attention_IxJ, step in zip(np.asarray(attention_TxIxJ), step_T, strict=True):
+
+    def frame(attention_IxJ, step):
         inside = [label for label, first, last in spans if first <= step < last]
         caption = f"step {int(step)}" + (f", {inside[-1]}" if inside else "")
-        with style.paper():
-            figure = maps.token_attention({caption: attention_IxJ}, queries or names, names, title, top=1.0)
-            figure.set_dpi(FRAME_DPI)
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64))
-    held = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0)
-    return buffer.getvalue()
+        return maps.token_attention({caption: attention_IxJ}, queries or names, names, title, top=1.0)
+
+    snapshots = zip(np.asarray(attention_TxIxJ), step_T, strict=True)
+    return gif((frame(*snapshot) for snapshot in snapshots), FRAME_MS, FRAME_DPI)
 
 
 def _shades(spans: Sequence[tuple]) -> dict[str, str]:

@@ -25,8 +25,11 @@ class Study:
 
     Attributes:
       title, lead: of the report.
+      papers: what is claimed is of these, e.g. `arXiv 2509.17514`.
       measures: experiment -> the measurements that claims and report stand on.
-      target: the metric of generalization out of distribution, against which complexity measures are held.
+      claims: made by `lab.claims.claim`; the table has them in this order, headline claims first.
+      target: the metric of generalization out of distribution, against which complexity measures are held. Empty: the
+        first score of the task's last split.
       usual: axis of the grid -> the value that is meant where none is said, see `lab.runs`.
       sections: runs -> sections of the report.
       published_sizes: whether the paper prints the sizes that preset `paper` has, so that ours stand beside them.

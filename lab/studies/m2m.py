@@ -9,13 +9,9 @@ Variants: `fno`, one Fourier operator; `m2m`, the mixture of as many parameters 
 over initial scale and weight decay.
 """
 
-import io
-
 import numpy as np
 import xarray as xr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from lab import models
 from lab.analysis.statistics import median_of
@@ -24,6 +20,7 @@ from lab.experiment import Experiment
 from lab.measuring.catalogue import operators
 from lab.measuring.declare import Measure
 from lab.report import comparison, figures, style
+from lab.report.film import gif
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
@@ -38,7 +35,7 @@ WORDS = {
     "halo": "mixture, PI, halo", "all_modes": "one operator, all modes", "ns_fno": "one operator",
     "ns_m2m": "mixture, PI",
 }  # fmt: skip
-FRAME_MS, LAST_FRAME_MS, FRAME_DPI = 500, 1500, 60
+FRAME_MS, FRAME_DPI = 500, 60
 
 TITLE = "Who predicts which part of a field?"
 LEAD = (
@@ -241,18 +238,8 @@ def beside(runs: Runs) -> Picture:
 def film(runs: Runs) -> Picture:
     shown, choice = _shown(runs)
     n_frames = next(iter(shown.values())).shape[0]
-    images = []
-    for frame in range(n_frames):
-        with style.paper():
-            figure = _montage(shown, choice, [frame])
-            figure.set_dpi(FRAME_DPI)
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64))
-    held = [FRAME_MS] * (n_frames - 1) + [LAST_FRAME_MS]
-    buffer = io.BytesIO()
-    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=held, loop=0)
-    return Picture("film", "The same, as it goes.", _montage(shown, choice, [n_frames - 1]), film=buffer.getvalue())
+    moving = gif((_montage(shown, choice, [frame]) for frame in range(n_frames)), FRAME_MS, FRAME_DPI)
+    return Picture("film", "The same, as it goes.", _montage(shown, choice, [n_frames - 1]), film=moving)
 
 
 def _shown(runs: Runs) -> tuple[dict, np.ndarray | None]:

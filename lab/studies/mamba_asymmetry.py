@@ -19,6 +19,7 @@ from lab.experiment import Experiment
 from lab.measuring.catalogue import state_space, weights
 from lab.measuring.declare import Measure
 from lab.report import comparison, figures, maps, portraits
+from lab.report import state_space as pictures
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Place, Run, Runs
 from lab.studies import Study
@@ -357,18 +358,13 @@ def flow(run: Run) -> Picture:
 
 
 def reads(run: Run) -> Picture:
-    panels = {label: row["mixing.read"].isel(layer=-1).values for label, row in _ends(run, "mixing.read").items()}
-    places = range(next(iter(panels.values())).shape[0])
-    figure = maps.heatmap(panels, places, places, "share of |S dt|", "What each token reads", "reader", "read")
-    return Picture("reads", "Last layer, averaged over sequences of training.", figure)
+    panels = {label: row["mixing.read"].isel(layer=-1) for label, row in _ends(run, "mixing.read").items()}
+    return pictures.reads(panels, "Last layer, averaged over sequences of training.")
 
 
 def taps(run: Run) -> Picture:
-    rows = {label: row["taps.cosine"] for label, row in _ends(run, "taps.cosine").items()}
-    values = {label: cosine.isel(snapshot=-1).isel(layer=0).values for label, cosine in rows.items()}
-    n_taps = range(next(iter(values.values())).shape[0])
-    figure = maps.heatmap(values, n_taps, n_taps, "cosine", "Taps of the first convolution", "tap", "tap")
-    return Picture("taps", "Cosines over channels after training; the last tap is the token's own.", figure)
+    rows = {label: row["taps.cosine"].isel(snapshot=-1, layer=0) for label, row in _ends(run, "taps.cosine").items()}
+    return pictures.taps(rows, "Taps of the first convolution")
 
 
 def _ends(run: Run, name: str = "flow.pattern") -> dict[str, xr.Dataset]:

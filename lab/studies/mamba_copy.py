@@ -17,7 +17,8 @@ from lab.claims import DIRECTION, OURS, claim
 from lab.experiment import Experiment
 from lab.measuring.catalogue import state_space, weights
 from lab.measuring.declare import Measure
-from lab.report import comparison, figures, maps
+from lab.report import comparison, figures
+from lab.report import state_space as pictures
 from lab.report.page import Picture, Section, draw_section
 from lab.runs import MissingData, Run, Runs
 from lab.studies import Study
@@ -327,19 +328,13 @@ def training(run: Run) -> Picture:
 
 
 def reads(run: Run) -> Picture:
-    shares = run.final("mixing.read", ("seed",)).isel(seed=0)
-    panels = {f"layer {int(layer)}": shares.sel(layer=layer).values for layer in shares["layer"].values}
-    places = range(shares.sizes["position"])
-    figure = maps.heatmap(panels, places, places, "share of |S dt|", "What each token reads", "reader", "read")
-    return Picture("reads", "Averaged over training strings of all lengths, first seed.", figure)
+    panels = pictures.by_layer(run.final("mixing.read", ("seed",)).isel(seed=0))
+    return pictures.reads(panels, "Averaged over training strings of all lengths, first seed.")
 
 
 def taps(run: Run) -> Picture:
-    cosines = run.final("taps.cosine", ("seed",)).isel(seed=0)
-    panels = {f"layer {int(layer)}": cosines.sel(layer=layer).values for layer in cosines["layer"].values}
-    n_taps = range(cosines.sizes["tap"])
-    figure = maps.heatmap(panels, n_taps, n_taps, "cosine", "Taps of the convolution", "tap", "tap")
-    return Picture("taps", "Cosines over channels after training; the last tap is the token's own.", figure)
+    panels = pictures.by_layer(run.final("taps.cosine", ("seed",)).isel(seed=0))
+    return pictures.taps(panels, "Taps of the convolution")
 
 
 STUDY = Study(

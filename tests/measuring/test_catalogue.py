@@ -159,6 +159,8 @@ def test_every_measurement_is_offered_under_its_name_or_absent_for_a_reason(mode
     made, there = measures(model)
     assert not there.keys() & catalogue.absent(made).keys()
     assert [*there] == [name for name in catalogue.CATALOGUE if name not in catalogue.absent(made)]
+    some = {"norm", "edges", "none of it"}
+    assert [one.name for one in catalogue.measures(made, some)] == [name for name in there if name in some]
 
 
 @pytest.mark.parametrize(("n_layers", "n_edges"), [(1, 2 * 9), (2, 2 * 45 + 2 * 9)])

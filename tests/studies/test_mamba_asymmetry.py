@@ -221,6 +221,17 @@ def test_models_of_inverse_matching_stand_beside_each_other():
     assert {line.get_gid(): line.get_ydata()[-1] for line in test.lines} == {"mamba": 0.2, "modified": 1.0}
 
 
+def test_reads_are_of_the_last_layer_and_taps_of_the_first_at_the_smallest_and_the_largest_gamma():
+    made = grid((0.3, 0.5, 1.0))
+    read, cosine = np.arange(5 * 3 * 2 * 9.0).reshape(5, 3, 2, 3, 3), np.arange(5 * 3 * 2 * 16.0).reshape(5, 3, 2, 4, 4)
+    made.put("mixing.read", read, None, {"layer": [1, 2], "query": range(3), "position": range(3)})
+    made.put("taps.cosine", cosine, "snapshot", {"layer": [1, 2], "tap": range(4), "other_tap": range(4)})
+    for draw, values in ((study.reads, read[0, ::2, 1]), (study.taps, cosine[0, ::2, 0])):
+        shown = [ax for ax in draw(made.run()).figure.axes if ax.get_title("left")]
+        assert [ax.get_title("left") for ax in shown] == ["γ = 0.3", "γ = 1"]
+        np.testing.assert_array_equal([ax.images[0].get_array() for ax in shown], values)
+
+
 def test_pictures_say_what_they_lack():
     run = Runs({"mamba_2": depth(by_gamma(0, 0, 1)).dataset})["mamba_2"]
     with pytest.raises(MissingData, match=r"flow\.pattern"):

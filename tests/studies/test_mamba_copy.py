@@ -165,6 +165,17 @@ def test_learning_stands_against_strings():
     np.testing.assert_array_equal(drawn["mamba"][1], [0.9, 0.9, 0.96, 0.96, 0.96])
 
 
+def test_reads_and_taps_are_of_every_layer_of_the_first_seed():
+    made = learner(*[100] * 5)
+    read, cosine = np.arange(5 * 2 * 9.0).reshape(5, 2, 3, 3), np.arange(5 * 2 * 16.0).reshape(5, 2, 4, 4)
+    made.put("mixing.read", read, None, {"layer": [1, 2], "query": range(3), "position": range(3)})
+    made.put("taps.cosine", cosine, "snapshot", {"layer": [1, 2], "tap": range(4), "other_tap": range(4)})
+    for draw, values in ((study.reads, read), (study.taps, cosine)):
+        shown = [ax for ax in draw(made.run()).figure.axes if ax.get_title("left")]
+        assert [ax.get_title("left") for ax in shown] == ["layer 1", "layer 2"]
+        np.testing.assert_array_equal([ax.images[0].get_array() for ax in shown], values[0])
+
+
 def test_pictures_of_constructed_weights_say_what_they_lack():
     run = Runs({"transformer_10": learner(*[50] * 5).dataset})
     with pytest.raises(MissingData, match="mamba_10"):

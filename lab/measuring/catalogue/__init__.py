@@ -5,7 +5,7 @@ task cannot be measured, or None. A study adds measurements of its own to these.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 from lab import models
 from lab.engine import numerics
@@ -112,18 +112,22 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
 
 
 @numerics.fixed()  # some look at sequences that they draw, to say what they are of
-def measures(experiment: Experiment) -> list[Measure]:
-    """Every measurement that the experiment's model and task allow."""
-    left_out = absent(experiment)
-    return [build(experiment) for name, (build, _) in CATALOGUE.items() if name not in left_out]
+def measures(experiment: Experiment, names: Container[str] | None = None) -> list[Measure]:
+    """The measurements that the experiment's model and task allow.
+
+    Args:
+      names: of those that are wanted: building one may mean to trace the model. None: all.
+    """
+    wanted = {name: entry for name, entry in CATALOGUE.items() if names is None or name in names}
+    return [build(experiment) for build, requires in wanted.values() if not _reason(experiment, requires)]
 
 
 def absent(experiment: Experiment) -> dict[str, str]:
     """Name -> reason of every measurement of the catalogue that the experiment's model or task does not allow."""
-    reasons = {}
-    for name, (_, requires) in CATALOGUE.items():
-        for requirement in requires:
-            if reason := requirement(experiment):
-                reasons[name] = reason
-                break
-    return reasons
+    reasons = {name: _reason(experiment, requires) for name, (_, requires) in CATALOGUE.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _reason(experiment: Experiment, requires: Iterable[Requirement]) -> str | None:
+    """That of the first requirement that is not met."""
+    return next(filter(None, (requirement(experiment) for requirement in requires)), None)
