@@ -30,26 +30,25 @@ def trained(tmp_path_factory):
         yield root
 
 
-def test_ranks_and_condensation_of_spectral_weights_and_curvature_of_the_roll_out_are_measured(trained, run):
-    run("analyze", str(trained), "--measure=rank,directions,curvature", "--snapshots=last")
+def test_ranks_and_condensation_of_spectral_weights_are_measured(trained, run):
+    run("analyze", str(trained), "--measure=rank,directions", "--snapshots=last")
     found = lab.load(trained / "m2m")
     for name in ("rank.stable", "rank.effective", "directions.n_groups"):
         values = found[name].isel(snapshot=-1, missing_dims="ignore")
         of_spectral = values.sel({values.dims[-1]: sorted(SPECTRAL)})
         assert ((of_spectral >= 1) & (of_spectral <= 2)).all(), name  # of two channels
+
+
+@pytest.mark.long
+def test_sharpness_of_the_roll_out_loss_is_measured(trained, run):
+    run("analyze", str(trained), "--measure=curvature", "--snapshots=last")
+    found = lab.load(trained / "m2m")
     for name in ("curvature.top", "curvature.bottom", "curvature.trace"):
         assert np.isfinite(found[name].isel(snapshot=-1, missing_dims="ignore")).all(), name
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("sharpness", "it is of cross-entropy, and Fields has its own loss"),
-        ("focus", "it is of a transformer's attention, this model is M2M"),
-        ("mixing", "it is of a Mamba's state space, this model is M2M"),
-    ],
-)
-def test_what_does_not_apply_says_why(trained, name, why, refusal):
-    assert f"no measurement '{name}': {why}. There are curvature, " in refusal(
-        "analyze", str(trained), f"--measure={name}"
+def test_sharpness_of_cross_entropy_does_not_apply_and_says_why(trained, refusal):
+    why = "it is of cross-entropy, and Fields has its own loss"
+    assert f"no measurement 'sharpness': {why}. There are curvature, " in refusal(
+        "analyze", str(trained), "--measure=sharpness"
     )
