@@ -5,6 +5,7 @@ import pytest
 
 import lab
 from lab import config as configs
+from lab import stages
 from lab.configs import m2m
 from lab.engine.train import train
 from lab.measuring.catalogue import loss, operators
@@ -47,8 +48,7 @@ def test_sharpness_of_the_roll_out_loss_is_measured(trained, run):
         assert np.isfinite(found[name].isel(snapshot=-1, missing_dims="ignore")).all(), name
 
 
-def test_sharpness_of_cross_entropy_does_not_apply_and_says_why(trained, refusal):
-    why = "it is of cross-entropy, and Fields has its own loss"
-    assert f"no measurement 'sharpness': {why}. There are curvature, " in refusal(
-        "analyze", str(trained), "--measure=sharpness"
-    )
+def test_sharpness_of_cross_entropy_does_not_apply_and_says_why(trained):
+    why = "no measurement 'sharpness': it is of cross-entropy, and Fields has its own loss. There are curvature, "
+    with pytest.raises(ValueError, match=f"^{why}"):
+        stages.analyze(trained, ["sharpness"])
