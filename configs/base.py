@@ -118,6 +118,11 @@ MAMBA = dict(
     readout="last",  # or all, as the transformer's
     start="published",  # or linear: near linear attention
 )
+MAMBA1 = {name: value for name, value in MAMBA.items() if name not in ("n_heads", "start")} | dict(
+    family="mamba1",
+    d_state=16,  # of each channel
+    dt_rank=4,  # numbers that the step sizes of all channels are made of
+)
 DECODER = dict(
     family="decoder",
     vocab_size=201,
@@ -205,6 +210,11 @@ def mamba(**changes) -> dict:
     return MAMBA | changes
 
 
+def mamba1(**changes) -> dict:
+    """The options of model family `mamba1`, changed."""
+    return MAMBA1 | changes
+
+
 def decoder(**changes) -> dict:
     """The options of model family `decoder`, changed."""
     return DECODER | changes
@@ -233,7 +243,7 @@ def shrink(config: ConfigDict, steps: int, batch_size: int, checkpoints: int = 2
     """
     if config.model.family in ("transformer", "decoder"):
         config.model.update(d_model=16, d_head=16 // config.model.n_heads, d_ff=32)
-    elif config.model.family == "mamba2":
+    elif config.model.family in ("mamba1", "mamba2"):
         config.model.update(d_model=16, d_inner=32, d_state=8)
     config.optim.warmup_steps = min(config.optim.warmup_steps, max(2, steps // 8))
     config.grid.seed = (0, 1)

@@ -54,7 +54,7 @@ def analyze(
     with Progress("row") as progress:
         progress.doing("looking for what is not measured yet")
         trained = _trained(root, variants)
-        due = {name: _measures(work, names) for name, work in trained.items()}
+        due = _due(trained, names)
         for work in trained.values():
             run.refuse_unknown_rows(work, selection)
         # refuses what is asked for and not there
@@ -219,6 +219,24 @@ def _claims_there(root: Path) -> list[dict]:
     with contextlib.suppress(WorkdirError):
         return claims_file.read(root)
     return []
+
+
+def _due(trained: dict[str, Workdir], names: Sequence[str] | None) -> dict[str, list[Measure]]:
+    """Variant -> the measurements that are asked of it.
+
+    Raises:
+      ValueError: a variant does not have them; the message says which ones do.
+    """
+    found, refused = {}, {}
+    for variant, work in trained.items():
+        try:
+            found[variant] = _measures(work, names)
+        except ValueError as error:
+            refused[variant] = error
+    for variant, error in refused.items():
+        others = f". Variant {variant} does not have it; those that do: --variants={','.join(found)}"
+        raise ValueError(f"{error}{others if found and names else ''}") from error
+    return found
 
 
 def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:

@@ -125,6 +125,21 @@ def test_measurement_that_this_model_cannot_have_says_why(tmp_path, monkeypatch,
         stages.analyze(tmp_path, [name])
 
 
+@pytest.mark.parametrize(
+    ("names", "end"), [(["taps"], r"\. Variant ones does not have it; .*: --variants=a,b$"), (None, "$")]
+)
+def test_variants_that_have_a_measurement_are_named_where_another_has_not(monkeypatch, names, end):
+    def measures(work, names):
+        if work == "ones":
+            raise ValueError("no measurement 'taps'. There are rank, or all")
+        return ["taps"]
+
+    monkeypatch.setattr(stages, "_measures", measures)
+    with pytest.raises(ValueError, match=rf"^no measurement 'taps'\. There are rank, or all{end}"):
+        stages._due({"a": "a", "ones": "ones", "b": "b"}, names)
+    assert stages._due({"a": "a", "b": "b"}, names) == {"a": ["taps"], "b": ["taps"]}
+
+
 def test_only_measurements_of_other_code_are_outdated(root):
     assert stages.stale(root) == {}
     stages.analyze(root, ["norm", "rank"])

@@ -297,7 +297,7 @@ def spectra(runs: Runs) -> Picture:
         panels["field"].setdefault("true", _final(run, "rollout.true_power").isel(wavenumber=slice(1, None)))
         panels["field"][label] = _final(run, "rollout.said_power").isel(wavenumber=slice(1, None))
         panels["error"][label] = _final(run, "rollout.error_power").isel(wavenumber=slice(1, None))
-    figure = comparison.curves(panels, "Which waves are predicted?", "wavenumber", yscale="log")
+    figure = comparison.curves(panels, "Which waves are predicted?", "wavenumber", ylabel="mean square", yscale="log")
     return Picture("spectra", "Mean square in the last frame, by wavenumber, of the field and of the error.", figure)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -182,10 +183,14 @@ def _read(path: Path) -> np.ndarray:
         raise ValueError(f"task.path={str(path)!r}: no such file")
     try:
         found = _array(path)
-    except (OSError, KeyError, EOFError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError(f"{path}: holds no array {KEY!r}") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as fields ({str(error).splitlines()[0]})") from error
     if found.ndim != 4 or found.shape[1] != found.shape[2]:
         raise ValueError(f"{path}: {KEY!r} has shape {found.shape}; expected (trajectories, side, side, times)")
+    if found.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: {KEY!r} holds {found.dtype}; expected real numbers")
     return found
 
 
@@ -203,7 +208,7 @@ def _array(path: Path) -> np.ndarray:
         except MatReadError as error:
             raise ValueError(str(error)) from error
         except NotImplementedError:  # version 7.3, an HDF5 file whose axes are reversed
-            return np.moveaxis(_of_hdf5(path), (0, 1, 2, 3), (3, 2, 1, 0))
+            return _of_hdf5(path).T
     return _of_hdf5(path)
 
 

@@ -24,7 +24,8 @@ def test_every_option_is_listed_and_no_other():
     assert set(made) == {*configs.SCALARS, *configs.SECTIONS}
     assert set(made.optim) == {field.name for field in dataclasses.fields(Optim)}
     assert set(made.start) == set(configs.START)
-    for options in (base.transformer(), base.mamba(), base.decoder(), base.fno2d(), base.m2m()):
+    listed = base.transformer(), base.mamba(), base.mamba1(), base.decoder(), base.fno2d(), base.m2m()
+    for options in listed:
         fields = {field.name for field in dataclasses.fields(models.FAMILIES[options["family"]])} - {"parent", "name"}
         assert set(options) == {*fields, "family"}
     assert set(base.controller()) == {field.name for field in dataclasses.fields(Controller)}

@@ -50,7 +50,7 @@ def test_training_killed_again_and_again_ends_in_the_bytes_of_an_undisturbed_one
             f"{counts.redone} chunks trained twice; {counts.lost} lost; {counts.damaged + counts.set_aside} damaged; "
             f"{len(wrong)} of {len(expected)} arrays wrong"
         )
-    assert not wrong
+    assert not wrong and any(name.endswith("control/integral") for name in expected)  # a controller's state, too
     assert (counts.lost, counts.damaged, counts.set_aside) == (0, 0, 0)
     assert names(lives.killed) == names(lives.undisturbed)
     assert damages(Workdir(lives.killed)) == []

@@ -40,8 +40,7 @@ MODELS = {
     "decoder": base.decoder(d_model=8, d_ff=8, n_layers=1, n_heads=2, n_kv_heads=1, d_head=4, max_length=0),
     "emb_mlp": dict(family="emb_mlp", vocab_size=VOCAB, d_model=4, d_ff=3, activation="tanh"),
     "mamba2": base.mamba(d_model=8, d_inner=12, d_state=4, n_layers=1, n_heads=2),
-    "mamba1": {name: value for name, value in base.mamba().items() if name not in ("n_heads", "start")}
-    | dict(family="mamba1", dt_rank=2, d_model=8, d_inner=12, d_state=4, n_layers=1),
+    "mamba1": base.mamba1(dt_rank=2, d_model=8, d_inner=12, d_state=4, n_layers=1),
 }
 OF_WEIGHTS = ("rank", "spectrum", "directions", "norm", "laziness")
 OF_LOSS = ("ntk", "sharpness", "density", "flatness", "noise", "learning_coefficient", "quantization", "subspace")

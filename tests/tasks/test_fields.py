@@ -1,7 +1,9 @@
 """Trajectories: what is read and said, the cache they come from, and published files."""
 
+import contextlib
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +150,8 @@ def test_published_files_that_are_too_small_are_refused(tmp_path, changes, messa
         ("fields.txt", b"", r"expected a file .npy, .npz, .mat"),
         ("bad.npz", b"nothing", r"cannot be read as fields"),
         ("bad.mat", b"nothing", r"cannot be read as fields"),
+        ("half.npz", b"PK\x03\x04", r"cannot be read as fields"),  # as a zip file begins
+        ("bad.h5", b"nothing", r"cannot be read as fields"),
     ],
 )
 def test_files_that_are_no_fields_are_refused_in_a_line(tmp_path, name, content, message):
@@ -156,6 +160,33 @@ def test_files_that_are_no_fields_are_refused_in_a_line(tmp_path, name, content,
     with pytest.raises(ValueError, match=message) as caught:
         _ = dataclasses.replace(SMALL, path=str(tmp_path / name)).pools
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "stored"), [("fields.h5", np.asarray), ("fields.mat", np.transpose)])
+def test_hdf5_is_read_as_it_lies_and_that_of_matlab_with_its_axes_reversed(tmp_path, monkeypatch, name, stored):
+    """By a stand-in for h5py; of MATLAB's version 7.3 the header says that it is HDF5."""
+    path, fields = tmp_path / name, np.random.default_rng(0).normal(size=(4, 16, 16, 4)).astype(np.float32)
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384))
+    file = contextlib.nullcontext({"u": stored(fields)})
+    monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=lambda at: file))
+    pools = dataclasses.replace(SMALL, n_train=3, n_test=1, path=str(path)).pools
+    np.testing.assert_array_equal(pools.fields["train"], np.moveaxis(fields[:3], -1, 1))
+
+
+@pytest.mark.parametrize("save", [np.savez, lambda path, **arrays: savemat(path, arrays)], ids=["npz", "mat"])
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(v=np.zeros((4, 16, 16, 4))), r"fields\.\w+: holds no array 'u'$"),
+        (dict(u=np.zeros((4, 16, 16))), r"'u' has shape \(4, 16, 16\); expected \(trajectories, side, side, times\)"),
+        (dict(u=np.zeros((4, 16, 16, 4), complex)), r"'u' holds complex128; expected real numbers"),
+    ],
+)
+def test_arrays_that_are_no_fields_are_refused(tmp_path, save, arrays, message):
+    path = tmp_path / ("fields.npz" if save is np.savez else "fields.mat")
+    save(path, **arrays)
+    with pytest.raises(ValueError, match=message):
+        _ = dataclasses.replace(SMALL, path=str(path)).pools
 
 
 def test_hdf5_says_what_it_needs(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""One training, killed again and again at moments drawn by a seeded generator, and what every kill left on disk.
+"""One training with a controller, killed again and again at moments drawn by a seeded generator, and what is left.
 
-`python tests/engine/kill.py FOLDER KILLS STOPS SEED` trains a config over `Echo` in FOLDER/undisturbed in one go, and
+`python tests/toys/kill.py FOLDER KILLS STOPS SEED` trains a config over `Echo` in FOLDER/undisturbed in one go, and
 in FOLDER/killed in KILLS lives that SIGKILL ends and STOPS lives that SIGTERM ends, shuffled, and a last one that runs
 to the end. It prints its counts as JSON; what the lives said is in FOLDER/lives.log.
 
@@ -24,12 +24,14 @@ import echo
 import jax
 
 from lab import tasks
+from lab.configs import base
 from lab.disk import store
 from lab.disk.files import DamagedError, WorkdirError, steps
 from lab.engine import train
 
 DONE, STOPPED, REFUSED, BROKEN = 0, 3, 4, 5  # exit codes of a life
 PATIENCE = 120  # seconds that any one wait may take
+STEERED = base.controller(signal="entropy", least=-2.0, most=2.0, control_target=1.0, control_gain_p=0.5)
 STEPS_A_LIFE = 9
 USABLE = 0.85  # the share of the chunks that the lives before the last may use up
 FOLDERS = ("", "metrics", "snapshots", "checkpoints")
@@ -39,6 +41,7 @@ def main(folder: Path, kills: int, stops: int, seed: int) -> dict:
     """Trains both; returns the counts of `Ledger`, and of what training itself took for damaged (`set_aside`)."""
     gc.freeze()  # all imports are inherited by every life: its garbage collector shall not walk, and so copy, them
     config = echo.config(steps=STEPS_A_LIFE * (kills + stops), eval_every=3, checkpoint_every=2, snapshots=10)
+    config.controller = base.ConfigDict(STEERED)
     with Life(folder / "undisturbed", config) as model:
         model.wait_for_chunk()
         model.end(DONE)

@@ -21,7 +21,7 @@ STATES, TOKENS = 8, (1, 2, 4, 6, 7, 8, 9, 10, 12, 16)  # of constructed weights,
 
 
 def mixing(experiment: Experiment) -> Measure:
-    """What each token reads of the others through the state, as a share of |S dt|, and how long its steps are."""
+    """Flow through the state: what each token reads of the others, as a share of |S dt|; and how long its steps are."""
 
     def function(row):
         _, acts = models.forward(row.model, row.params, row.batch.tokens_BxL)
