@@ -85,8 +85,8 @@ def test_of_a_decoder_units_that_nothing_passes_are_dead_and_attention_adds_what
     stream = np.arange(1.0, WIDTH + 1, dtype=np.float32)
     params["embed"]["token"]["embedding"] = jnp.tile(stream, (4, 1))
     blocks = params["blocks"]
-    blocks["attn_out_norm"]["scale"] = blocks["attn_out_norm"]["scale"].at[0].set(
-        np.linalg.norm(stream) / np.sqrt(WIDTH) / 8
+    blocks["attn_out_norm"]["scale"] = (
+        blocks["attn_out_norm"]["scale"].at[0].set(np.linalg.norm(stream) / np.sqrt(WIDTH) / 8)
     )
     blocks["mlp"]["in"]["kernel"] = blocks["mlp"]["in"]["kernel"].at[1, :, :3].set(0)
     found, tokens = measured(experiment, params)

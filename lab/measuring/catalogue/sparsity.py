@@ -21,10 +21,7 @@ def sparsity(experiment: Experiment) -> Measure:
 
     def of_layer(acts, name):
         stream_BxLxD = acts[f"{name}/resid_pre"]
-        if normed:
-            added_BxLxD = acts[f"{name}/resid_mid"] - stream_BxLxD
-        else:
-            added_BxLxD = acts[f"{name}/attn/out"]
+        added_BxLxD = acts[f"{name}/resid_mid"] - stream_BxLxD if normed else acts[f"{name}/attn/out"]
         found = analysis.bypass(stream_BxLxD, added_BxLxD)
         if kinds:
             active_BxLxF = analysis.active(acts[f"{name}/mlp/post"], threshold)
