@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
+from planned import decided
 from synthetic import Grid, by_gamma
 
+import lab
 from lab import config as configs
 from lab import models
 from lab.analysis import entropy, estimate
+from lab.cli import main
 from lab.configs import base
 from lab.configs import low_entropy as config
 from lab.engine import batches
@@ -282,7 +285,50 @@ def test_sizes_are_found_in_order_and_others_left_out():
     assert [*by_size(runs)] == [(8, 2), (16, 1), (32, 1)]
 
 
-def test_text_needs_a_path_and_names_one():
-    made = config.get_config("text")
-    assert made.task.path == "" and set(made.variants) == {f"text_{w}x{d}" for w in (16, 32, 64) for d in (1, 2)}
+# --- on a text ---
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """Stories of a few words, as TinyStories separates them; and preset `text` made small enough for them."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
+    stories = (f"Once there was a {who}.\nThe {who} saw {n} birds." for who in ("cat", "dog", "fox") for n in range(30))
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
+    changes = dict(steps=4, batch_size=4, eval_every=2, eval_size=4, snapshots=2, checkpoint_every=4)
+    changes |= {"optim.warmup_steps": 2}
+    return [f"--config.task.path={tmp_path / 'stories.txt'}", *(f"--config.{key}={n}" for key, n in changes.items())]
+
+
+def test_text_has_six_sizes_and_names_a_text():
+    assert set(config.get_config("text").variants) == {f"text_{w}x{d}" for w in (16, 32, 64) for d in (1, 2)}
     assert "TinyStories" in base.presets("low_entropy")["text"]
+
+
+def test_text_without_a_path_is_refused_in_a_line_that_says_how_to_give_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["reproduce", "low_entropy", "--preset=text", f"--workdir={tmp_path / 'w'}"])
+    said = capsys.readouterr().err
+    assert "give one of them, --config.task.path=FILE" in said and "Traceback" not in said
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax raises whole numbers
+def test_text_decides_claims_on_sparsity_and_no_other(text):
+    """Where it has five seeds; traced, not trained."""
+    made = base.load("low_entropy", "text")
+    made.task.path = text[0].partition("=")[2]
+    made.grid.seed = (0, 1, 2, 3, 4)
+    assert decided(study.STUDY, configs.variants(made)) == ("E5a", "E5b", "E5c", "E5d")
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_text_runs_from_a_file_to_a_page(text, tmp_path):
+    folder = tmp_path / "w"
+    main(["reproduce", "low_entropy", "--preset=text", f"--workdir={folder}", "--variants=text_16x1", *text])
+    found = lab.load(folder, "text_16x1")
+    assert not [name for name in found if name.startswith("distribution.")]
+    assert found["sparsity.active_at"].sizes["position"] == found.attrs["config"]["task"]["length"]
+    for name in ("active", "dead", "bypass"):
+        assert ((found[f"sparsity.{name}"] >= 0) & (found[f"sparsity.{name}"] <= 1)).all()
+    assert {path.stem for path in (folder / "report" / "figures").glob("*.png")} >= {"sparsity", "sparsity-training"}
