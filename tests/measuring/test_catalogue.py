@@ -48,7 +48,7 @@ OF_STREAM = ("focus", "heads", "head_cosines", "lens", "tracing")
 OFFERED = {
     "transformer": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "attribution", "edges", "sparsity"},
     "post": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "edges", "sparsity"},
-    "decoder": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM},
+    "decoder": {*OF_WEIGHTS, *OF_LOSS, *OF_STREAM, "sparsity"},
     "emb_mlp": {*OF_WEIGHTS, *OF_LOSS},
     "mamba2": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},
     "mamba1": {*OF_WEIGHTS, *OF_LOSS, "tracing", "mixing"},

@@ -1,4 +1,6 @@
-"""Sparsity of a transformer whose units were made dead and whose attention was made small."""
+"""Sparsity of transformers whose units were made dead and whose attention was made small."""
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +17,17 @@ from lab.measuring import catalogue
 from lab.measuring.catalogue import sparsity
 from lab.measuring.declare import Row
 
-NEED_DATA = ("complexity_control_language", "ntp_ctp_files", "focus_dilution_text", "scaling_law")
+TEXTS = ("focus_dilution_text", "scaling_law")
 WIDTH, HIDDEN, LAYERS, LENGTH = 8, 12, 2, 5
 
 
-def made(**model):
+def made(family=base.transformer, **model):
     options = dict(
         vocab_size=4, max_length=LENGTH, n_layers=LAYERS, d_model=WIDTH, d_head=WIDTH, d_ff=HIDDEN, readout="all",
         use_bias=True,
     )  # fmt: skip
     task = dict(family="strings", alphabet=4, length=LENGTH, order=1, concentration=1.0, law_seed=0)
-    experiment = configs.experiment(base.config(task=task, model=base.transformer(**options | model)))
+    experiment = configs.experiment(base.config(task=task, model=family(**options | model)))
     params = models.init(experiment.model, rng.key(0, "init"), experiment.task.example())
     return experiment, params
 
@@ -77,6 +79,31 @@ def test_attention_that_adds_an_eighth_of_the_stream_or_something_across_it():
     assert found["bypassed"].tolist() == [0, 0]
 
 
+def test_of_a_decoder_units_that_nothing_passes_are_dead_and_attention_adds_what_its_norm_makes_of_it():
+    """Three units of the second layer have a gate, but nothing behind it; a norm makes attention an eighth."""
+    experiment, params = made(base.decoder, n_heads=1, use_bias=False, sandwich_norm=True, norm_eps=0.0)
+    stream = np.arange(1.0, WIDTH + 1, dtype=np.float32)
+    params["embed"]["token"]["embedding"] = jnp.tile(stream, (4, 1))
+    blocks = params["blocks"]
+    blocks["attn_out_norm"]["scale"] = (
+        blocks["attn_out_norm"]["scale"].at[0].set(np.linalg.norm(stream) / np.sqrt(WIDTH) / 8)
+    )
+    blocks["mlp"]["in"]["kernel"] = blocks["mlp"]["in"]["kernel"].at[1, :, :3].set(0)
+    found, tokens = measured(experiment, params)
+    _, acts = models.forward(experiment.model, params, tokens)
+    posts, pre, mid = (
+        np.stack([acts[f"block_{i}/{name}"] for i in range(LAYERS)]) for name in ("mlp/post", "resid_pre", "resid_mid")
+    )
+    on = np.abs(posts) > sparsity.SMOOTH * np.sqrt(np.mean(posts**2, axis=(1, 2, 3), keepdims=True))
+    assert found["dead"][1] >= 3 / HIDDEN
+    np.testing.assert_allclose(found["dead"], 1 - on.any(axis=(1, 2)).mean(axis=1), rtol=0, atol=2**-20)
+    np.testing.assert_allclose(found["active"], on.mean(axis=(1, 2, 3)), rtol=0, atol=2**-20)
+    # norms of eight numbers, and a difference of streams that is an eighth of them, in float32
+    assert found["ratio"][0] == pytest.approx(1 / 8, rel=2**-17)
+    added = np.linalg.norm(mid - pre, axis=-1) / np.linalg.norm(pre, axis=-1)
+    np.testing.assert_allclose(found["ratio"], np.median(added, axis=(1, 2)), rtol=2**-17)
+
+
 def test_tokens_that_attention_hardly_changes_are_counted():
     added = jnp.array([[[0.05, 0.0], [0.2, 0.0]], [[0.0, 0.0], [0.0, 5.0]]])
     found = analysis.bypass(jnp.ones((2, 2, 2)) / jnp.sqrt(2.0), added)
@@ -97,15 +124,41 @@ def test_probe_has_the_tokens_it_promises(activation):
     assert set(one.dims) == set(one.units)
 
 
+def data(study, folder):
+    """A path to what a study reads, made up; nothing for one that draws its own."""
+    if study in TEXTS:
+        (folder / "text.txt").write_text("\n".join(f"word{i % 90} of line {i % 7}" for i in range(2000)))
+        return {"path": str(folder / "text.txt")}
+    if study == "complexity_control_language":
+        for split in ("train", "test"):
+            lines = (f"IN: {verb} left OUT: I_TURN_LEFT I_{verb.upper()}\n" for verb in ("walk", "look", "run", "jump"))
+            (folder / f"tasks_{split}_addprim_turn_left.txt").write_text("".join(lines))
+        return {"path": str(folder)}
+    if study == "ntp_ctp_files":
+        pytest.importorskip("tokenizers")
+        asked = "Every yumpus is a impus. {0} is a yumpus. Bob is a rompus. Is {0} a rompus or impus?"
+        items = [{"question": asked.format(name), "answer": f"{name} is a impus."} for name in ("Tom", "Eva", "Jack")]
+        (folder / "items.json").write_text(json.dumps(items))
+        return {"path": str(folder / "items.json"), "test_share": 0.3}
+    return {}
+
+
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("study", [name for name in studies.names() if name not in NEED_DATA])
-def test_every_transformer_of_every_study_can_be_measured(study):
-    """By the catalogue, as `lab analyze --measure=sparsity` takes it; of equal models one, traced, not trained."""
-    found = {}
-    for variant in configs.variants(base.load(study, "smoke")).values():
+@pytest.mark.parametrize("study", studies.names())
+def test_every_transformer_of_every_study_can_be_measured(study, tmp_path, monkeypatch):
+    """By the catalogue, as `lab analyze --measure=sparsity` takes it; of equal models one, traced, not trained.
+
+    Other models have no residual stream beside attention, or no attention, and the reason is said.
+    """
+    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
+    config, found = base.load(study, "smoke"), {}
+    config.task.update(data(study, tmp_path))
+    for variant in configs.variants(config).values():
         experiment = configs.experiment(variant)
-        if isinstance(experiment.model, models.Transformer):
+        if isinstance(experiment.model, models.Transformer | models.Decoder):
             found.setdefault(experiment.model.clone(readout="all"), (experiment, configs.grid(variant)))
+        else:
+            assert "this model is" in catalogue.absent(experiment)["sparsity"]
     for experiment, grid in found.values():
         hparams = {name: column[0] for name, column in grid.arrays().items()}
         params = jax.eval_shape(lambda experiment=experiment, hparams=hparams: step.start(experiment, hparams)).params

@@ -1,17 +1,29 @@
 """Every claim on runs written by hand, on which the answer is known. Arrays are (seed, gamma)."""
 
+import collections
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
+from planned import decided
 from synthetic import Grid, by_gamma
 
+import lab
 from lab import config as configs
+from lab import models
+from lab.analysis import entropy, estimate
+from lab.cli import main
 from lab.configs import base
 from lab.configs import low_entropy as config
+from lab.engine import batches
+from lab.measuring.declare import Row
 from lab.studies import low_entropy as study
+from lab.studies.low_entropy.measures import TOP, distribution
 from lab.studies.low_entropy.sizes import by_size, n_parameters
+from lab.tasks import strings
 
 measured = functools.partial(synthetic.measured, study.STUDY)
 SIZES = [(width, depth) for width in (8, 16, 32) for depth in (1, 2)]
@@ -149,6 +161,110 @@ def test_diagram_is_of_the_usual_decay_and_its_corners_are_said():
     assert "gamma 0.3, decay 0.01: -0.300" in found.note and "gamma 0.8, decay 1: 0.300" in found.note
 
 
+# --- what a model says ---
+
+
+@pytest.fixture(scope="module")
+def model_of_strings():
+    """A model of random weights, far from uniform, on 3^3 strings: its measurement, its law, and P and Q of each."""
+    experiment = configs.experiment(configs.variants(config.get_config("smoke"))["fixed_8x1"])
+    task, tokens_NxT = experiment.task, strings.contexts(experiment.task)
+    params = jax.tree.map(lambda leaf: 2 * leaf, models.init(experiment.model, jax.random.key(1), tokens_NxT))
+    one = distribution(experiment)
+    row = Row(experiment.model, params, params, {}, jnp.int32(0), None, jax.random.key(2))
+    found = jax.jit(lambda params: one.function(row._replace(params=params)))(params)
+    assert set(found) == set(one.units)
+
+    def log_law(tokens_BxT):
+        return jax.nn.log_softmax(models.forward(experiment.model, params, tokens_BxT)[0])
+
+    law_of_q = np.exp(np.asarray(log_law(tokens_NxT), float))
+    joints = [_joint(law, tokens_NxT) for law in (strings.laws(task, tokens_NxT), law_of_q)]
+    return experiment, jax.tree.map(np.asarray, found), log_law, *joints
+
+
+def _joint(law_NxTxV, tokens_NxT):
+    """Of every string, (V, V, V)."""
+    weight_N = np.prod([law_NxTxV[np.arange(9), t, tokens_NxT[:, t + 1]] for t in range(2)], axis=0)
+    return (weight_N[:, None] * law_NxTxV[:, -1]).reshape(3, 3, 3)
+
+
+def _entropies(joint):
+    """Of each symbol given those before it."""
+    prefixes = [joint.reshape(3**t, -1).sum(axis=1) for t in range(4)]
+    return np.diff([-np.sum(p * np.log(p)) for p in prefixes])
+
+
+def test_entropies_and_divergences_of_a_model_are_those_of_all_strings_summed_one_by_one(model_of_strings):
+    experiment, found, _, p, q = model_of_strings
+    law_of_q = q / q.sum(axis=2, keepdims=True), q.sum(axis=2) / q.sum(axis=(1, 2))[:, None], q.sum(axis=(1, 2))
+    in_contexts_of_p = p.sum(axis=2), p.sum(axis=(1, 2)), 1
+    expected = {
+        "entropy": _entropies(q).sum(), "target": _entropies(p).sum(), "gap_at": _entropies(q) - _entropies(p),
+        "gap": _entropies(q).sum() - strings.entropies(experiment.task).sum(),  # the latter without enumeration
+        "forward": np.sum(p * np.log(p / q)), "reverse": np.sum(q * np.log(q / p)),
+        "cross_entropy": -np.sum(p * np.log(q)),
+        "teacher_forced": sum(
+            np.sum(weight * -np.sum(law * np.log(law), axis=-1))
+            for weight, law in zip(in_contexts_of_p, law_of_q, strict=True)
+        ),
+        "top": np.sort(q.ravel())[-TOP:].sum(),
+    }  # fmt: skip
+    for name, values in expected.items():
+        # float32 sums of 27 products of 3 factors; logarithms of P are as large as 20
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=20 * 30 * 2.0**-23, err_msg=name)
+    assert abs(found["gap"]) > 0.05 and abs(found["forward"]) > 0.05  # or nothing would be told apart
+    count = collections.Counter(map(tuple, batches.train_set(experiment).targets_BxL.tolist()))
+    share = np.array([*count.values()]) / experiment.train_size
+    assert found["sample"] == pytest.approx(-np.sum(share * np.log(share)), rel=2**-22)
+    assert found["sample_low"] <= found["sample_median"] <= found["sample_high"]
+    assert found["sample_median"] < found["target"]
+
+
+def test_every_entropy_is_the_same_by_enumeration_and_from_strings_that_are_drawn_within_its_error(model_of_strings):
+    """From strings of the target those that are means over it, from strings that the model says its own."""
+    experiment, found, log_law, p, _ = model_of_strings
+    task, n = experiment.task, 4000
+
+    def of_string(logits_TxV, one):
+        return task.score(logits_TxV[None], jax.tree.map(lambda leaf: leaf[None], one))
+
+    @jax.jit
+    def drawn(key):
+        batch = task.sample(key, n, "test", {})
+        scores = jax.vmap(of_string)(log_law(batch.tokens_BxL), batch)
+        scores |= {"target": scores["law_loss"] - scores["excess"]}
+        return {name: estimate.mean(task.length * score_B) for name, score_B in scores.items()}
+
+    @jax.jit
+    def said(key):
+        whole, said_BxT = entropy.sampled(log_law, key, n, task.length, strings.BEGIN)
+        tokens_BxT = jnp.concatenate([jnp.full((n, 1), strings.BEGIN, jnp.int32), said_BxT[:, :-1]], axis=1)
+        log_q_BxTxV = log_law(tokens_BxT)
+        log_q_B = jnp.take_along_axis(log_q_BxTxV, said_BxT[..., None], axis=2).sum(axis=(1, 2))
+        log_p_B = jnp.log(jnp.asarray(p, jnp.float32))[tuple(said_BxT.T)]
+        by_depth = estimate.mean(-jnp.sum(jnp.exp(log_q_BxTxV) * log_q_BxTxV, axis=2))
+        return {"entropy": whole, "plain": estimate.mean(-log_q_B), "reverse": estimate.mean(log_q_B - log_p_B),
+                "by depth": by_depth}  # fmt: skip
+
+    by_target, by_model = jax.tree.map(np.asarray, (drawn(jax.random.key(3)), said(jax.random.key(4))))
+    routes = [
+        (by_target["target"], found["target"]),
+        (by_target["law_loss"], found["cross_entropy"]),
+        (by_target["excess"], found["forward"]),
+        (by_target["entropy"], found["teacher_forced"]),
+        (by_model["entropy"], found["entropy"]),
+        (by_model["plain"], found["entropy"]),
+        (by_model["reverse"], found["reverse"]),
+        (by_model["by depth"], found["gap_at"] + _entropies(p)),
+        (estimate.Estimate(found["said"], found["said_error"]), found["entropy"]),
+    ]
+    for (value, error), enumerated in routes:
+        # five standard errors, and the rounding of symbols that are certain: the first has the same law in all strings
+        assert (abs(value - enumerated) <= 5 * error + 1e-5).all()
+        assert (error <= 0.05 * (1 + abs(enumerated))).all()
+
+
 # --- presets ---
 
 
@@ -169,7 +285,50 @@ def test_sizes_are_found_in_order_and_others_left_out():
     assert [*by_size(runs)] == [(8, 2), (16, 1), (32, 1)]
 
 
-def test_text_needs_a_path_and_names_one():
-    made = config.get_config("text")
-    assert made.task.path == "" and set(made.variants) == {f"text_{w}x{d}" for w in (16, 32, 64) for d in (1, 2)}
+# --- on a text ---
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """Stories of a few words, as TinyStories separates them; and preset `text` made small enough for them."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("GAMMALAB_CACHE", str(tmp_path / "cache"))
+    stories = (f"Once there was a {who}.\nThe {who} saw {n} birds." for who in ("cat", "dog", "fox") for n in range(30))
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
+    changes = dict(steps=4, batch_size=4, eval_every=2, eval_size=4, snapshots=2, checkpoint_every=4)
+    changes |= {"optim.warmup_steps": 2}
+    return [f"--config.task.path={tmp_path / 'stories.txt'}", *(f"--config.{key}={n}" for key, n in changes.items())]
+
+
+def test_text_has_six_sizes_and_names_a_text():
+    assert set(config.get_config("text").variants) == {f"text_{w}x{d}" for w in (16, 32, 64) for d in (1, 2)}
     assert "TinyStories" in base.presets("low_entropy")["text"]
+
+
+def test_text_without_a_path_is_refused_in_a_line_that_says_how_to_give_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["reproduce", "low_entropy", "--preset=text", f"--workdir={tmp_path / 'w'}"])
+    said = capsys.readouterr().err
+    assert "give one of them, --config.task.path=FILE" in said and "Traceback" not in said
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax raises whole numbers
+def test_text_decides_claims_on_sparsity_and_no_other(text):
+    """Where it has five seeds; traced, not trained."""
+    made = base.load("low_entropy", "text")
+    made.task.path = text[0].partition("=")[2]
+    made.grid.seed = (0, 1, 2, 3, 4)
+    assert decided(study.STUDY, configs.variants(made)) == ("E5a", "E5b", "E5c", "E5d")
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_text_runs_from_a_file_to_a_page(text, tmp_path):
+    folder = tmp_path / "w"
+    main(["reproduce", "low_entropy", "--preset=text", f"--workdir={folder}", "--variants=text_16x1", *text])
+    found = lab.load(folder, "text_16x1")
+    assert not [name for name in found if name.startswith("distribution.")]
+    assert found["sparsity.active_at"].sizes["position"] == found.attrs["config"]["task"]["length"]
+    for name in ("active", "dead", "bypass"):
+        assert ((found[f"sparsity.{name}"] >= 0) & (found[f"sparsity.{name}"] <= 1)).all()
+    assert {path.stem for path in (folder / "report" / "figures").glob("*.png")} >= {"sparsity", "sparsity-training"}

@@ -103,7 +103,7 @@ CATALOGUE: dict[str, tuple[Callable[[Experiment], Measure], tuple[Requirement, .
     "tracing": (attention.tracing, (residual_stream,)),
     "attribution": (attention.attribution, (transformer, norm_before_the_sum)),
     "edges": (attention.edges, (transformer, few_edges)),
-    "sparsity": (sparsity.sparsity, (transformer,)),
+    "sparsity": (sparsity.sparsity, (attention_heads,)),
     "mixing": (state_space.mixing, (mamba,)),
     "rollout": (operators.rollout, (fields,)),
     "curvature": (operators.curved, (fields,)),

@@ -16,10 +16,13 @@ def sparsity(experiment: Experiment) -> Measure:
     """Active share and dead units of every MLP, and how much of the stream goes past attention, on fixed sequences."""
     model = experiment.model
     threshold = 0.0 if model.activation == "relu" else SMOOTH
+    normed = getattr(model, "sandwich_norm", False)  # a decoder's: what attention says has a norm before it is added
     kinds = {"active": "share of units", "dead": "share of units"} if model.d_ff else {}
 
     def of_layer(acts, name):
-        found = analysis.bypass(acts[f"{name}/resid_pre"], acts[f"{name}/attn/out"])
+        stream_BxLxD = acts[f"{name}/resid_pre"]
+        added_BxLxD = acts[f"{name}/resid_mid"] - stream_BxLxD if normed else acts[f"{name}/attn/out"]
+        found = analysis.bypass(stream_BxLxD, added_BxLxD)
         if kinds:
             active_BxLxF = analysis.active(acts[f"{name}/mlp/post"], threshold)
             by_position_L = analysis.active_share(active_BxLxF)
