@@ -138,7 +138,7 @@ def text() -> ConfigDict:
     Sparsity alone: the entropy of a text is not known. FILE is of the data set roneneldan/TinyStories; where there is a
     network, `--config.task.hf_id=roneneldan/TinyStories` in its place downloads it (extra `text`).
 
-    Decides no claim: three seeds.
+    Decides E5a, E5b, E5c, E5d.
     """
     vocab_size, length = 2000, 64
     config = base.config(
@@ -156,7 +156,7 @@ def text() -> ConfigDict:
             column="text",
         ),
         model=_model(32, 2) | dict(vocab_size=vocab_size, max_length=length),
-        grid=dict(learning_rate=(2e-3,)),
+        grid=dict(learning_rate=(2e-3,), seed=FIVE),
         steps=1000,
         batch_size=16,
         eval_every=200,
