@@ -38,3 +38,11 @@ def test_curves_of_one_seed_say_that_and_no_median():
     alone = heading(comparison.curves({"loss": {"a": ours[:1], "b": ours[1:]}}, "title"))
     assert "one seed" in alone and "median" not in alone
     assert "median over seeds, band" in heading(comparison.curves({"loss": {"a": ours, "b": ours[:1]}}, "title"))
+
+
+def test_large_numbers_along_a_linear_axis_are_in_thousands():
+    seen = xr.DataArray([0.1, 0.5], {"step": [0, 100_000]})
+    for xscale, expected in (("linear", "100k"), ("symlog", None)):
+        (ax,) = comparison.curves({"accuracy": {"ours": seen}}, "title", "strings", xscale=xscale).axes
+        shown = ax.xaxis.get_major_formatter()(100_000)
+        assert shown == expected if expected else shown != "100k"

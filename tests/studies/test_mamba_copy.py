@@ -160,9 +160,9 @@ def test_learning_stands_against_strings():
     )
     (ax,) = [ax for ax in study.learning(runs).figure.axes if ax.lines]
     drawn = {line.get_gid(): (line.get_xdata(), line.get_ydata()) for line in ax.lines}
-    assert set(drawn) == {"mamba", "transformer"}
-    np.testing.assert_array_equal(drawn["mamba"][0], np.multiply(STEPS, 64))
-    np.testing.assert_array_equal(drawn["mamba"][1], [0.9, 0.9, 0.96, 0.96, 0.96])
+    assert set(drawn) == {"Mamba", "transformer"}
+    np.testing.assert_array_equal(drawn["Mamba"][0], np.multiply(STEPS, 64))
+    np.testing.assert_array_equal(drawn["Mamba"][1], [0.9, 0.9, 0.96, 0.96, 0.96])
 
 
 def test_reads_and_taps_are_of_every_layer_of_the_first_seed():
