@@ -79,8 +79,10 @@ def measures(experiment: Experiment) -> list[Measure]:
 def mixture_beats_one(runs: Runs):
     single, mixture = _errors(runs, "fno"), _errors(runs, "m2m")
     note = f"Errors of the roll-out: {median_of(mixture):.3f} and {median_of(single):.3f}."
-    for name in ("all_modes", "halo", "free"):
-        note += f" {WORDS[name].capitalize()}: {median_of(_errors(runs, name)):.3f}." if name in runs else ""
+    beside = [
+        f"{WORDS[name]}: {median_of(_errors(runs, name)):.3f}" for name in ("all_modes", "halo", "free") if name in runs
+    ]
+    note += f" Beside it {'; '.join(beside)}." if beside else ""
     return mixture / single, note
 
 
