@@ -3,8 +3,8 @@
     python -m lab reproduce m2m --preset=cpu        # 6 minutes on two CPU cores
 
 Expect the mixture at three quarters of the single operator's error on fields that are fine in one quadrant, and its
-gate right about which one; without its prior the gate mostly sends all patches to one expert. At `record` an operator of
-all modes errs less than either, and on Navier-Stokes the mixture fails (V1b does not hold).
+gate right about which one; without its prior the gate mostly sends all patches to one expert. At `record` an operator
+of all modes errs less than either, and on Navier-Stokes the mixture fails (V1b does not hold).
 
 Paper: "M2M: Learning controllable Multi of experts and multi-scale operators are the Partial Differential Equations
 need" (arXiv 2410.11617). What it leaves open, and what we chose: docs/m2m.md.
