@@ -69,6 +69,21 @@ def test_row_read_back_has_the_logits_that_it_had(trained, kind):
         assert said["config"]["model"] == KINDS[kind]
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", KINDS)
+def test_exported_row_says_the_same_in_the_code_of_its_checkpoint(trained, kind):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    place = lab.export(trained(kind).path, "safetensors", rows=[1])
+    (folder,) = place.glob("*/*")
+    (folder / "tokenizer.json").unlink()  # the stand-in of a tokenizer
+    ours, params = pretrained_files.read(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS, dtype=torch.int64)).logits[:, -1].numpy()
+    np.testing.assert_allclose(forward(ours, params, TOKENS)[0][:, -1], expected, atol=1e-4)
+
+
 def test_what_weights_do_not_have_and_what_is_too_many_is_refused_and_nothing_written(trained, monkeypatch):
     work = trained("llama")
     monkeypatch.setattr(sinks, "RUNS", 2)
