@@ -233,10 +233,11 @@ def _due(trained: dict[str, Workdir], names: Sequence[str] | None) -> dict[str, 
             found[variant] = _measures(work, names)
         except ValueError as error:
             refused[variant] = error
-    for variant, error in refused.items():
-        others = f". Variant {variant} does not have it; those that do: --variants={','.join(found)}"
-        raise ValueError(f"{error}{others if found and names else ''}") from error
-    return found
+    if not refused:
+        return found
+    variant, error = next(iter(refused.items()))
+    others = f". Variant {variant} does not have it; those that do: --variants={','.join(found)}"
+    raise ValueError(f"{error}{others if found and names else ''}") from error
 
 
 def _measures(work: Workdir, names: Sequence[str] | None) -> list[Measure]:
