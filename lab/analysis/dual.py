@@ -14,7 +14,8 @@ and a gradient step of size eta gives W = W_0 + (1/Z) sum_i v_i phi(k_i)^T, so f
 the query, so there is a dual model a query. With negatives v_i is replaced by v_i - (beta / r) sum of the negatives';
 a penalty (alpha / 2) |W|^2, of weight 1 / eta, scales W_0 by 1 - alpha.
 
-phi has no end, but W is a sum of v phi(k)^T: it is kept as that (`Dual`), and products of features are exp.
+phi has no end, but Z W is a sum of v phi(k)^T: it is kept as that, beside log Z (`Dual`), and products of features are
+exp. Trained scores pass 88, where exp overflows in float32: Z is divided by before exp is taken.
 """
 
 from typing import NamedTuple
@@ -26,18 +27,19 @@ from lab.analysis import rank
 
 
 class Dual(NamedTuple):
-    """W = sum_m a_m phi(k_m)^T: a weight `a_MxV` a term, and the features' arguments `k_MxD`."""
+    """W = (1/Z) sum_m a_m phi(k_m)^T: a weight `a_MxV` a term, the features' arguments `k_MxD`, and log Z."""
 
     a_MxV: jax.Array
     k_MxD: jax.Array
+    log_z: jax.Array | float = 0.0
 
     def __call__(self, u_NxD):
         """f(u) = W phi(u), (N, V)."""
-        return jnp.exp(u_NxD @ self.k_MxD.T) @ self.a_MxV
+        return jnp.exp(u_NxD @ self.k_MxD.T - self.log_z) @ self.a_MxV
 
-    def step(self, v_NxV, k_NxD, weight) -> "Dual":
-        """After a gradient step over these demonstrations, weight = 1 / Z: the step size cancels that of the loss."""
-        return Dual(jnp.concatenate([self.a_MxV, weight * v_NxV]), jnp.concatenate([self.k_MxD, k_NxD]))
+    def step(self, v_NxV, k_NxD) -> "Dual":
+        """After a gradient step over these demonstrations; its size cancels that of the loss."""
+        return Dual(jnp.concatenate([self.a_MxV, v_NxV]), jnp.concatenate([self.k_MxD, k_NxD]), self.log_z)
 
 
 def halves(q_D, k_LxD):
@@ -46,9 +48,9 @@ def halves(q_D, k_LxD):
     return q_D / root, k_LxD / root
 
 
-def normalizer(q_D, k_LxD):
-    """Z of a query."""
-    return jnp.sum(jnp.exp(k_LxD @ q_D))
+def log_normalizer(q_D, k_LxD):
+    """log Z of a query."""
+    return jax.nn.logsumexp(k_LxD @ q_D)
 
 
 def demonstrated(v_LxV, q_D, k_LxD, beta: float, n_negatives: int):
@@ -63,9 +65,8 @@ def demonstrated(v_LxV, q_D, k_LxD, beta: float, n_negatives: int):
 
 def trained(q_D, k_LxD, v_LxV, alpha: float = 0.0, beta: float = 0.0, n_negatives: int = 1) -> Dual:
     """The dual model of a query (the last of the L tokens) after its one step; `q_D`, `k_LxD` as of `halves`."""
-    z = normalizer(q_D, k_LxD)
-    start = Dual((1 - alpha) * v_LxV[-1:] / z, k_LxD[-1:])
-    return start.step(demonstrated(v_LxV, q_D, k_LxD, beta, n_negatives), k_LxD[:-1], 1 / z)
+    start = Dual((1 - alpha) * v_LxV[-1:], k_LxD[-1:], log_normalizer(q_D, k_LxD))
+    return start.step(demonstrated(v_LxV, q_D, k_LxD, beta, n_negatives), k_LxD[:-1])
 
 
 def token_by_token(q_D, k_LxD, v_LxV, alpha: float = 0.0, beta: float = 0.0, n_negatives: int = 1):
@@ -74,10 +75,10 @@ def token_by_token(q_D, k_LxD, v_LxV, alpha: float = 0.0, beta: float = 0.0, n_n
     What is missing after t of them is sum_{i > t} a_i v_i, a_i the attention to i: 0 at t = N, and in between not
     monotone where values differ in sign.
     """
-    z = normalizer(q_D, k_LxD)
-    start_V = (1 - alpha) * v_LxV[-1] * jnp.exp(k_LxD[-1] @ q_D) / z
+    weight_L = jnp.exp(k_LxD @ q_D - log_normalizer(q_D, k_LxD))
+    start_V = (1 - alpha) * v_LxV[-1] * weight_L[-1]
     v_NxV = demonstrated(v_LxV, q_D, k_LxD, beta, n_negatives)
-    steps_NxV = v_NxV * (jnp.exp(k_LxD[:-1] @ q_D) / z)[:, None]
+    steps_NxV = v_NxV * weight_L[:-1, None]
     return jnp.concatenate([start_V[None], start_V[None] + jnp.cumsum(steps_NxV, axis=0)])
 
 
