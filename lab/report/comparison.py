@@ -10,7 +10,6 @@ import xarray as xr
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter
 
 from lab.analysis import phase
 from lab.report import style
@@ -103,8 +102,7 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], title: str, xlabel=
             ax.fill_between(x, y_SxX.min(axis=0), y_SxX.max(axis=0), color=colours[label], alpha=0.15, lw=0)
         ax.set_title(quantity, loc="left")
         ax.set(xlabel=xlabel, **axis)
-        if ax.get_xscale() == "linear" and ax.get_xlim()[1] >= 20_000:
-            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        style.in_thousands(ax)
     strokes = [Line2D([], [], color=colours[label], ls=dashes[label], label=label) for label in labels]
     style.legend_below(figure, strokes)
     return figure

@@ -288,3 +288,4 @@ def _curves(ax, metrics, log_steps):
         ax.fill_between(steps, values.min("seed"), values.max("seed"), color=stroke["color"], alpha=0.2, lw=0)
     if log_steps:
         style.log_steps(ax, steps, 0.4)
+    style.in_thousands(ax)

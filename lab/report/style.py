@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter
 
 from lab.runs import TIMES
 
@@ -105,6 +106,12 @@ def log_steps(ax, steps, linscale):
     first = np.append(steps[steps > 0], 1)[0]
     ax.set_xscale("symlog", linthresh=first, linscale=linscale)
     return first
+
+
+def in_thousands(ax):
+    """Numbers along a linear x axis that go beyond 20,000 as 10k, 1M."""
+    if ax.get_xscale() == "linear" and ax.get_xlim()[1] >= 20_000:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def hatching(x, y, ink):

@@ -193,6 +193,14 @@ def test_training_curves_equal_medians_and_mark_divergence_at_its_step():
     assert chosen.axes[0].get_yscale() == "log"
 
 
+def test_steps_beyond_twenty_thousand_are_in_thousands():
+    ds = synthetic()
+    for longer, expected in ((1, "10000"), (10, "100k")):
+        (ax, *_) = figures.training_curves(ds.assign_coords(step=STEPS * longer), REASONING, weight_decay=1).axes
+        ax.get_figure().canvas.draw()
+        assert expected in [label.get_text() for label in ax.get_xticklabels()]
+
+
 def test_scatter_draws_every_row_and_its_crossing():
     ds = synthetic(lost=())
     figure = figures.scatter_against_gamma(ds, "rank.stable", rivals=(REASONING, SYMMETRIC))
