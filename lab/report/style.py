@@ -44,6 +44,7 @@ _RC = {
     "lines.linewidth": 2,
     "hatch.linewidth": 0.6,
     "figure.facecolor": "white",
+    "axes.formatter.min_exponent": 4,  # on logarithmic axes 20 and 0.001, not powers of ten
     "svg.hashsalt": "lab",  # the same figure gives the same bytes
 }
 
