@@ -1,6 +1,6 @@
 """In-context learning: a softmax layer as one gradient step of a dual model, and induction as a transition over gamma.
 
-    python -m lab reproduce icl_dual --preset=cpu        # 10 minutes on two CPU cores
+    python -m lab reproduce icl_dual --preset=record        # 12 minutes on two CPU cores; cpu: 10
 
 Measured at preset `record`, eight seeds: the layer's output is the dual model's after one step to 4e-6 (D1); with
 negatives the error is 0.68 times the plain layer's (D3c); induction, which one layer does not learn, takes two layers

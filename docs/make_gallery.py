@@ -79,7 +79,9 @@ def _gallery(folders: list[Path]) -> str:
             part = f"{_part(file)}: " if _part(file) else ""
             commands.append(f"{part}`{command}`")
             lines += [
-                f"- {part}{row['id']} ({row['verdict']}) {row['statement']}" for row in _rows(file) if row["headline"]
+                f"- {part}{row['id']} ({row['verdict']}) {row['statement']}"
+                for row in _rows(file)
+                if row["headline"] and (row["exact"] or row["n_seeds"])
             ]
         pictures = [
             f"![{path.stem}](results/{folder.name}/{path.name})\n\n*{path.stem.replace('-', ' ')}*"

@@ -15,7 +15,7 @@ the query, so there is a dual model a query. With negatives v_i is replaced by v
 a penalty (alpha / 2) |W|^2, of weight 1 / eta, scales W_0 by 1 - alpha.
 
 phi has no end, but Z W is a sum of v phi(k)^T: it is kept as that, beside log Z (`Dual`), and products of features are
-exp. Trained scores pass 88, where exp overflows in float32: Z is divided by before exp is taken.
+exp. Trained scores pass 88, where exp overflows in float32: log Z is subtracted before exp is taken.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Dual(NamedTuple):
 
     a_MxV: jax.Array
     k_MxD: jax.Array
-    log_z: jax.Array | float = 0.0
+    log_z: jax.Array | float
 
     def __call__(self, u_NxD):
         """f(u) = W phi(u), (N, V)."""
@@ -75,7 +75,7 @@ def token_by_token(q_D, k_LxD, v_LxV, alpha: float = 0.0, beta: float = 0.0, n_n
     What is missing after t of them is sum_{i > t} a_i v_i, a_i the attention to i: 0 at t = N, and in between not
     monotone where values differ in sign.
     """
-    weight_L = jnp.exp(k_LxD @ q_D - log_normalizer(q_D, k_LxD))
+    weight_L = jax.nn.softmax(k_LxD @ q_D)
     start_V = (1 - alpha) * v_LxV[-1] * weight_L[-1]
     v_NxV = demonstrated(v_LxV, q_D, k_LxD, beta, n_negatives)
     steps_NxV = v_NxV * weight_L[:-1, None]

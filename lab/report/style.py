@@ -44,7 +44,7 @@ _RC = {
     "lines.linewidth": 2,
     "hatch.linewidth": 0.6,
     "figure.facecolor": "white",
-    "axes.formatter.min_exponent": 4,  # on logarithmic axes 20 and 0.001, not powers of ten
+    "axes.formatter.min_exponent": 5,  # on logarithmic axes 20 and 0.001, not powers of ten
     "svg.hashsalt": "lab",  # the same figure gives the same bytes
 }
 
@@ -110,8 +110,9 @@ def log_steps(ax, steps, linscale):
 
 
 def in_thousands(ax):
-    """Numbers along a linear x axis that go beyond 20,000 as 10k, 1M."""
-    if ax.get_xscale() == "linear" and ax.get_xlim()[1] >= 20_000:
+    """Numbers along an x axis as 10k, 1M: a linear one that goes beyond 20,000, and a logarithmic one from 1 on."""
+    first, last = ax.get_xlim()
+    if (ax.get_xscale() == "linear" and last >= 20_000) or (ax.get_xscale() == "log" and first >= 1):
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 

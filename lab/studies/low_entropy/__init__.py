@@ -51,7 +51,7 @@ def lower_than_the_target(runs: Runs):
 def lower_with_size(runs: Runs):
     sizes = _three(by_size(runs))
     gap, divergence = (_along_parameters(sizes, name) for name in (GAP, "distribution.forward"))
-    note = "KL(P||Q) goes with it: under-fitting raises entropy. Its correlation with H(Q) - H(P) over sizes: "
+    note = "Correlation of KL(P||Q) with H(Q) - H(P) over sizes, near 1 where size means fit: "
     both = np.mean([statistics.spearman(a, b) for a, b in zip(gap.values, divergence.values, strict=True)])
     return statistics.rank_trend(gap, "parameters"), f"{note}{both:.2f}."
 
