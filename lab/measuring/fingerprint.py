@@ -14,9 +14,10 @@ import lab
 
 ROOT = Path(lab.__file__).parents[1]
 RUNNER = "lab.measuring.run"  # decides what every function is given
-# of what trains and keeps, what draws sequences and defines the loss; the rest spreads rows over devices and disks
+# of what trains and keeps, what draws sequences and defines the loss; the rest spreads rows over devices and disks, and
+# pictures, which a study's module imports beside its measurements, decide no number
 DECIDING = ("lab.engine.batches", "lab.engine.step")
-OTHERS = ("lab.engine", "lab.disk", "lab.cluster")
+OTHERS = ("lab.engine", "lab.disk", "lab.cluster", "lab.report")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -15,6 +15,7 @@ import numpy
 from lab.analysis import rank  # what it stands on
 from lab.models import acts as a
 import lab.engine.step
+from lab.report import style  # as a study's module does
 
 def function(row):
     '''Says what it is.'''
@@ -30,6 +31,8 @@ PACKAGE = {
     "models/mlp.py": "x = 1\n",
     "engine/step.py": "def loss():\n    from lab.losses import mean\n",
     "disk/store.py": "x = 1\n",
+    "report/__init__.py": "",
+    "report/style.py": "x = 1\n",
     "engine/batches.py": "from lab.disk import store\n",
     "losses.py": "x = 1\n",
     "init.py": "x = 1\n",
@@ -109,8 +112,9 @@ def test_code_that_is_reached_by_imports_counts(files, change):
         ("lab/analysis/flow.py", "x = 1", "x = 2"),
         ("lab/init.py", "x = 1", "x = 2"),
         ("lab/disk/store.py", "x = 1", "x = 2"),
+        ("lab/report/style.py", "x = 1", "x = 2"),
     ],
-    ids=["comment", "docstring", "layout", "docstring below", "sibling", "not imported", "how rows are kept"],
+    ids=["comment", "docstring", "layout", "docstring below", "sibling", "not imported", "kept rows", "pictures"],
 )
 def test_what_decides_no_number_does_not_count(files, change):
     before = fingerprint(files.function)
