@@ -56,8 +56,8 @@ TITLE = "What can Mamba's convolution not see?"
 LEAD = (
     "Before its state space, Mamba fuses each token with the three before it by a convolution whose taps differ: the "
     "same tokens in another order are another thing. So it does not recognize a sequence read backwards, and gives a "
-    "pair of anchors that it has never seen the answer that composes single anchors, not that of the reversed pair. A "
-    "path past the convolution, or a convolution of equal taps, changes that."
+    "pair of anchors that it has never seen the answer that composes single anchors, not that of the reversed pair. "
+    "The paper says that a path past the convolution, or a convolution of equal taps, changes that."
 )
 INVERSE = (
     "Five orders of three numbers are listed, then one of them stands backwards at the end: which? Test sets are of "
