@@ -14,8 +14,8 @@ import lab
 
 ROOT = Path(lab.__file__).parents[1]
 RUNNER = "lab.measuring.run"  # decides what every function is given
-# of what trains and keeps, what draws sequences and defines the loss; the rest spreads rows over devices and disks, and
-# pictures, which a study's module imports beside its measurements, decide no number
+# of what trains and keeps, what draws sequences and defines the loss; the rest spreads rows over devices and disks. Of
+# pictures, which a study's module imports too, measurements may use nothing
 DECIDING = ("lab.engine.batches", "lab.engine.step")
 OTHERS = ("lab.engine", "lab.disk", "lab.cluster", "lab.report")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

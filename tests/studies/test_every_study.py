@@ -1,6 +1,8 @@
 """What every study promises, found as users find them."""
 
+import ast
 import collections
+from pathlib import Path
 
 import pytest
 from planned import decided
@@ -70,6 +72,34 @@ def test_study_is_named_by_its_module(tmp_path, monkeypatch):
 def test_unknown_study_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"unknown study 'compo'.*composition"):
         studies.get("compo")
+
+
+def uses(function) -> set[str]:
+    """Names that a function takes from its module."""
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    own = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    own |= {node.name for node in ast.walk(function) if isinstance(node, ast.FunctionDef)}
+    return {name.id for name in names} - own - {name.id for name in names if isinstance(name.ctx, ast.Store)}
+
+
+@pytest.mark.parametrize("file", sorted(Path(studies.__file__).parent.rglob("*.py")), ids=lambda file: file.name)
+def test_what_a_study_measures_uses_nothing_of_the_report(file):
+    """Fingerprints of measurements leave `lab.report` out."""
+    tree = ast.parse(file.read_text())
+    drawn = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lab.report")
+        for alias in node.names
+    }
+    functions = {node.name: uses(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    waiting, reached = [name for name, used in functions.items() if "Measure" in used], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += functions[name] & functions.keys()
+    assert not drawn & set().union(*(functions[name] for name in reached)), reached
 
 
 # --- which claims a preset decides ---
