@@ -1,6 +1,6 @@
 """Scaling laws under complexity control: language models of several widths, one pass over a text.
 
-    python -m lab reproduce scaling_law --preset=cpu --config.task.path=FILE        # 18 minutes on two shared CPU cores
+    python -m lab reproduce scaling_law --preset=cpu --config.task.path=FILE        # 5 minutes on two CPU cores
 
 At `record` small complexity costs 0.08 nats and saves no tokens (SL2a and SL3 do not hold); its queries are of lower
 rank (SL5a holds), and its lag is smaller at width 128 than at 16 (SL2b holds), not than at 40.
@@ -55,7 +55,7 @@ def smoke() -> ConfigDict:
 
 
 def cpu() -> ConfigDict:
-    """18 minutes on two shared CPU cores; needs --config.task.path=FILE.
+    """5 minutes on two CPU cores; needs --config.task.path=FILE.
 
     Of 1.2 million characters or more. Widths 8 to 64 and a million characters, 800 to 12 a parameter: directions only.
 
