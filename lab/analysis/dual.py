@@ -48,11 +48,6 @@ def halves(q_D, k_LxD):
     return q_D / root, k_LxD / root
 
 
-def log_normalizer(q_D, k_LxD):
-    """log Z of a query."""
-    return jax.nn.logsumexp(k_LxD @ q_D)
-
-
 def demonstrated(v_LxV, q_D, k_LxD, beta: float, n_negatives: int):
     """The demonstrations' values (N, V) with negatives taken from each: the last of the L is the query's."""
     v_NxV, score_N = v_LxV[:-1], k_LxD[:-1] @ q_D
@@ -65,7 +60,7 @@ def demonstrated(v_LxV, q_D, k_LxD, beta: float, n_negatives: int):
 
 def trained(q_D, k_LxD, v_LxV, alpha: float = 0.0, beta: float = 0.0, n_negatives: int = 1) -> Dual:
     """The dual model of a query (the last of the L tokens) after its one step; `q_D`, `k_LxD` as of `halves`."""
-    start = Dual((1 - alpha) * v_LxV[-1:], k_LxD[-1:], log_normalizer(q_D, k_LxD))
+    start = Dual((1 - alpha) * v_LxV[-1:], k_LxD[-1:], jax.nn.logsumexp(k_LxD @ q_D))
     return start.step(demonstrated(v_LxV, q_D, k_LxD, beta, n_negatives), k_LxD[:-1])
 
 
