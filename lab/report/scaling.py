@@ -43,6 +43,7 @@ def laws(losses: xr.DataArray, draws: xr.Dataset, title: str, xlabel: str, ylabe
             ax.fill_between(along_P, *band, color=stroke["color"], alpha=0.18, lw=0)
         handles.append(Line2D([], [], **stroke, marker="o", ms=4.5, label=f"{arm}: α = {exponent(law)}"))
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    style.in_thousands(ax)
     ax.yaxis.set_major_formatter("{x:.2f}")
     ax.yaxis.set_minor_formatter("{x:.2f}")
     style.legend_below(figure, handles)

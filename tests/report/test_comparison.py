@@ -46,3 +46,12 @@ def test_large_numbers_along_a_linear_axis_are_in_thousands():
         (ax,) = comparison.curves({"accuracy": {"ours": seen}}, "title", "strings", xscale=xscale).axes
         shown = ax.xaxis.get_major_formatter()(100_000)
         assert shown == expected if expected else shown != "100k"
+
+
+def test_large_numbers_along_a_logarithmic_axis_are_in_thousands_and_rates_never_in_milli():
+    for values, is_short in (([100, 10_000], True), ([1e-3, 1e-1], False)):
+        seen = xr.DataArray([0.1, 0.5], {"x": values})
+        (ax,) = comparison.curves({"loss": {"ours": seen}}, "title", "x", xscale="log").axes
+        ends = [ax.xaxis.get_major_formatter()(value) for value in values]
+        assert (ends == ["100", "10k"]) == is_short
+        assert "1m" not in ends
